@@ -1,0 +1,65 @@
+"""Write an encoder's weights as safetensors, with torchvision's parameter names, and a card beside them.
+
+    python workflow/scripts/export_encoder.py --recipe digits --checkpoint results/digits/seed0/pretrain/epoch_0030.pt --output encoder.safetensors
+    python workflow/scripts/export_encoder.py --recipe digits --random-init --output encoder.safetensors
+
+Reads the last boundary of a pretraining; with --random-init nothing: the weights that training with this seed starts
+from. Writes --output and the card, the same path ending in .json.
+"""
+
+import argparse
+from pathlib import Path
+
+from selfsup import provenance
+from selfsup.arguments import add_recipe_arguments, existing_path, read_recipe
+from selfsup.errors import UserError, run_script
+from selfsup.evaluation.encoder import check_same_features, save_encoder
+from selfsup.methods import build_method
+from selfsup.models import initial_backbone
+from selfsup.recipe import differences, pretraining_part
+from selfsup.training.checkpoint import load_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_recipe_arguments(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=existing_path, help="the boundary to export")
+    source.add_argument("--random-init", action="store_true", help="export the untrained encoder")
+    parser.add_argument("--output", required=True, type=Path, help="ends in .safetensors")
+    arguments = parser.parse_args()
+    recipe = read_recipe(arguments)
+    card = {
+        "network": "online backbone, at random initialisation" if arguments.random_init else "online backbone",
+        "recipe": recipe,
+        "seed": arguments.seed,
+        "code_revision": provenance.code_revision(),
+        "versions": provenance.versions(),
+    }
+    if arguments.random_init:
+        encoder = initial_backbone(recipe, arguments.seed)
+    else:
+        encoder, training = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
+        card["training"] = training
+    checksum = save_encoder(arguments.output, encoder, card)
+    check_same_features(arguments.output, encoder, recipe)
+    print(f"exported {arguments.output}, SHA-256 {checksum[:16]}")
+
+
+def trained_encoder(path: Path, recipe: dict, seed: int):
+    """Return the checkpoint's encoder and what the card says of its training."""
+    state = load_checkpoint(path)
+    lines = differences(pretraining_part(recipe), pretraining_part(state["recipe"]))
+    if lines or state["seed"] != seed:
+        raise UserError(f"{path} belongs to another run; " + "; ".join(lines or [f"seed: wanted {seed}, found {state['seed']}"]))
+    method = build_method(recipe, seed=seed, total_steps=max(state["step"], 1))
+    method.load_state_dict(state["method"])
+    attempts = state["attempts"]
+    tuples = [{key: value for key, value in attempt.items() if key not in ("start_step", "started")} for attempt in attempts]
+    changes = sum(one != other for one, other in zip(tuples, tuples[1:], strict=False))
+    keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
+    return method.encoder(), {**{key: state[key] for key in keys}, "attempts": attempts, "numerics_changes": changes}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,61 @@
+"""Make a table of config.yaml: the paper's rows beside ours.
+
+    python workflow/scripts/make_table.py --table table1 --output results/table1.csv
+
+Reads config.yaml, workflow/reference/published.csv and the metrics.csv files under --results; an experiment that has
+none is shown as not run. Writes --output (CSV) and the same path ending in .md, and prints the latter.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from selfsup.config import Config, check_config, load_config
+from selfsup.errors import UserError, run_script
+from selfsup.evaluation.table import Row, make_table, to_markdown
+from selfsup.schema import suggest
+from selfsup.atomic_files import write_atomically
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, help="a name under `tables` in config.yaml")
+    parser.add_argument("--config", default="config.yaml", help="path of config.yaml, or its content as JSON; default config.yaml")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the experiments' results; default results")
+    parser.add_argument("--output", required=True, type=Path, help="ends in .csv")
+    arguments = parser.parse_args()
+    is_json = arguments.config.lstrip().startswith("{")
+    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    if arguments.table not in config.tables:
+        raise UserError(f"--table is {arguments.table!r}, which config.yaml does not define{suggest(arguments.table, list(config.tables))}")
+    frame = make_table(arguments.table, rows_of(config, arguments.table, arguments.results))
+    text = to_markdown(frame)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output.with_suffix(".md"), text)
+    write_atomically(arguments.output, frame.to_csv(index=False))
+    print(text, end="")
+
+
+def rows_of(config: Config, table: str, results: Path) -> list[Row]:
+    """Return the table's own rows: for each experiment its encoders, then the same encoders untrained."""
+    rows = []
+    for name in config.tables[table]:
+        experiment = config.experiments[name]
+        for part in ("", "random_init"):
+            metrics = [results / name / f"seed{seed}" / part / "linear" / "metrics.csv" for seed in experiment.seeds]
+            rows.append(
+                Row(
+                    experiment=name,
+                    dataset=config.datasets[experiment.dataset]["source"],
+                    epochs=experiment.recipe["epochs"],
+                    global_batch=experiment.recipe["global_batch"],
+                    seeds=experiment.seeds,
+                    metrics=metrics,
+                    random_init=bool(part),
+                )
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(main)

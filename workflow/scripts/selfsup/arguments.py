@@ -1,0 +1,42 @@
+"""Command-line arguments that several scripts share."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from selfsup.recipe import parse_recipe
+from selfsup.training.device import choose_device, choose_precision
+from selfsup.training.distributed import Ranks, discover_place
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 4294967295; default 0")
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="auto: what the device does in hardware")
+    parser.add_argument("--cpus", type=int, default=1, help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1")
+
+
+def read_recipe(arguments: argparse.Namespace) -> dict:
+    return parse_recipe(arguments.recipe)
+
+
+def start_compute(arguments: argparse.Namespace) -> tuple[Ranks, torch.device, str, int]:
+    """Join the other ranks and take the device. Returns ranks, device, precision, loader workers."""
+    torch.set_num_threads(arguments.cpus)
+    place = discover_place(os.environ)
+    device = choose_device(arguments.device, place.local_rank)
+    workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
+    return Ranks(place, device), device, choose_precision(arguments.precision, device), workers
+
+
+def existing_path(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return path

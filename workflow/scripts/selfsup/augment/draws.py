@@ -1,0 +1,174 @@
+"""The parameters of every augmentation, drawn on the host before a pixel is touched.
+
+A draw is a function of (seed, stage, epoch, sample index, view, operation): the same for any number of ranks, loader
+workers and batch cuts, and on any machine. Sampling rules are torchvision's (RandomResizedCrop, ColorJitter, ...).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
+
+import numpy as np
+
+from selfsup.random_draws import Stream, uniform, words
+
+# Operation ids, the counter's last word. They are part of every result: add new ones, never change these.
+CROP = 0  # ten tries: 0 to 9
+FLIP = 16
+JITTER = 32
+JITTER_FACTORS = 33
+GRAYSCALE = 48
+BLUR = 64
+SOLARIZE = 80
+
+CROP_TRIES = 10  # torchvision's RandomResizedCrop; then a central crop
+JITTER_ORDERS = np.array(list(permutations(range(4))), np.int64)  # of brightness, contrast, saturation, hue
+
+
+@dataclass(frozen=True)
+class ViewDraws:
+    """One view's parameters for N samples. An operation that does not apply to a sample has its neutral value.
+
+    boxes: int64 [N, 4], the crop as top, left, height, width in pixels of the source image.
+    flip, jitter, grayscale, solarize: bool [N].
+    factors: float32 [N, 4], of brightness, contrast, saturation (1 is neutral) and hue (0 is neutral, turns).
+    order: int64 [N, 4], in which the four factors are applied.
+    sigma: float32 [N], of the blur in pixels; 0 where there is none.
+    """
+
+    boxes: np.ndarray
+    flip: np.ndarray
+    jitter: np.ndarray
+    factors: np.ndarray
+    order: np.ndarray
+    grayscale: np.ndarray
+    sigma: np.ndarray
+    solarize: np.ndarray
+
+    def part(self, samples: slice) -> "ViewDraws":
+        """Return the parameters of some of the samples."""
+        return ViewDraws(**{field.name: getattr(self, field.name)[samples] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The parameters of a batch: one ViewDraws per view, and the policies they were drawn from."""
+
+    views: tuple[ViewDraws, ...]
+    policies: tuple[Mapping, ...]
+
+    def part(self, samples: slice) -> "Draws":
+        """Return the parameters of some of the samples."""
+        return Draws(tuple(view.part(samples) for view in self.views), self.policies)
+
+
+def view_policies(recipe: Mapping, stage: str) -> list[Mapping]:
+    """Return the augmentation policy of each view: "pretrain" has the recipe's views, "linear" its one training view."""
+    return recipe["augment"]["views"] if stage == "pretrain" else [recipe["linear"]["train_view"]]
+
+
+def draw(recipe: Mapping, *, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray, stage: str = "pretrain") -> Draws:
+    """Draw the augmentation parameters of a batch (paper, section 6.4; section 6.5 for stage="linear").
+
+    indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels.
+    """
+    stream = {"pretrain": Stream.PRETRAIN, "linear": Stream.LINEAR}[stage]
+    policies = view_policies(recipe, stage)
+    indices, sizes = np.asarray(indices), np.asarray(sizes)
+
+    def view_draws(view: int, policy: Mapping) -> ViewDraws:
+        def drawn(operation: int) -> np.ndarray:
+            return uniform(words(seed, stream, epoch=epoch, indices=indices, view=view, operation=operation))
+
+        return _view_draws(policy, drawn, sizes)
+
+    return Draws(tuple(view_draws(view, policy) for view, policy in enumerate(policies)), tuple(policies))
+
+
+def _view_draws(policy: Mapping, drawn, sizes: np.ndarray) -> ViewDraws:
+    count = len(sizes)
+    jitter, blur, solarize = policy["jitter"], policy["blur"], policy["solarize"]
+    jitters, factors, order = _jitter_draws(jitter, drawn) if jitter else _no_jitter(count)
+    return ViewDraws(
+        boxes=_crop_boxes(policy["crop"], drawn, sizes),
+        flip=drawn(FLIP)[:, 0] < policy["flip"],
+        jitter=jitters,
+        factors=factors,
+        order=order,
+        grayscale=drawn(GRAYSCALE)[:, 0] < policy["grayscale"],
+        sigma=_blur_sigmas(blur, drawn(BLUR)) if blur else np.zeros(count, np.float32),
+        solarize=drawn(SOLARIZE)[:, 0] < (solarize["p"] if solarize else 0.0),
+    )
+
+
+def _jitter_draws(jitter: Mapping, drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    applies = drawn(JITTER)[:, 0] < jitter["p"]
+    order = JITTER_ORDERS[(drawn(JITTER)[:, 1] * len(JITTER_ORDERS)).astype(np.int64)]
+    spread = np.array([jitter["brightness"], jitter["contrast"], jitter["saturation"], jitter["hue"]])
+    centre = np.array([1.0, 1.0, 1.0, 0.0])
+    factors = centre + spread * (2 * drawn(JITTER_FACTORS) - 1)
+    return applies, np.where(applies[:, None], factors, centre).astype(np.float32), order
+
+
+def _no_jitter(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    neutral = np.tile(np.array([1, 1, 1, 0], np.float32), (count, 1))
+    return np.zeros(count, bool), neutral, np.tile(JITTER_ORDERS[0], (count, 1))
+
+
+def _blur_sigmas(blur: Mapping, drawn: np.ndarray) -> np.ndarray:
+    low, high = blur["sigma"]
+    sigma = low + (high - low) * drawn[:, 1]
+    return np.where(drawn[:, 0] < blur["p"], sigma, 0.0).astype(np.float32)
+
+
+def _crop_boxes(crop: Mapping, drawn, sizes: np.ndarray) -> np.ndarray:
+    """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image is taken."""
+    heights, widths = sizes[:, 0], sizes[:, 1]
+    boxes = _central_boxes(crop["ratio"], sizes)
+    open_ = np.ones(len(sizes), bool)
+    for attempt in range(CROP_TRIES):
+        word = drawn(CROP + attempt)
+        area = heights * widths * _between(crop["scale"], word[:, 0])
+        ratio = _log_uniform(crop["ratio"], word[:, 1])
+        width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        fits = open_ & (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
+        top = np.floor(word[:, 2] * (heights - height + 1))
+        left = np.floor(word[:, 3] * (widths - width + 1))
+        boxes[fits] = np.stack([top, left, height, width], axis=1)[fits].astype(np.int64)
+        open_ &= ~fits
+        if not open_.any():
+            break
+    return boxes
+
+
+def _central_boxes(ratio: Sequence[float], sizes: np.ndarray) -> np.ndarray:
+    """The largest central crop whose aspect ratio lies in `ratio`."""
+    heights, widths = sizes[:, 0], sizes[:, 1]
+    aspect = widths / heights
+    width = np.where(aspect > ratio[1], np.rint(heights * ratio[1]), widths).astype(np.int64)
+    height = np.where(aspect < ratio[0], np.rint(widths / ratio[0]), heights).astype(np.int64)
+    return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
+
+
+def _between(bounds: Sequence[float], unit: np.ndarray) -> np.ndarray:
+    return bounds[0] + (bounds[1] - bounds[0]) * unit
+
+
+def _log_uniform(bounds: Sequence[float], unit: np.ndarray) -> np.ndarray:
+    # The bounds' logarithms are rounded to float32, so that a last digit in which mathematics libraries differ is gone.
+    low, high = (float(np.float32(math.log(bound))) for bound in bounds)
+    return _exp(_between((low, high), unit))
+
+
+def _exp(x: np.ndarray) -> np.ndarray:
+    """The exponential function from additions and multiplications alone, to 1e-15 relative for |x| <= 4.
+
+    IEEE 754 fixes their results to the bit; NumPy's own exp differs between instruction sets in the last digit.
+    """
+    small, total = x / 8, np.ones_like(x)
+    for term in range(16, 0, -1):
+        total = 1 + small * total / term
+    for _ in range(3):
+        total = total * total
+    return total

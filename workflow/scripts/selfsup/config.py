@@ -1,0 +1,110 @@
+"""config.yaml: what is run. Read and checked here, before anything is queued. Imports no torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfsup.errors import UserError
+from selfsup.recipe import RecipeError, load_recipe
+from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
+
+# Names of folders and targets of the workflow's own.
+RESERVED_NAMES = ("compute", "figures", "preflight", "plan")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One line of a table: a recipe on a dataset, and how its jobs are run.
+
+    `recipe` is complete, overrides merged and validated; `compute` has the blocks "pretrain" and "evaluate".
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    dataset: str
+    seeds: list[int]
+    segment_epochs: int
+    revision: int
+    compute: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole of config.yaml, checked."""
+
+    data_dir: str
+    cluster: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
+    tables: dict[str, list[str]]
+    experiments: dict[str, Experiment]
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a config.yaml. Raises UserError with one line that names the key, the value and what is wanted."""
+    return check_config(read_yaml(path))
+
+
+def check_config(raw: Mapping) -> Config:
+    """Check a parsed config.yaml, syntax and values across fields. Raises UserError."""
+    raw = read_numbers(raw)
+    check_schema(raw, "config", "config.yaml")
+    for kind in ("tables", "experiments"):
+        for name in raw[kind]:
+            if name in RESERVED_NAMES:
+                raise UserError(f"config.yaml: {kind}.{name} has a reserved name; not free: {', '.join(RESERVED_NAMES)}")
+    for table, names in raw["tables"].items():
+        for name in names:
+            if name not in raw["experiments"]:
+                raise UserError(f"config.yaml: tables.{table} lists the experiment {name!r}, which is not defined{suggest(name, list(raw['experiments']))}")
+    experiments = {name: _experiment(name, block, raw["datasets"]) for name, block in raw["experiments"].items()}
+    return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments)
+
+
+def dataset_problem(config: Config, name: str) -> str | None:
+    """Return in one line why the dataset `name` cannot be prepared, or None.
+
+    Only looks at the path in config.yaml; asked for the datasets that a requested target needs, and no others.
+    """
+    source, path = config.datasets[name]["source"], config.datasets[name].get("path")
+    if path is None:
+        if source in ("digits", "cifar10"):
+            return None
+        problem = f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted the folder of its images"
+    elif not Path(path).exists():
+        problem = f"dataset {name}: datasets.{name}.path is {path}, which does not exist"
+    else:
+        return None
+    experiments = {one.name for one in config.experiments.values() if one.dataset == name}
+    tables = [f"tables.{table}" for table, names in config.tables.items() if experiments & set(names)]
+    leave_out = f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
+    return f"{problem}. To try the workflow first: results/demo.csv.{leave_out}"
+
+
+def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
+    if block["dataset"] not in datasets:
+        raise UserError(f"config.yaml: experiments.{name}.dataset is {block['dataset']!r}, which is not defined{suggest(block['dataset'], list(datasets))}")
+    try:
+        recipe = load_recipe(block["recipe"], block["overrides"])
+    except RecipeError as error:
+        raise UserError(f"config.yaml: experiments.{name}: {error}") from error
+    experiment = Experiment(name, recipe, *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")))
+    for problem in _batch_problems(experiment):
+        raise UserError(f"config.yaml: experiments.{name}: {problem}")
+    return experiment
+
+
+def _batch_problems(experiment: Experiment) -> Iterator[str]:
+    recipe = experiment.recipe
+    batches = {
+        "pretrain": ("global_batch", recipe["global_batch"], recipe["micro_batches"]),
+        "evaluate": ("linear.batch", recipe["linear"]["batch"], 1),
+    }
+    for stage, (key, batch, parts) in batches.items():
+        nodes, per_node = (experiment.compute[stage][unit] for unit in ("nodes", "devices_per_node"))
+        if batch % (nodes * per_node * parts):
+            pieces = f" and {parts} micro_batches" if parts > 1 else ""
+            yield (
+                f"{key} is {batch}, which cannot be shared equally by compute.{stage}'s {nodes * per_node} devices "
+                f"({nodes} nodes x {per_node}){pieces}: change nodes, devices_per_node or the batch"
+            )

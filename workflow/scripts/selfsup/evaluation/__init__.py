@@ -1,0 +1,1 @@
+"""What an encoder is worth: linear evaluation, metrics, the encoder file, the table."""

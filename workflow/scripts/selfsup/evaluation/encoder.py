@@ -1,0 +1,57 @@
+"""The encoder as a file: safetensors with torchvision's parameter names, and a card that says where it comes from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from selfsup import provenance
+from selfsup.errors import UserError
+from selfsup.models import Backbone, build_backbone
+from selfsup.atomic_files import write_atomically
+
+
+def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
+    """Write the weights to `path` and `card`, with their SHA-256, beside it as JSON. Returns the SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
+    checksum = provenance.sha256(temporary)
+    temporary.replace(path)
+    write_atomically(path.with_suffix(".json"), json.dumps({**card, "encoder_sha256": checksum}, indent=1) + "\n")
+    return checksum
+
+
+def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]:
+    """Return the encoder in eval mode and its card.
+
+    Raises UserError when the file is missing or damaged, or does not fit the recipe's backbone in every name and shape.
+    """
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        if provenance.sha256(path) != card["encoder_sha256"]:
+            raise UserError(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}: export the encoder again")
+        weights = load_file(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path}: no readable encoder with its card ({error}): export the encoder again") from error
+    encoder = build_backbone(recipe)
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the recipe's {recipe['model']['backbone']} of width {recipe['model']['width']} ({str(error).splitlines()[1].strip()})") from error
+    return encoder.eval().requires_grad_(False), card
+
+
+def check_same_features(path: Path, encoder: Backbone, recipe: Mapping) -> None:
+    """Load the file back and compare features on a fixed batch, to the bit. Raises UserError when they differ."""
+    size = recipe["augment"]["size"]
+    pictures = torch.linspace(-2, 2, 2 * 3 * size * size).view(2, 3, size, size)
+    loaded, _ = load_encoder(path, recipe)
+    with torch.no_grad():
+        same = torch.equal(loaded(pictures), encoder.eval()(pictures))
+    if not same:
+        raise UserError(f"{path}: the file's features differ from the trained encoder's: the disk or this code is at fault; do not use it")

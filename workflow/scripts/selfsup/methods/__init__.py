@@ -1,0 +1,58 @@
+"""Self-supervised methods. A new one is a file here with a class that has `Method`'s members, an entry in METHODS and a recipe."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from selfsup.augment import Views
+from selfsup.methods.byol import BYOL
+from selfsup.optim.parameter_groups import ParameterTreatment
+
+
+class Method(Protocol):
+    """What training asks of a method. Built as Class(recipe, seed=..., total_steps=...), on the CPU.
+
+    `ranks` offers rank, size, all_reduce, all_gather and mean.
+    """
+
+    networks: nn.ModuleDict  # everything to be moved to the device
+
+    def connect(self, ranks) -> None:
+        """Called once, after the networks have reached their device."""
+
+    def parameter_groups(self) -> list[ParameterTreatment]:
+        """What the optimiser updates, with weight decay and LARS strength."""
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """The method's own schedules at a step, pure functions; logged as columns of history.csv."""
+
+    def before_step(self, step: int) -> None:
+        """Called before the forward pass of a step."""
+
+    def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """This rank's loss, a scalar whose mean over ranks is the global loss, and scalars to log."""
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's update of a step."""
+
+    def encoder(self) -> nn.Module:
+        """The network that is kept: its weights become encoder.safetensors."""
+
+    def health(self, views: Views) -> dict[str, float]:
+        """Figures that show whether the encoder has collapsed."""
+
+    def state_dict(self) -> dict:
+        """All that changes while training: networks with buffers, queues, centres."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """The reverse of `state_dict`."""
+
+
+METHODS = {"byol": BYOL}
+
+
+def build_method(recipe: Mapping, *, seed: int, total_steps: int) -> Method:
+    """Return the recipe's method with its initial weights, a function of the seed."""
+    return METHODS[recipe["method"]](recipe, seed=seed, total_steps=total_steps)

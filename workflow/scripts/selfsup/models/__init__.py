@@ -1,0 +1,8 @@
+"""Networks: backbones, heads, batch norm over the global batch."""
+
+from selfsup.models.backbone import Backbone, build_backbone, initial_backbone
+from selfsup.models.batch_norm import BatchNorm, configure_batch_norm
+from selfsup.models.heads import build_head
+from selfsup.models.initial_weights import seeded_weights
+
+__all__ = ["Backbone", "BatchNorm", "build_backbone", "build_head", "configure_batch_norm", "initial_backbone", "seeded_weights"]

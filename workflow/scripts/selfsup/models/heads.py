@@ -1,0 +1,17 @@
+"""The projector and the predictor (paper, section 6.2: two linear layers, batch norm and ReLU after the first)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from selfsup.models.batch_norm import BatchNorm
+
+
+def build_head(features: int, head: Mapping, batch_norm: Mapping) -> nn.Sequential:
+    """Return a head from [N, features] to [N, head.out]. head, batch_norm: the recipe's blocks."""
+    return nn.Sequential(
+        nn.Linear(features, head["hidden"], bias=head["bias_before_bn"]),
+        BatchNorm(head["hidden"], momentum=batch_norm["momentum"], eps=batch_norm["eps"]),
+        nn.ReLU(inplace=True),
+        nn.Linear(head["hidden"], head["out"], bias=head["bias_last"]),
+    )

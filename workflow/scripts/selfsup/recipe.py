@@ -1,0 +1,139 @@
+"""Recipes: how an encoder is trained and evaluated, as data. Imports no torch: Snakemake reads this in every job."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfsup.errors import UserError
+from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be used; the message is one line."""
+
+
+def load_recipe(name: str, overrides: Mapping | None = None) -> dict[str, Any]:
+    """Return the recipe workflow/recipes/<name>.yaml with `overrides` merged into it, validated.
+
+    Raises RecipeError for an unknown name, an override that names no recipe key, a value the schema refuses, or values
+    that contradict each other.
+    """
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name not in known:
+        raise RecipeError(f"recipe {name!r} does not exist in workflow/recipes{suggest(name, known)}")
+    try:
+        recipe = merge(read_yaml(RECIPES / f"{name}.yaml"), read_numbers(overrides or {}))
+        return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
+    except RecipeError:
+        raise
+    except UserError as error:
+        raise RecipeError(str(error)) from error
+
+
+def parse_recipe(text: str) -> dict[str, Any]:
+    """Return a validated recipe from a script's --recipe argument: the recipe itself as JSON, or a recipe's name."""
+    if not text.lstrip().startswith("{"):
+        return load_recipe(text)
+    try:
+        recipe = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"--recipe is not valid JSON ({error})") from error
+    return check_recipe(recipe, "--recipe")
+
+
+def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
+    """Return `recipe` if the schema accepts it and its values fit together; raise RecipeError otherwise."""
+    try:
+        check_schema(recipe, "recipe", thing)
+    except UserError as error:
+        raise RecipeError(str(error)) from error
+    for problem in _contradictions(recipe):
+        raise RecipeError(f"{thing}: {problem}")
+    return recipe
+
+
+def merge(base: Mapping, overrides: Mapping, where: str = "") -> dict[str, Any]:
+    """Return `base` with `overrides` merged in, mapping by mapping; lists and scalars are replaced whole.
+
+    Raises RecipeError when an override names a key that `base` lacks.
+    """
+    merged = copy.deepcopy(dict(base))
+    for key, value in overrides.items():
+        path = f"{where}{key}"
+        if key not in merged:
+            raise RecipeError(f"override {path!r} names no recipe key{suggest(str(key), list(map(str, merged)))}")
+        both_maps = isinstance(merged[key], Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(merged[key], value, f"{path}.") if both_maps else copy.deepcopy(value)
+    return merged
+
+
+def canonical(value: Any) -> str:
+    """Return `value` as JSON with sorted keys: equal recipes give equal text, whatever their order."""
+    return json.dumps(value, sort_keys=True)
+
+
+def pretraining_part(recipe: Mapping) -> dict[str, Any]:
+    """Return what an encoder's weights depend on: the recipe without its linear evaluation.
+
+    A changed evaluation must not retrain an encoder that cost thousands of GPU-hours.
+    """
+    return {key: value for key, value in recipe.items() if key != "linear"}
+
+
+def fingerprint(recipe: Mapping, revision: int) -> str:
+    """Return 64 hexadecimal digits that name a pretraining: its recipe and `revision`, and nothing of how it is run."""
+    text = canonical({"recipe": pretraining_part(recipe), "revision": revision})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(wanted: Mapping, found: Mapping, where: str = "") -> list[str]:
+    """Return a line "key: wanted X, found Y" for each value in which two recipes differ."""
+    lines = []
+    for key in sorted({*wanted, *found}, key=str):
+        one, other = wanted.get(key, "nothing"), found.get(key, "nothing")
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += differences(one, other, f"{where}{key}.")
+        elif one != other:
+            lines.append(f"{where}{key}: wanted {one}, found {other}")
+    return lines
+
+
+def _contradictions(recipe: Mapping) -> Iterator[str]:
+    optimizer, augment, linear = recipe["optimizer"], recipe["augment"], recipe["linear"]
+    if optimizer["warmup_epochs"] > recipe["epochs"]:
+        yield (
+            f"optimizer.warmup_epochs is {optimizer['warmup_epochs']}, longer than the training's {recipe['epochs']} "
+            "epochs: shorten the warm-up or train longer"
+        )
+    if optimizer["lr_floor"] > optimizer["peak_lr"]:
+        yield f"optimizer.lr_floor is {optimizer['lr_floor']}, above the peak_lr of {optimizer['peak_lr']}"
+    if recipe["global_batch"] % recipe["micro_batches"]:
+        yield f"global_batch {recipe['global_batch']} cannot be cut into {recipe['micro_batches']} equal micro_batches"
+    byol = recipe["byol"]
+    if byol["projector"]["out"] != byol["predictor"]["out"]:
+        yield f"byol.predictor.out is {byol['predictor']['out']}, wanted {byol['projector']['out']} as the projector's"
+    if byol["target_batch_norm"] == "running" and not byol["average_buffers"]:
+        yield "byol.target_batch_norm is 'running', but nothing moves the target's running statistics: set average_buffers: true"
+    if recipe["method"] == "byol" and len(augment["views"]) != 2:
+        yield f"augment.views has {len(augment['views'])} views, wanted 2 for BYOL"
+    if linear["test"]["crop"] > linear["test"]["resize"]:
+        yield f"linear.test.crop is {linear['test']['crop']}, larger than the resized picture of {linear['test']['resize']}"
+    views = {f"augment.views.{number}": view for number, view in enumerate(augment["views"])}
+    for name, view in {**views, "linear.train_view": linear["train_view"]}.items():
+        yield from _view_contradictions(name, view)
+
+
+def _view_contradictions(name: str, view: Mapping) -> Iterator[str]:
+    ranges = {"crop.scale": view["crop"]["scale"], "crop.ratio": view["crop"]["ratio"]}
+    if view["blur"]:
+        ranges["blur.sigma"] = view["blur"]["sigma"]
+        if view["blur"]["kernel"] % 2 == 0:
+            yield f"{name}.blur.kernel is {view['blur']['kernel']}, wanted an odd number"
+    for key, (low, high) in ranges.items():
+        if low > high:
+            yield f"{name}.{key} is [{low}, {high}], wanted the smaller number first"

@@ -1,0 +1,1 @@
+"""Training: the loop, checkpoints, ranks and devices, the clock."""

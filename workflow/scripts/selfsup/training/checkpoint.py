@@ -1,0 +1,115 @@
+"""Checkpoints that describe themselves, appear whole or not at all, and are checked before they are believed.
+
+A checkpoint is `<name>.pt`, loaded without pickle's freedom (weights_only), and `<name>.json` beside it with its
+SHA-256. In `partial/` of a run lie the rolling ones, `step_<N>.pt`, and the newest segment boundary, `epoch_<N>.pt`;
+the boundary that Snakemake sees is a hard link to it, because Snakemake deletes the outputs of a job that fails.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.atomic_files import write_atomically
+from selfsup.errors import UserError
+from selfsup.provenance import sha256
+from selfsup.recipe import differences, pretraining_part
+
+FORMAT = 1
+KEPT_ROLLING = 2
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint file that cannot be read or fails its checksum."""
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Write `state` to `path` and `card`, with the file's checksum, to the JSON file beside it; flushed, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        text = json.dumps({**card, "format": FORMAT, "sha256": sha256(temporary)}, indent=1)
+        write_atomically(path.with_suffix(".json"), text + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: the checkpoint cannot be written ({error.strerror}): free space or mend permissions, then start again") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and check a checkpoint. Raises DamagedCheckpoint; UserError for one of a newer format."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        if card["format"] > FORMAT:
+            raise UserError(f"{path}: format {card['format']}, this code reads up to {FORMAT}: update the code")
+        if sha256(path) != card["sha256"]:
+            raise DamagedCheckpoint(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise DamagedCheckpoint(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the valid checkpoint of the highest step, or None where no file exists.
+
+    A damaged file is named and set aside as `<name>.damaged`. Raises DamagedCheckpoint when all are damaged.
+    """
+    damaged = []
+    by_step = sorted((path for path in candidates if path.exists()), key=step_of, reverse=True)
+    for path in by_step:
+        try:
+            return path, load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(path)
+            path.rename(path.with_suffix(".damaged"))
+            print(f"warning: {error}; set aside as {path.with_suffix('.damaged').name}, looking for an older one", flush=True)
+    if damaged:
+        raise DamagedCheckpoint(f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to begin anew")
+    return None
+
+
+def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise UserError with a readable difference when a checkpoint is not of the wanted recipe, revision, seed or dataset."""
+    lines = differences(pretraining_part(wanted["recipe"]), pretraining_part(found["recipe"]))
+    for key in ("revision", "seed", "dataset_fingerprint"):
+        if wanted[key] != found[key]:
+            lines.append(f"{key}: wanted {wanted[key]}, found {found[key]}")
+    if lines:
+        raise UserError(f"{path} belongs to another run; " + "; ".join(lines) + ". Restore the value, or raise `revision` in config.yaml to train anew")
+
+
+def link_boundary(boundary: Path, output: Path) -> None:
+    """Make `output` and its JSON file the same files as the boundary kept in `partial/`; copies where links fail."""
+    for suffix in (".json", ".pt"):
+        source, target = boundary.with_suffix(suffix), output.with_suffix(suffix)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, target)
+
+
+def prune(partial: Path, keep: Path) -> None:
+    """Delete what `keep`, just written, makes needless: boundaries before it and all but the last two rolling ones."""
+    rolling = sorted(partial.glob("step_*.pt"))[:-KEPT_ROLLING] if keep.name.startswith("step_") else list(partial.glob("step_*.pt"))
+    boundaries = [path for path in partial.glob("epoch_*.pt") if path != keep]
+    for path in rolling + boundaries:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's JSON file states, or -1 where it says nothing."""
+    try:
+        return int(json.loads(path.with_suffix(".json").read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return -1

@@ -1,0 +1,64 @@
+"""Which device computes, in which precision, and whether this build of torch can use it."""
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from selfsup.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Return the device for "auto", "cuda" or "cpu". Raises UserError when there is no such device or no build for it."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("device is cuda, but torch finds no usable GPU here: check nvidia-smi and the torch build, or set device: cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    devices = torch.cuda.device_count()
+    index = 0 if devices == 1 else local_rank  # one visible GPU per task: srun --gpus-per-task
+    if index >= devices:
+        raise UserError(f"local rank {local_rank} has no GPU: this node shows {devices}; set devices_per_node to {devices} or fewer")
+    problem = build_problem(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.cuda.get_arch_list())
+    if problem:
+        raise UserError(problem)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) -> str | None:
+    """Return in one line why a torch build has no code for a GPU, and which build has, or None.
+
+    capability: compute capability, (7, 0) for a V100. built_for: torch.cuda.get_arch_list(), such as ["sm_75", "sm_90"].
+    """
+
+    def architectures(kind: str) -> list[tuple[int, int]]:
+        found = (re.fullmatch(rf"{kind}_(\d+)(\d)[af]?", architecture) for architecture in built_for)
+        return [(int(match[1]), int(match[2])) for match in found if match]
+
+    binary = any(major == capability[0] and minor <= capability[1] for major, minor in architectures("sm"))
+    portable = any(architecture <= capability for architecture in architectures("compute"))
+    if binary or portable:
+        return None
+    return (
+        f"{name} has compute capability {capability[0]}.{capability[1]}, but torch {torch.__version__} was built for {', '.join(built_for)}: "
+        "use the site's own PyTorch module or a build for CUDA 12.6, torch 2.6 or newer (README, Installation)"
+    )
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return "bf16", "fp16" or "fp32". "auto" on a GPU is what its hardware does: emulated bf16 does not count."""
+    if wanted != "auto":
+        if wanted == "fp16" and device.type == "cpu":
+            raise UserError("precision is fp16, which is for GPUs: set precision: fp32 or bf16 on a CPU")
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Return the context for a forward pass in this precision."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
