@@ -1,6 +1,7 @@
 """Write an encoder's weights as safetensors, with torchvision's parameter names, and a card beside them.
 
-    python workflow/scripts/export_encoder.py --recipe digits --checkpoint results/digits/seed0/pretrain/epoch_0030.pt --output encoder.safetensors
+    python workflow/scripts/export_encoder.py --recipe digits --output encoder.safetensors \\
+        --checkpoint results/digits/seed0/pretrain/epoch_0030.pt
     python workflow/scripts/export_encoder.py --recipe digits --random-init --output encoder.safetensors
 
 Reads the last boundary of a pretraining; with --random-init nothing: the weights that training with this seed starts
@@ -8,6 +9,7 @@ from. Writes --output and the card, the same path ending in .json.
 """
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 from selfsup import provenance
@@ -51,12 +53,16 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     state = load_checkpoint(path)
     lines = differences(pretraining_part(recipe), pretraining_part(state["recipe"]))
     if lines or state["seed"] != seed:
-        raise UserError(f"{path} belongs to another run; " + "; ".join(lines or [f"seed: wanted {seed}, found {state['seed']}"]))
+        raise UserError(
+            f"{path} belongs to another run; " + "; ".join(lines or [f"seed: wanted {seed}, found {state['seed']}"])
+        )
     method = build_method(recipe, seed=seed, total_steps=max(state["step"], 1))
     method.load_state_dict(state["method"])
     attempts = state["attempts"]
-    tuples = [{key: value for key, value in attempt.items() if key not in ("start_step", "started")} for attempt in attempts]
-    changes = sum(one != other for one, other in zip(tuples, tuples[1:], strict=False))
+    tuples = [
+        {key: value for key, value in attempt.items() if key not in ("start_step", "started")} for attempt in attempts
+    ]
+    changes = sum(one != other for one, other in pairwise(tuples))
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
     return method.encoder(), {**{key: state[key] for key in keys}, "attempts": attempts, "numerics_changes": changes}
 

@@ -1,6 +1,7 @@
 """Evaluate an encoder by the linear protocol: a linear classifier on frozen features.
 
-    python workflow/scripts/linear_eval.py --recipe digits --data data/digits --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
+    python workflow/scripts/linear_eval.py --recipe digits --data data/digits \\
+        --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
 
 One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card. Writes
 <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %) and <output>/history.csv (a line per epoch).
@@ -13,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, read_recipe, start_compute
+from selfsup.atomic_files import write_atomically
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
 from selfsup.evaluation.encoder import load_encoder
 from selfsup.evaluation.linear import Compute, evaluate_linear, protocol
-from selfsup.atomic_files import write_atomically
 from selfsup.training.clock import LINES_AT_FIRST_S, duration
 
 
@@ -42,7 +43,8 @@ def main() -> None:
         if ranks.is_main and (row["epoch"] == epochs or now - last_line >= LINES_AT_FIRST_S):
             last_line, left = now, (now - began) / row["epoch"] * (epochs - row["epoch"])
             print(
-                f"linear epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  top-1 {row['top1']:.2f} %  "
+                f"linear epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  top-1 "
+                f"{row['top1']:.2f} %  "
                 f"{row['images_per_s']:,.0f} images/s  left {duration(left)}",
                 flush=True,
             )

@@ -10,24 +10,31 @@ import argparse
 import json
 from pathlib import Path
 
+from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, check_config, load_config
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.table import Row, make_table, to_markdown
 from selfsup.schema import suggest
-from selfsup.atomic_files import write_atomically
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, help="a name under `tables` in config.yaml")
-    parser.add_argument("--config", default="config.yaml", help="path of config.yaml, or its content as JSON; default config.yaml")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the experiments' results; default results")
+    parser.add_argument(
+        "--config", default="config.yaml", help="path of config.yaml, or its content as JSON; default config.yaml"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the experiments' results; default results"
+    )
     parser.add_argument("--output", required=True, type=Path, help="ends in .csv")
     arguments = parser.parse_args()
     is_json = arguments.config.lstrip().startswith("{")
     config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
     if arguments.table not in config.tables:
-        raise UserError(f"--table is {arguments.table!r}, which config.yaml does not define{suggest(arguments.table, list(config.tables))}")
+        raise UserError(
+            f"--table is {arguments.table!r}, which config.yaml does not "
+            f"define{suggest(arguments.table, list(config.tables))}"
+        )
     frame = make_table(arguments.table, rows_of(config, arguments.table, arguments.results))
     text = to_markdown(frame)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

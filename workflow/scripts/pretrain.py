@@ -1,6 +1,7 @@
 """Pretrain up to a segment's boundary, continuing from the newest checkpoint of the run.
 
-    python workflow/scripts/pretrain.py --recipe digits --data data/digits --run-folder results/digits/seed0/pretrain --until-epoch 10
+    python workflow/scripts/pretrain.py --recipe digits --data data/digits \\
+        --run-folder results/digits/seed0/pretrain --until-epoch 10
 
 One process per device: alone, or started by srun or torchrun. Reads the packed dataset, the boundary before this one
 (--previous) and the rolling checkpoints in <run-folder>/partial. Writes <run-folder>/epoch_<N>.pt and .json, rolling
@@ -26,7 +27,10 @@ def main() -> int:
     store = PackedStore(arguments.data)
     ranks, device, precision, workers = start_compute(arguments)
     if recipe["global_batch"] % (ranks.size * recipe["micro_batches"]):
-        raise UserError(f"global_batch {recipe['global_batch']} cannot be shared equally by {ranks.size} ranks of {recipe['micro_batches']} micro-batches")
+        raise UserError(
+            f"global_batch {recipe['global_batch']} cannot be shared equally by {ranks.size} ranks of "
+            f"{recipe['micro_batches']} micro-batches"
+        )
     run = Run(
         recipe=recipe,
         seed=arguments.seed,
@@ -41,7 +45,9 @@ def main() -> int:
     )
     output = arguments.run_folder / boundary_name(arguments.until_epoch)
     arguments.run_folder.mkdir(parents=True, exist_ok=True)
-    reached = train_segment(run, ranks, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output, stop=StopRequest())
+    reached = train_segment(
+        run, ranks, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output, stop=StopRequest()
+    )
     ranks.close()
     return 0 if reached else EXIT_RESUBMIT
 
@@ -53,7 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="folder of the packed dataset")
     parser.add_argument("--run-folder", required=True, type=Path, help="folder of this run's checkpoints")
     parser.add_argument("--until-epoch", required=True, type=int, help="epoch at which this segment ends")
-    parser.add_argument("--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment")
+    parser.add_argument(
+        "--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment"
+    )
     add_compute_arguments(parser)
     parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
     return parser.parse_args()

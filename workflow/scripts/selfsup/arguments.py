@@ -12,14 +12,26 @@ from selfsup.training.distributed import Ranks, discover_place
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON")
+    parser.add_argument(
+        "--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON"
+    )
     parser.add_argument("--seed", type=int, default=0, help="0 to 4294967295; default 0")
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="auto: what the device does in hardware")
-    parser.add_argument("--cpus", type=int, default=1, help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "bf16", "fp16", "fp32"],
+        default="auto",
+        help="auto: what the device does in hardware",
+    )
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        default=1,
+        help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1",
+    )
 
 
 def read_recipe(arguments: argparse.Namespace) -> dict:

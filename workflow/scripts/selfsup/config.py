@@ -52,11 +52,16 @@ def check_config(raw: Mapping) -> Config:
     for kind in ("tables", "experiments"):
         for name in raw[kind]:
             if name in RESERVED_NAMES:
-                raise UserError(f"config.yaml: {kind}.{name} has a reserved name; not free: {', '.join(RESERVED_NAMES)}")
+                raise UserError(
+                    f"config.yaml: {kind}.{name} has a reserved name; not free: {', '.join(RESERVED_NAMES)}"
+                )
     for table, names in raw["tables"].items():
         for name in names:
             if name not in raw["experiments"]:
-                raise UserError(f"config.yaml: tables.{table} lists the experiment {name!r}, which is not defined{suggest(name, list(raw['experiments']))}")
+                raise UserError(
+                    f"config.yaml: tables.{table} lists the experiment {name!r}, which is not "
+                    f"defined{suggest(name, list(raw['experiments']))}"
+                )
     experiments = {name: _experiment(name, block, raw["datasets"]) for name, block in raw["experiments"].items()}
     return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments)
 
@@ -77,18 +82,25 @@ def dataset_problem(config: Config, name: str) -> str | None:
         return None
     experiments = {one.name for one in config.experiments.values() if one.dataset == name}
     tables = [f"tables.{table}" for table, names in config.tables.items() if experiments & set(names)]
-    leave_out = f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
+    leave_out = (
+        f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
+    )
     return f"{problem}. To try the workflow first: results/demo.csv.{leave_out}"
 
 
 def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
     if block["dataset"] not in datasets:
-        raise UserError(f"config.yaml: experiments.{name}.dataset is {block['dataset']!r}, which is not defined{suggest(block['dataset'], list(datasets))}")
+        raise UserError(
+            f"config.yaml: experiments.{name}.dataset is {block['dataset']!r}, which is not "
+            f"defined{suggest(block['dataset'], list(datasets))}"
+        )
     try:
         recipe = load_recipe(block["recipe"], block["overrides"])
     except RecipeError as error:
         raise UserError(f"config.yaml: experiments.{name}: {error}") from error
-    experiment = Experiment(name, recipe, *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")))
+    experiment = Experiment(
+        name, recipe, *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute"))
+    )
     for problem in _batch_problems(experiment):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment

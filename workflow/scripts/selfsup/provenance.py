@@ -12,11 +12,15 @@ PACKAGES = ("torch", "torchvision", "numpy")
 
 
 def code_revision() -> str:
-    """Return the git commit of this code, with "+changes" where files differ from it, or "unknown" outside a checkout."""
+    """Return this code's git commit, with "+changes" where files differ from it, or "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if changed.strip() else "")
@@ -28,12 +32,12 @@ def versions() -> dict[str, str]:
 
 
 def numerics(device: torch.device, precision: str, threads: int, ranks: int) -> dict[str, str | int]:
-    """Return the conditions under which two runs agree to the bit. Not part of a fingerprint: a resume may change them."""
+    """Return the conditions under which runs agree to the bit. Not part of a fingerprint: a resume may change them."""
     if device.type == "cuda":
         hardware = {"device": torch.cuda.get_device_name(device), "cudnn": str(torch.backends.cudnn.version())}
     else:
         hardware = {"device": "cpu", "instructions": torch.backends.cpu.get_cpu_capability()}
-    return {"ranks": ranks, "threads": threads, "precision": precision, "torch": torch.__version__, **hardware}
+    return {"ranks": ranks, "threads": threads, "precision": precision, "torch": str(torch.__version__), **hardware}
 
 
 def sha256(path: Path) -> str:

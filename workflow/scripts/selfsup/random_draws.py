@@ -41,7 +41,9 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def words(seed: int, stream: Stream, *, epoch: int, indices: np.ndarray, view: int = 0, operation: int = 0) -> np.ndarray:
+def words(
+    seed: int, stream: Stream, *, epoch: int, indices: np.ndarray, view: int = 0, operation: int = 0
+) -> np.ndarray:
     """Return four random words for each sample: uint32 [N, 4] for indices [N]."""
     counter = np.empty((len(indices), 4), np.uint32)
     counter[:, 0], counter[:, 1], counter[:, 2], counter[:, 3] = epoch, indices, view, operation

@@ -118,11 +118,12 @@ def _contradictions(recipe: Mapping) -> Iterator[str]:
     if byol["projector"]["out"] != byol["predictor"]["out"]:
         yield f"byol.predictor.out is {byol['predictor']['out']}, wanted {byol['projector']['out']} as the projector's"
     if byol["target_batch_norm"] == "running" and not byol["average_buffers"]:
-        yield "byol.target_batch_norm is 'running', but nothing moves the target's running statistics: set average_buffers: true"
+        yield "byol.target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
     if recipe["method"] == "byol" and len(augment["views"]) != 2:
         yield f"augment.views has {len(augment['views'])} views, wanted 2 for BYOL"
     if linear["test"]["crop"] > linear["test"]["resize"]:
-        yield f"linear.test.crop is {linear['test']['crop']}, larger than the resized picture of {linear['test']['resize']}"
+        test = linear["test"]
+        yield f"linear.test.crop is {test['crop']}, larger than the resized picture of {test['resize']}"
     views = {f"augment.views.{number}": view for number, view in enumerate(augment["views"])}
     for name, view in {**views, "linear.train_view": linear["train_view"]}.items():
         yield from _view_contradictions(name, view)

@@ -63,7 +63,10 @@ def read_numbers(value: Any) -> Any:
 def check_schema(value: Any, schema_name: str, thing: str) -> None:
     """Raise UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any."""
     schema = yaml.safe_load((SCHEMAS / f"{schema_name}.schema.yaml").read_text())
-    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
+    errors = sorted(
+        jsonschema.Draft202012Validator(schema).iter_errors(value),
+        key=lambda error: list(map(str, error.absolute_path)),
+    )
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(f"{thing}: {_describe(errors[0])}{more}")
@@ -87,13 +90,22 @@ def _describe(error: jsonschema.ValidationError) -> str:
         return f"{where} lacks the key {missing[0]!r}"
     if rule == "pattern":
         return f"{found!r} is no name: letters, digits, '_', '-' and '.', beginning with a letter or digit"
-    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+    bounds = {
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMinimum": "more than",
+        "exclusiveMaximum": "less than",
+    }
     if rule in bounds:
         return f"{where} is {found}, wanted {bounds[rule]} {wanted}"
     if rule == "enum":
         return f"{where} is {found!r}, wanted one of {', '.join(map(str, wanted))}"
     if rule == "type":
         kinds = wanted if isinstance(wanted, list) else [wanted]
-        text = " (text; numbers are written without quotes)" if isinstance(found, str) and {"number", "integer"} & set(kinds) else ""
+        text = (
+            " (text; numbers are written without quotes)"
+            if isinstance(found, str) and {"number", "integer"} & set(kinds)
+            else ""
+        )
         return f"{where} is {found!r}{text}, wanted {' or '.join(kinds)}"
     return f"{where}: {error.message}"

@@ -64,11 +64,13 @@ class Draws:
 
 
 def view_policies(recipe: Mapping, stage: str) -> list[Mapping]:
-    """Return the augmentation policy of each view: "pretrain" has the recipe's views, "linear" its one training view."""
+    """Return each view's augmentation policy: "pretrain" has the recipe's views, "linear" its one training view."""
     return recipe["augment"]["views"] if stage == "pretrain" else [recipe["linear"]["train_view"]]
 
 
-def draw(recipe: Mapping, *, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray, stage: str = "pretrain") -> Draws:
+def draw(
+    recipe: Mapping, *, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray, stage: str = "pretrain"
+) -> Draws:
     """Draw the augmentation parameters of a batch (paper, section 6.4; section 6.5 for stage="linear").
 
     indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels.
@@ -123,7 +125,7 @@ def _blur_sigmas(blur: Mapping, drawn: np.ndarray) -> np.ndarray:
 
 
 def _crop_boxes(crop: Mapping, drawn, sizes: np.ndarray) -> np.ndarray:
-    """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image is taken."""
+    """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image wins."""
     heights, widths = sizes[:, 0], sizes[:, 1]
     boxes = _central_boxes(crop["ratio"], sizes)
     open_ = np.ones(len(sizes), bool)

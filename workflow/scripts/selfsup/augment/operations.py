@@ -92,11 +92,16 @@ def build_views(recipe: Mapping, image_size: tuple[int, int] | int) -> Callable[
 
 
 def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns float32 [N, 3, crop, crop]."""
+    """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns [N, 3, crop, crop]."""
     test, augment = recipe["linear"]["test"], recipe["augment"]
     mode = INTERPOLATION[test["interpolation"]]
     with one_thread():
-        resized = (tv.resize(_to_working_type(image, augment), [test["resize"]], interpolation=mode, antialias=augment["antialias"]) for image in images)
+        resized = (
+            tv.resize(
+                _to_working_type(image, augment), [test["resize"]], interpolation=mode, antialias=augment["antialias"]
+            )
+            for image in images
+        )
         return normalise([tv.center_crop(_clamp(picture), [test["crop"]]) for picture in resized], augment)
 
 
@@ -142,7 +147,12 @@ def _change(picture: torch.Tensor, view: ViewDraws, sample: int, policy: Mapping
 
 
 def _jitter(picture: torch.Tensor, factors: np.ndarray, order: np.ndarray) -> torch.Tensor:
-    adjustments = (tv.adjust_brightness_image, tv.adjust_contrast_image, tv.adjust_saturation_image, tv.adjust_hue_image)
+    adjustments = (
+        tv.adjust_brightness_image,
+        tv.adjust_contrast_image,
+        tv.adjust_saturation_image,
+        tv.adjust_hue_image,
+    )
     for operation in order:
         picture = adjustments[operation](picture, float(factors[operation]))
     return picture

@@ -21,7 +21,7 @@ BATCHES_AHEAD = 4  # of each loader worker
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch. indices, labels: int64 [n]; views: n pictures each; total: the global batch's images."""
+    """One rank's part of a global batch. indices, labels: int64 [n]; views: n pictures each; total: all ranks' n."""
 
     step: int
     indices: np.ndarray
@@ -54,12 +54,19 @@ class Batches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         epoch, everyones = self.global_indices(step)
         indices = np.array_split(everyones, self._ranks)[self._rank]
-        draws = draw(self._recipe, seed=self._seed, epoch=epoch, indices=indices, sizes=self._split.sizes[indices], stage=self._stage)
+        draws = draw(
+            self._recipe,
+            seed=self._seed,
+            epoch=epoch,
+            indices=indices,
+            sizes=self._split.sizes[indices],
+            stage=self._stage,
+        )
         views = augment_batch(self._recipe, map(self._split.image, indices), draws)
         return Batch(step, indices, torch.from_numpy(self._split.labels[indices]), views, len(everyones))
 
     def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield the batches of steps `start` to `stop`, prepared by `workers` processes beside this one (0: in this one)."""
+        """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one)."""
         return iter(
             DataLoader(
                 self,

@@ -46,12 +46,14 @@ def download_cifar10(folder: Path) -> Path:
 
 
 def _prepare_digits(folder: Path) -> str:
-    """scikit-learn's 1,797 handwritten digits, grey, 8 x 8 with values 0 to 16, made RGB; 80/20 split, fixed by seed."""
+    """scikit-learn's 1,797 handwritten digits, grey, 8 x 8, values 0 to 16, made RGB; 80/20 split, fixed by seed."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise UserError("the digits dataset comes with scikit-learn, which is not installed: pip install scikit-learn") from None
+        raise UserError(
+            "the digits dataset comes with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from None
     pictures, labels = load_digits(return_X_y=True)
     grey = torch.from_numpy(pictures.reshape(-1, 1, 8, 8) / 16).float()
     large = resize(grey, [DIGITS_PIXELS, DIGITS_PIXELS], interpolation=InterpolationMode.BICUBIC).clamp(0, 1)
@@ -64,7 +66,7 @@ def _prepare_digits(folder: Path) -> str:
 
 
 def _prepare_cifar10(path: Path, folder: Path) -> str:
-    """CIFAR-10 from its archive or from the folder that holds `cifar-10-batches-py`; torchvision checks each file's MD5."""
+    """CIFAR-10 from its archive or the folder of `cifar-10-batches-py`; torchvision checks each file's MD5."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
         root = path
         if path.is_file():
@@ -75,7 +77,9 @@ def _prepare_cifar10(path: Path, folder: Path) -> str:
         try:
             splits = {"train": CIFAR10(root, train=True), "test": CIFAR10(root, train=False)}
         except RuntimeError as error:
-            raise UserError(f"{path}: no intact CIFAR-10 here ({error}): wanted {CIFAR10.filename} or its unpacked folder") from error
+            raise UserError(
+                f"{path}: no intact CIFAR-10 here ({error}): wanted {CIFAR10.filename} or its unpacked folder"
+            ) from error
     writer = StoreWriter(folder, splits["train"].classes)
     for split, dataset in splits.items():
         writer.write_raw(split, dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
@@ -107,8 +111,15 @@ def _class_files(source: Path, classes: list[str]) -> tuple[list[Path], list[int
     unknown = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and entry.name not in classes)
     if unknown:
         raise UserError(f"{source}: the class {unknown[0]!r} does not exist in train/ (and {len(unknown) - 1} more)")
-    pairs = [(file, label) for label, name in enumerate(classes) for file in sorted((source / name).glob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+    pairs = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((source / name).glob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
     if not pairs:
-        raise UserError(f"{source}: no images with the endings {', '.join(sorted(IMAGE_SUFFIXES))} in its class folders")
+        raise UserError(
+            f"{source}: no images with the endings {', '.join(sorted(IMAGE_SUFFIXES))} in its class folders"
+        )
     files, labels = zip(*pairs, strict=True)
     return list(files), list(labels)

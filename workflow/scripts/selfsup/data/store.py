@@ -21,7 +21,7 @@ PROGRESS_IMAGES = 10_000  # a line of progress after so many
 
 
 class Split:
-    """One split of a store: images by index, memory-mapped. Pickles as its path, so loader workers map it themselves."""
+    """One split of a store: images by index, memory-mapped. Pickles as its path: loader workers map it themselves."""
 
     def __init__(self, folder: Path, name: str, entry: dict):
         self._folder, self._name, self._entry = folder, name, entry
@@ -58,9 +58,9 @@ class Split:
 
 
 class PackedStore:
-    """A prepared dataset: its `classes` (names, in label order), `fingerprint` of the content, `train` and `test` splits.
+    """A prepared dataset: its `classes` (names, in label order), content `fingerprint`, `train` and `test` splits.
 
-    Raises UserError when the folder holds no complete store, or one of another format or with files of the wrong length.
+    Raises UserError when the folder holds no complete store, or one of another format, or a file of the wrong length.
     """
 
     def __init__(self, folder: Path):
@@ -72,7 +72,9 @@ class PackedStore:
             path = self.folder / name
             found = path.stat().st_size if path.exists() else "nothing"
             if found != size:
-                raise UserError(f"{path}: found {found}, wanted {size} bytes: delete {self.folder} and prepare the dataset again")
+                raise UserError(
+                    f"{path}: found {found}, wanted {size} bytes: delete {self.folder} and prepare the dataset again"
+                )
         self.train = Split(self.folder, "train", description["splits"]["train"])
         self.test = Split(self.folder, "test", description["splits"]["test"])
 
@@ -81,11 +83,16 @@ class PackedStore:
         try:
             description = json.loads(path.read_text())
         except FileNotFoundError:
-            raise UserError(f"{self.folder}: no prepared dataset here (no store.json): run prepare_dataset.py first") from None
+            raise UserError(
+                f"{self.folder}: no prepared dataset here (no store.json): run prepare_dataset.py first"
+            ) from None
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}): delete {self.folder} and prepare the dataset again") from error
         if description.get("format") != FORMAT:
-            raise UserError(f"{path}: format {description.get('format')}, wanted {FORMAT}: delete {self.folder} and prepare the dataset again")
+            raise UserError(
+                f"{path}: format {description.get('format')}, wanted {FORMAT}: delete {self.folder} and prepare "
+                "the dataset again"
+            )
         return description
 
 
@@ -106,7 +113,7 @@ class StoreWriter:
         self._finish_split(split, "raw", labels)
 
     def write_encoded(self, split: str, files: list[Path], labels: np.ndarray) -> None:
-        """Write image files of any size, their bytes unchanged. Raises UserError naming a file that is no readable image."""
+        """Write image files of any size, their bytes unchanged. Raises UserError naming a file that is no image."""
         name, offsets, sizes = f"{split}_images.bin", [0], []
         with open(self._folder / name, "wb") as out:
             for number, file in enumerate(files, 1):
@@ -154,5 +161,7 @@ def _read_image(file: Path) -> tuple[bytes, tuple[int, int]]:
         content = file.read_bytes()
         image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as an image ({str(error).splitlines()[0]}): mend or remove it") from error
+        raise UserError(
+            f"{file}: cannot be read as an image ({str(error).splitlines()[0]}): mend or remove it"
+        ) from error
     return content, (image.shape[1], image.shape[2])

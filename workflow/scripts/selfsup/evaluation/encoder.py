@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from selfsup import provenance
+from selfsup.atomic_files import write_atomically
 from selfsup.errors import UserError
 from selfsup.models import Backbone, build_backbone
-from selfsup.atomic_files import write_atomically
 
 
 def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
@@ -34,7 +34,9 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         if provenance.sha256(path) != card["encoder_sha256"]:
-            raise UserError(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}: export the encoder again")
+            raise UserError(
+                f"{path}: its checksum is not the one in {path.with_suffix('.json').name}: export the encoder again"
+            )
         weights = load_file(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{path}: no readable encoder with its card ({error}): export the encoder again") from error
@@ -42,7 +44,10 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
     try:
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit the recipe's {recipe['model']['backbone']} of width {recipe['model']['width']} ({str(error).splitlines()[1].strip()})") from error
+        raise UserError(
+            f"{path}: does not fit the recipe's {recipe['model']['backbone']} of width "
+            f"{recipe['model']['width']} ({str(error).splitlines()[1].strip()})"
+        ) from error
     return encoder.eval().requires_grad_(False), card
 
 
@@ -54,4 +59,7 @@ def check_same_features(path: Path, encoder: Backbone, recipe: Mapping) -> None:
     with torch.no_grad():
         same = torch.equal(loaded(pictures), encoder.eval()(pictures))
     if not same:
-        raise UserError(f"{path}: the file's features differ from the trained encoder's: the disk or this code is at fault; do not use it")
+        raise UserError(
+            f"{path}: the file's features differ from the trained encoder's: the disk or this code is at fault; "
+            "do not use it"
+        )

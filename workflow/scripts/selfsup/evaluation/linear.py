@@ -38,11 +38,21 @@ class Compute:
 def protocol(recipe: Mapping) -> str:
     """Return the protocol in words, for the table."""
     linear = recipe["linear"]
-    return f"linear, {linear['epochs']} epochs, batch {linear['batch']}, lr {linear['peak_lr']:g} cosine to {linear['lr_floor']:g}, last epoch"
+    return (
+        f"linear, {linear['epochs']} epochs, batch {linear['batch']}, lr {linear['peak_lr']:g} cosine to "
+        f"{linear['lr_floor']:g}, last "
+        ""
+        ""
+        ""
+        ""
+        "epoch"
+    )
 
 
-def evaluate_linear(encoder: Backbone, store: PackedStore, recipe: Mapping, *, seed: int, compute: Compute) -> Iterator[dict[str, float]]:
-    """Train the classifier and yield a row after each epoch: epoch, lr, train_loss, top1, top5 (in %), images_per_s.
+def evaluate_linear(
+    encoder: Backbone, store: PackedStore, recipe: Mapping, *, seed: int, compute: Compute
+) -> Iterator[dict[str, float]]:
+    """Train the classifier; yield a row after each epoch: epoch, lr, train_loss, top1, top5 (in %), images_per_s.
 
     encoder: frozen, in eval mode, on the device. Test features are computed once: neither they nor the encoder change.
     """
@@ -50,28 +60,45 @@ def evaluate_linear(encoder: Backbone, store: PackedStore, recipe: Mapping, *, s
     batches = Batches(store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size)
     steps_per_epoch, total_steps = batches.steps_per_epoch, batches.steps_per_epoch * linear["epochs"]
     if total_steps == 0:
-        raise UserError(f"linear.batch is {linear['batch']}, more than the {len(store.train)} training images of {store.folder}: make it smaller")
+        raise UserError(
+            f"linear.batch is {linear['batch']}, more than the {len(store.train)} training images of "
+            f"{store.folder}: make it smaller"
+        )
     test_features, test_labels = _test_features(encoder, store.test, recipe, compute)
     with seeded_weights(seed, 2):
         classifier = nn.Linear(encoder.out_features, len(store.classes))
     classifier.to(compute.device)
     optimizer = torch.optim.SGD(
-        classifier.parameters(), lr=linear["peak_lr"], momentum=linear["momentum"], nesterov=linear["nesterov"], weight_decay=linear["weight_decay"]
+        classifier.parameters(),
+        lr=linear["peak_lr"],
+        momentum=linear["momentum"],
+        nesterov=linear["nesterov"],
+        weight_decay=linear["weight_decay"],
     )
     losses, began = torch.zeros((), device=compute.device), time.monotonic()
     for batch in batches.read(0, total_steps, workers=compute.workers, pin_memory=compute.device.type == "cuda"):
-        rate = learning_rate(batch.step, total_steps=total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"])
+        rate = learning_rate(
+            batch.step, total_steps=total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
+        )
         losses += _train_step(encoder, classifier, optimizer, batch, rate, compute)
         epoch, place = divmod(batch.step + 1, steps_per_epoch)
         if place == 0:
             train_loss = float(ranks.all_reduce(losses)) / steps_per_epoch
             accuracy = _accuracy(classifier, test_features, test_labels, len(store.test), ranks)
             images = steps_per_epoch * linear["batch"]
-            yield {"epoch": epoch, "lr": rate, "train_loss": train_loss, **accuracy, "images_per_s": images / (time.monotonic() - began)}
+            yield {
+                "epoch": epoch,
+                "lr": rate,
+                "train_loss": train_loss,
+                **accuracy,
+                "images_per_s": images / (time.monotonic() - began),
+            }
             losses, began = torch.zeros((), device=compute.device), time.monotonic()
 
 
-def _train_step(encoder: Backbone, classifier: nn.Linear, optimizer: torch.optim.SGD, batch: Batch, rate: float, compute: Compute) -> torch.Tensor:
+def _train_step(
+    encoder: Backbone, classifier: nn.Linear, optimizer: torch.optim.SGD, batch: Batch, rate: float, compute: Compute
+) -> torch.Tensor:
     """Do one step; return this rank's share of the global batch's mean cross entropy."""
     pictures, labels = batch.views.to(compute.device)[0], batch.labels.to(compute.device, non_blocking=True)
     with torch.no_grad(), autocast(compute.device, compute.precision):
@@ -87,7 +114,9 @@ def _train_step(encoder: Backbone, classifier: nn.Linear, optimizer: torch.optim
 
 
 @torch.no_grad()
-def _test_features(encoder: Backbone, split: Split, recipe: Mapping, compute: Compute) -> tuple[torch.Tensor, torch.Tensor]:
+def _test_features(
+    encoder: Backbone, split: Split, recipe: Mapping, compute: Compute
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features and labels of this rank's test images; over all ranks each image stands once."""
     precision = "fp32" if recipe["linear"]["test_precision"] == "fp32" else compute.precision
     mine = np.arange(compute.ranks.rank, len(split), compute.ranks.size)
@@ -100,9 +129,13 @@ def _test_features(encoder: Backbone, split: Split, recipe: Mapping, compute: Co
 
 
 @torch.no_grad()
-def _accuracy(classifier: nn.Linear, features: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks) -> dict[str, float]:
+def _accuracy(
+    classifier: nn.Linear, features: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks
+) -> dict[str, float]:
     logits = classifier(features)
-    counts = torch.tensor([len(labels), top_k_hits(logits, labels, 1), top_k_hits(logits, labels, 5)], device=features.device)
+    counts = torch.tensor(
+        [len(labels), top_k_hits(logits, labels, 1), top_k_hits(logits, labels, 5)], device=features.device
+    )
     counted, top1, top5 = ranks.all_reduce(counts).tolist()
     if counted != images:
         raise AssertionError(f"{counted} test images were counted, wanted each of {images} once")

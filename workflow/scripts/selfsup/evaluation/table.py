@@ -48,10 +48,12 @@ class Row:
 def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
     """Return the table's lines, published ones first within each dataset.
 
-    Published rows come along for each dataset in the table; a table that the paper has gets all rows of the paper's, and
-    a dataset of the paper's without an experiment here gets a line that says "not run". No figure is ever filled in.
+    Published rows come along for each dataset in the table; a table that the paper has gets all of the paper's rows,
+    and a dataset of the paper's without an experiment here gets a line that says "not run". No figure is ever filled in.
     """
-    published = pd.read_csv(REFERENCE, dtype={"top1": float, "top5": float, "epochs": "Int64", "global_batch": "Int64", "n_test": "Int64"})
+    published = pd.read_csv(
+        REFERENCE, dtype={"top1": float, "top5": float, "epochs": "Int64", "global_batch": "Int64", "n_test": "Int64"}
+    )
     ours = pd.DataFrame([_line(row) for row in rows], columns=COLUMNS)
     wanted = published[(published["table"] == table) | published["dataset"].isin(ours["dataset"])]
     lines = []
@@ -66,18 +68,44 @@ def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return the table for people: a Markdown table of the columns that matter, notes and hashes below it."""
     several = frame.loc[frame["status"] == "run", ["implementation", "dataset"]].duplicated().any()
-    head = ["Implementation", "Dataset", "Epochs", "Batch", "Seeds", "Top-1 (%)", "Top-5 (%)", "Test images", "Protocol"]
+    head = [
+        "Implementation",
+        "Dataset",
+        "Epochs",
+        "Batch",
+        "Seeds",
+        "Top-1 (%)",
+        "Top-5 (%)",
+        "Test images",
+        "Protocol",
+    ]
     lines = []
     for row in frame.to_dict("records"):
-        name = f"{row['implementation']} ({row['experiment']})" if several and row["status"] != "published" else row["implementation"]
-        cells = [name, row["dataset"], row["epochs"], row["global_batch"], row["seeds"], _percent(row, "top1"), _percent(row, "top5"), row["n_test"], row["protocol"]]
+        name = (
+            f"{row['implementation']} ({row['experiment']})"
+            if several and row["status"] != "published"
+            else row["implementation"]
+        )
+        cells = [
+            name,
+            row["dataset"],
+            row["epochs"],
+            row["global_batch"],
+            row["seeds"],
+            _percent(row, "top1"),
+            _percent(row, "top5"),
+            row["n_test"],
+            row["protocol"],
+        ]
         lines.append([_text(cell) for cell in cells])
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
 
     def joined(cells: list[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
-    return "\n".join([joined(head), joined(["-" * width for width in widths]), *map(joined, lines), *_notes(frame)]) + "\n"
+    return (
+        "\n".join([joined(head), joined(["-" * width for width in widths]), *map(joined, lines), *_notes(frame)]) + "\n"
+    )
 
 
 def _line(row: Row) -> dict:
@@ -95,7 +123,10 @@ def _line(row: Row) -> dict:
     metrics = pd.concat([_read_metrics(path) for path in row.metrics])
     for key in ("n_test", "protocol"):
         if metrics[key].nunique() > 1:
-            raise UserError(f"{row.experiment}: its seeds differ in {key}: {sorted(metrics[key].unique())}; evaluate them again, all in one way")
+            raise UserError(
+                f"{row.experiment}: its seeds differ in {key}: {sorted(metrics[key].unique())}; evaluate them "
+                "again, all in one way"
+            )
     return {
         **line,
         "top1": metrics["top1"].mean(),
@@ -114,7 +145,10 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     metrics = pd.read_csv(path)
     missing = {"top1", "top5", "n_test", "protocol", "encoder_sha256"} - set(metrics.columns)
     if missing or len(metrics) != 1:
-        raise UserError(f"{path}: no metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it and evaluate again")
+        raise UserError(
+            f"{path}: no metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "
+            "and evaluate again"
+        )
     return metrics
 
 
@@ -130,7 +164,11 @@ def _text(cell) -> str:
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
-    notes = [f"- {row['implementation']}, {row['dataset']}: {row['source']}" for row in frame.to_dict("records") if row["status"] == "published"]
+    notes = [
+        f"- {row['implementation']}, {row['dataset']}: {row['source']}"
+        for row in frame.to_dict("records")
+        if row["status"] == "published"
+    ]
     for row in frame[frame["status"] == "run"].to_dict("records"):
         notes.append(f"- {row['implementation']} ({row['experiment']}): encoder SHA-256 {row['encoder_sha256']}")
     return ["", *notes] if notes else []

@@ -1,4 +1,7 @@
-"""Self-supervised methods. A new one is a file here with a class that has `Method`'s members, an entry in METHODS and a recipe."""
+"""Self-supervised methods.
+
+A new one is a file here with a class that has `Method`'s members, an entry in METHODS, a recipe.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol

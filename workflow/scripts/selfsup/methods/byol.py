@@ -18,14 +18,14 @@ from selfsup.optim.parameter_groups import ParameterTreatment
 
 
 def tau(step: int, *, total_steps: int, base: float) -> float:
-    """Return the moving average's momentum: `base` at step 0, rising along a cosine to 1 at `total_steps` (section 6.3)."""
+    """Return the moving average's momentum: `base` at step 0, rising along a cosine to 1 at the end (section 6.3)."""
     return 1 - (1 - base) * cosine(step, total_steps)
 
 
 def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean over rows of 2 - 2 cos(prediction, target) (section 3, eq. 1).
 
-    predictions, targets: [N, D], computed with in float32 or wider. No gradient reaches `targets` unless it asks for one.
+    predictions, targets: [N, D], computed with in float32 or wider.
     """
     wide = torch.promote_types(predictions.dtype, torch.float32)
     predictions, targets = F.normalize(predictions.to(wide), dim=1), F.normalize(targets.to(wide), dim=1)
@@ -59,7 +59,9 @@ class BYOL:
     def connect(self, ranks) -> None:
         """Let batch norm see all ranks' parts of the batch, the target's too (section 5.2)."""
         per_view = self._recipe["model"]["batch_norm"]["statistics"] == "per_view"
-        configure_batch_norm(self.networks, groups=len(self._recipe["augment"]["views"]) if per_view else 1, ranks=ranks)
+        configure_batch_norm(
+            self.networks, groups=len(self._recipe["augment"]["views"]) if per_view else 1, ranks=ranks
+        )
 
     def parameter_groups(self) -> list[ParameterTreatment]:
         return parameter_treatments(self.networks["online"], self._recipe["optimizer"])
@@ -83,7 +85,12 @@ class BYOL:
         for name in ("backbone", "projector"):
             pairs = [(list(target[name].parameters()), list(online[name].parameters()))]
             if self._settings["average_buffers"]:
-                pairs.append(([b for b in target[name].buffers() if b.is_floating_point()], [b for b in online[name].buffers() if b.is_floating_point()]))
+                pairs.append(
+                    (
+                        [b for b in target[name].buffers() if b.is_floating_point()],
+                        [b for b in online[name].buffers() if b.is_floating_point()],
+                    )
+                )
             for averages, values in pairs:
                 torch._foreach_mul_(averages, momentum)
                 torch._foreach_add_(averages, values, alpha=1 - momentum)

@@ -5,4 +5,12 @@ from selfsup.models.batch_norm import BatchNorm, configure_batch_norm
 from selfsup.models.heads import build_head
 from selfsup.models.initial_weights import seeded_weights
 
-__all__ = ["Backbone", "BatchNorm", "build_backbone", "build_head", "configure_batch_norm", "initial_backbone", "seeded_weights"]
+__all__ = [
+    "Backbone",
+    "BatchNorm",
+    "build_backbone",
+    "build_head",
+    "configure_batch_norm",
+    "initial_backbone",
+    "seeded_weights",
+]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -25,7 +24,16 @@ class Backbone(ResNet):
     With width 64 and the 7 x 7 stem it is torchvision's network with `fc` made the identity.
     """
 
-    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], *, width: int, stem: Mapping, zero_init_residual: bool, norm_layer):
+    def __init__(
+        self,
+        block: type[nn.Module],
+        layers: tuple[int, ...],
+        *,
+        width: int,
+        stem: Mapping,
+        zero_init_residual: bool,
+        norm_layer,
+    ):
         nn.Module.__init__(self)  # not ResNet's, whose width is fixed at 64
         self._norm_layer = norm_layer
         self.inplanes, self.dilation, self.groups, self.base_width = width, 1, 1, 64
@@ -34,14 +42,18 @@ class Backbone(ResNet):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem["max_pool"] else nn.Identity()
         for stage, blocks in enumerate(layers):
-            setattr(self, f"layer{stage + 1}", self._make_layer(block, width * 2**stage, blocks, stride=1 if stage == 0 else 2))
+            setattr(
+                self,
+                f"layer{stage + 1}",
+                self._make_layer(block, width * 2**stage, blocks, stride=1 if stage == 0 else 2),
+            )
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Identity()
         self.out_features = width * 2 ** (len(layers) - 1) * block.expansion
         self._initialise(zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
-        """torchvision's initial weights; with `zero_init_residual` each residual branch starts as nothing (section 5.1)."""
+        """torchvision's initial weights; with `zero_init_residual` residual branches start as nothing (section 5.1)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -56,7 +68,14 @@ def build_backbone(recipe: Mapping) -> Backbone:
     model = recipe["model"]
     block, layers = LAYERS[model["backbone"]]
     norm_layer = partial(BatchNorm, momentum=model["batch_norm"]["momentum"], eps=model["batch_norm"]["eps"])
-    return Backbone(block, layers, width=model["width"], stem=model["stem"], zero_init_residual=model["zero_init_residual"], norm_layer=norm_layer)
+    return Backbone(
+        block,
+        layers,
+        width=model["width"],
+        stem=model["stem"],
+        zero_init_residual=model["zero_init_residual"],
+        norm_layer=norm_layer,
+    )
 
 
 def initial_backbone(recipe: Mapping, seed: int) -> Backbone:

@@ -34,8 +34,12 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         self.num_batches_tracked.add_(1)
         if self.ranks is None or self.ranks.size == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
-        return _Synchronised.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps, self.ranks)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+            )
+        return _Synchronised.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps, self.ranks
+        )
 
 
 def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> None:
@@ -54,7 +58,9 @@ class _Synchronised(torch.autograd.Function):
         over = [dim for dim in range(x.dim()) if dim != 1]
         variance, mean = torch.var_mean(values, over, correction=0)
         count = values.new_full((1,), values.numel() / values.shape[1])
-        counts, means, variances = ranks.all_gather(torch.cat([count, mean, variance])).split([1, len(mean), len(mean)], dim=1)
+        counts, means, variances = ranks.all_gather(torch.cat([count, mean, variance])).split(
+            [1, len(mean), len(mean)], dim=1
+        )
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total
@@ -76,4 +82,13 @@ class _Synchronised(torch.autograd.Function):
         mean_grad, mean_projection = sums.view(2, -1)
         centred = gradient - mean_grad.view(ctx.shape) - normalised * mean_projection.view(ctx.shape)
         x_grad = centred * (inverse_std * weight.float()).view(ctx.shape)
-        return x_grad.to(grad.dtype), weight_grad.to(weight.dtype), bias_grad.to(weight.dtype), None, None, None, None, None
+        return (
+            x_grad.to(grad.dtype),
+            weight_grad.to(weight.dtype),
+            bias_grad.to(weight.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

@@ -11,7 +11,7 @@ LINEAR_OR_CONV = (nn.Linear, nn.modules.conv._ConvNd)
 
 @dataclass(frozen=True)
 class ParameterTreatment:
-    """A parameter and how the optimiser treats it. kind: "weight" of a linear or convolution layer, "norm" or "bias"."""
+    """A parameter and how the optimiser treats it. kind: "weight" (of a linear or conv layer), "norm", "bias"."""
 
     name: str
     parameter: nn.Parameter

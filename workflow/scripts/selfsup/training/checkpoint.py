@@ -24,12 +24,12 @@ FORMAT = 1
 KEPT_ROLLING = 2
 
 
-class DamagedCheckpoint(UserError):
+class DamagedCheckpointError(UserError):
     """A checkpoint file that cannot be read or fails its checksum."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write `state` to `path` and `card`, with the file's checksum, to the JSON file beside it; flushed, then renamed."""
+    """Write `state` to `path`, and `card` with the file's checksum to the JSON beside it; flushed, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
@@ -42,49 +42,61 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: the checkpoint cannot be written ({error.strerror}): free space or mend permissions, then start again") from error
+        raise UserError(
+            f"{path}: the checkpoint cannot be written ({error.strerror}): free space or mend permissions, then "
+            "start again"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint. Raises DamagedCheckpoint; UserError for one of a newer format."""
+    """Read and check a checkpoint. Raises DamagedCheckpointError; UserError for one of a newer format."""
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         if card["format"] > FORMAT:
             raise UserError(f"{path}: format {card['format']}, this code reads up to {FORMAT}: update the code")
         if sha256(path) != card["sha256"]:
-            raise DamagedCheckpoint(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}")
+            raise DamagedCheckpointError(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise DamagedCheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
     """Return the valid checkpoint of the highest step, or None where no file exists.
 
-    A damaged file is named and set aside as `<name>.damaged`. Raises DamagedCheckpoint when all are damaged.
+    A damaged file is named and set aside as `<name>.damaged`. Raises DamagedCheckpointError when all are damaged.
     """
     damaged = []
     by_step = sorted((path for path in candidates if path.exists()), key=step_of, reverse=True)
     for path in by_step:
         try:
             return path, load_checkpoint(path)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             damaged.append(path)
             path.rename(path.with_suffix(".damaged"))
-            print(f"warning: {error}; set aside as {path.with_suffix('.damaged').name}, looking for an older one", flush=True)
+            print(
+                f"warning: {error}; set aside as {path.with_suffix('.damaged').name}, looking for an older one",
+                flush=True,
+            )
     if damaged:
-        raise DamagedCheckpoint(f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to begin anew")
+        raise DamagedCheckpointError(
+            f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to begin anew"
+        )
     return None
 
 
 def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError with a readable difference when a checkpoint is not of the wanted recipe, revision, seed or dataset."""
+    """Raise UserError with a readable difference when a checkpoint is of another recipe, revision, seed or dataset."""
     lines = differences(pretraining_part(wanted["recipe"]), pretraining_part(found["recipe"]))
     for key in ("revision", "seed", "dataset_fingerprint"):
         if wanted[key] != found[key]:
             lines.append(f"{key}: wanted {wanted[key]}, found {found[key]}")
     if lines:
-        raise UserError(f"{path} belongs to another run; " + "; ".join(lines) + ". Restore the value, or raise `revision` in config.yaml to train anew")
+        raise UserError(
+            f"{path} belongs to another run; "
+            + "; ".join(lines)
+            + ". Restore the value, or raise `revision` in config.yaml to train anew"
+        )
 
 
 def link_boundary(boundary: Path, output: Path) -> None:
@@ -100,7 +112,11 @@ def link_boundary(boundary: Path, output: Path) -> None:
 
 def prune(partial: Path, keep: Path) -> None:
     """Delete what `keep`, just written, makes needless: boundaries before it and all but the last two rolling ones."""
-    rolling = sorted(partial.glob("step_*.pt"))[:-KEPT_ROLLING] if keep.name.startswith("step_") else list(partial.glob("step_*.pt"))
+    rolling = (
+        sorted(partial.glob("step_*.pt"))[:-KEPT_ROLLING]
+        if keep.name.startswith("step_")
+        else list(partial.glob("step_*.pt"))
+    )
     boundaries = [path for path in partial.glob("epoch_*.pt") if path != keep]
     for path in rolling + boundaries:
         path.unlink(missing_ok=True)

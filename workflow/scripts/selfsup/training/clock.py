@@ -1,4 +1,4 @@
-"""What a person sees of a long run: a line per interval with speed and time left; and a row per logged step for the files."""
+"""What is told of a long run: to people a line per interval with speed and time left, to a file rows."""
 
 import csv
 import os
@@ -37,9 +37,12 @@ class Progress:
         """Return the progress line after `step` steps. row: what history.csv has for the newest of them."""
         self._last_line = time.monotonic()
         per_step = (self._last_line - self._began) / max(step - self._start, 1)
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "epoch", "images_per_s"))
+        figures = "  ".join(
+            f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "epoch", "images_per_s")
+        )
         return (
-            f"epoch {step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}  step {step}/{self._run_end}  {figures}  "
+            f"epoch {step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}  step "
+            f"{step}/{self._run_end}  {figures}  "
             f"{row['images_per_s']:,.0f} images/s  left: segment {duration((self._segment_end - step) * per_step)}, "
             f"run {duration((self._run_end - step) * per_step)}"
         )

@@ -11,17 +11,24 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return the device for "auto", "cuda" or "cpu". Raises UserError when there is no such device or no build for it."""
+    """Return the device for "auto", "cuda" or "cpu". Raises UserError where there is none or no build for it."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise UserError("device is cuda, but torch finds no usable GPU here: check nvidia-smi and the torch build, or set device: cpu")
+        raise UserError(
+            "device is cuda, but torch finds no usable GPU here: check nvidia-smi and the torch build, or set "
+            "device: cpu"
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     devices = torch.cuda.device_count()
     index = 0 if devices == 1 else local_rank  # one visible GPU per task: srun --gpus-per-task
     if index >= devices:
-        raise UserError(f"local rank {local_rank} has no GPU: this node shows {devices}; set devices_per_node to {devices} or fewer")
-    problem = build_problem(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.cuda.get_arch_list())
+        raise UserError(
+            f"local rank {local_rank} has no GPU: this node shows {devices}; set devices_per_node to {devices} or fewer"
+        )
+    problem = build_problem(
+        torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
+    )
     if problem:
         raise UserError(problem)
     torch.cuda.set_device(index)
@@ -31,7 +38,7 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) -> str | None:
     """Return in one line why a torch build has no code for a GPU, and which build has, or None.
 
-    capability: compute capability, (7, 0) for a V100. built_for: torch.cuda.get_arch_list(), such as ["sm_75", "sm_90"].
+    capability: compute capability, (7, 0) for a V100. built_for: torch.cuda.get_arch_list(), like ["sm_75", "sm_90"].
     """
 
     def architectures(kind: str) -> list[tuple[int, int]]:
@@ -43,7 +50,8 @@ def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) 
     if binary or portable:
         return None
     return (
-        f"{name} has compute capability {capability[0]}.{capability[1]}, but torch {torch.__version__} was built for {', '.join(built_for)}: "
+        f"{name} has compute capability {capability[0]}.{capability[1]}, but torch {torch.__version__} was built "
+        f"for {', '.join(built_for)}: "
         "use the site's own PyTorch module or a build for CUDA 12.6, torch 2.6 or newer (README, Installation)"
     )
 

@@ -1,6 +1,5 @@
 """Ranks: one process per device, started by srun, by torchrun, or alone in a plain shell."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,11 +33,23 @@ def discover_place(environment: Mapping[str, str]) -> Place:
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         values = _all_of(TORCHRUN, environment, "torchrun")
-        return Place(int(values["RANK"]), int(values["WORLD_SIZE"]), int(values["LOCAL_RANK"]), values["MASTER_ADDR"], int(values["MASTER_PORT"]))
+        return Place(
+            int(values["RANK"]),
+            int(values["WORLD_SIZE"]),
+            int(values["LOCAL_RANK"]),
+            values["MASTER_ADDR"],
+            int(values["MASTER_PORT"]),
+        )
     if "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
         values = _all_of(SLURM, environment, "srun")
         port = 20_000 + int(values["SLURM_JOB_ID"]) % 10_000
-        return Place(int(values["SLURM_PROCID"]), int(values["SLURM_NTASKS"]), int(values["SLURM_LOCALID"]), first_host(values["SLURM_STEP_NODELIST"]), port)
+        return Place(
+            int(values["SLURM_PROCID"]),
+            int(values["SLURM_NTASKS"]),
+            int(values["SLURM_LOCALID"]),
+            first_host(values["SLURM_STEP_NODELIST"]),
+            port,
+        )
     return Place()
 
 
@@ -54,12 +65,15 @@ def first_host(node_list: str) -> str:
 def _all_of(names: tuple[str, ...], environment: Mapping[str, str], launcher: str) -> Mapping[str, str]:
     missing = [name for name in names if name not in environment]
     if missing:
-        raise UserError(f"half an environment of {launcher}: {', '.join(missing)} not set; start with {launcher}, or unset the others for a single process")
+        raise UserError(
+            f"half an environment of {launcher}: {', '.join(missing)} not set; start with {launcher}, or unset "
+            "the others for a single process"
+        )
     return environment
 
 
 class Ranks:
-    """The processes of a run, as seen by one of them. All methods are collective: every rank calls them, in one order."""
+    """The processes of a run, as seen by one of them. Methods are collective: every rank calls them, in one order."""
 
     def __init__(self, place: Place | None = None, device: torch.device | None = None):
         place = place or Place()
@@ -67,7 +81,9 @@ class Ranks:
         self._control = None
         if self.size > 1:
             backend = "nccl" if device is not None and device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, init_method=f"tcp://{place.address}:{place.port}", rank=self.rank, world_size=self.size)
+            dist.init_process_group(
+                backend, init_method=f"tcp://{place.address}:{place.port}", rank=self.rank, world_size=self.size
+            )
             # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
             self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
 

@@ -30,7 +30,7 @@ ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, and how this process computes. Nothing under "how" changes the stream of images or the recipe."""
+    """What is trained, and how this process computes. Nothing under "how" changes recipe or image stream."""
 
     recipe: Mapping[str, Any]
     seed: int
@@ -60,14 +60,19 @@ class Run:
 
 
 class Pretraining:
-    """The state of a pretraining at a step: method, optimiser, gradient scaler. `step` counts attempted steps from 0."""
+    """The state of a pretraining: method, optimiser, gradient scaler. `step` counts attempted steps from 0."""
 
     def __init__(self, run: Run, ranks: Ranks):
         self.run, self.ranks, self.step = run, ranks, 0
-        self.batches = Batches(run.store.train, run.recipe, seed=run.seed, stage="pretrain", rank=ranks.rank, ranks=ranks.size)
+        self.batches = Batches(
+            run.store.train, run.recipe, seed=run.seed, stage="pretrain", rank=ranks.rank, ranks=ranks.size
+        )
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
-            raise UserError(f"global_batch is {run.recipe['global_batch']}, more than the {len(run.store.train)} training images of {run.store.folder}")
+            raise UserError(
+                f"global_batch is {run.recipe['global_batch']}, more than the {len(run.store.train)} training "
+                f"images of {run.store.folder}"
+            )
         self.total_steps = run.recipe["epochs"] * self.steps_per_epoch
         self.method = build_method(run.recipe, seed=run.seed, total_steps=self.total_steps)
         self.method.networks.to(run.device)
@@ -154,7 +159,8 @@ class Pretraining:
         finite = self.finite & torch.stack([torch.isfinite(p).all() for p in self.method.networks.parameters()]).all()
         if self.ranks.any(not bool(finite)):
             raise UserError(
-                f"loss or weights are not finite before step {self.step}: nothing was written. The last good checkpoint is in {self.run.folder}; "
+                f"loss or weights are not finite before step {self.step}: nothing was written. The last good "
+                f"checkpoint is in {self.run.folder}; "
                 "lower optimizer.peak_lr or use precision: fp32, then start again"
             )
         if self.ranks.is_main:
@@ -165,7 +171,9 @@ class Pretraining:
         self.ranks.barrier()
 
 
-def train_segment(run: Run, ranks: Ranks, *, until_epoch: int, previous: Path | None, output: Path, stop: StopRequest) -> bool:
+def train_segment(
+    run: Run, ranks: Ranks, *, until_epoch: int, previous: Path | None, output: Path, stop: StopRequest
+) -> bool:
     """Train to the end of `until_epoch` and leave its checkpoint at `output`.
 
     Continues from the newest of `previous`, the boundary before, and the run's rolling checkpoints. Returns False when
@@ -179,7 +187,9 @@ def train_segment(run: Run, ranks: Ranks, *, until_epoch: int, previous: Path | 
         raise UserError(f"{previous}: the boundary to continue from is not there: run the segment before it again")
     if training.step < end:
         _announce(training, end, source)
-        training.attempts.append({**training.numerics, "start_step": training.step, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        training.attempts.append(
+            {**training.numerics, "start_step": training.step, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        )
         if not _train(training, end, boundary, stop):
             return False
     if ranks.is_main:
@@ -207,9 +217,11 @@ def _announce(training: Pretraining, end: int, source: Path | None) -> None:
         return
     where = f"continuing after {source}" if source else "from the beginning"
     print(
-        f"pretraining {run.recipe['method']} with {run.recipe['model']['backbone']} on {len(run.store.train):,} images, seed {run.seed}: steps "
+        f"pretraining {run.recipe['method']} with {run.recipe['model']['backbone']} on {len(run.store.train):,} "
+        f"images, seed {run.seed}: steps "
         f"{training.step} to {end} of {training.total_steps}, {where}\n"
-        f"global batch {run.recipe['global_batch']} over {training.ranks.size} ranks on {training.numerics['device']}, {run.precision}, "
+        f"global batch {run.recipe['global_batch']} over {training.ranks.size} ranks on "
+        f"{training.numerics['device']}, {run.precision}, "
         f"{run.threads} threads each",
         flush=True,
     )
@@ -221,7 +233,13 @@ def _train(training: Pretraining, end: int, boundary: Path, stop: StopRequest) -
     """The loop. Returns False when it was asked to stop."""
     run, ranks = training.run, training.ranks
     start, spe = training.step, training.steps_per_epoch
-    progress = Progress(start=start, segment_end=end, run_end=training.total_steps, steps_per_epoch=spe, batch=run.recipe["global_batch"])
+    progress = Progress(
+        start=start,
+        segment_end=end,
+        run_end=training.total_steps,
+        steps_per_epoch=spe,
+        batch=run.recipe["global_batch"],
+    )
     schedules = tuple(training.method.schedules(start))
     history = History(run.folder / "history.csv", start=start, columns=schedules) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
@@ -233,7 +251,13 @@ def _train(training: Pretraining, end: int, boundary: Path, stop: StopRequest) -
         logged = done % row_interval == 0
         if logged or done == end:
             mean_loss = float(ranks.mean(loss))
-            row = {"step": step, "epoch": step // spe, "loss": mean_loss, "lr": training.learning_rate(step), **training.method.schedules(step)}
+            row = {
+                "step": step,
+                "epoch": step // spe,
+                "loss": mean_loss,
+                "lr": training.learning_rate(step),
+                **training.method.schedules(step),
+            }
             if ranks.is_main:
                 row["images_per_s"] = progress.images_per_s(done)
                 if logged:

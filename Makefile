@@ -1,0 +1,43 @@
+# Each target is a line that a person could type. `make` lists them.
+# The environment is made once, in .venv, from the lock requirements.txt; PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SMK := Snakefile workflow/rules
+PY := workflow/scripts tests
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: .venv/made  ## make the environment in .venv from requirements.txt
+
+.venv/made: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "error: $$($(PYTHON) --version) found, wanted Python 3.11 or 3.12: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.txt
+	@touch $@
+
+demo: env  ## pretrain, evaluate and print the demo's table: minutes on two cores, no GPU, no download
+	$(BIN)/snakemake --cores all results/demo.csv
+	@echo; cat results/demo.md
+
+test: env  ## all tests but the slow targets' own
+	$(BIN)/pytest
+
+lint: env  ## style of Python and of the workflow
+	$(BIN)/ruff check $(PY)
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/snakefmt --check $(SMK)
+	$(BIN)/python tests/workflow/lint.py
+
+format: env  ## write the style that `make lint` wants
+	$(BIN)/ruff check --fix-only --quiet $(PY)
+	$(BIN)/ruff format $(PY)
+	$(BIN)/snakefmt $(SMK)
+
+lock: env  ## resolve pyproject.toml into requirements.txt, for every platform that it names
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --custom-compile-command "make lock" --quiet -o requirements.txt

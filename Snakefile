@@ -1,0 +1,25 @@
+# Wiring only: what is run stands in config.yaml, how it is trained in workflow/recipes/, each stage in workflow/rules/.
+#
+#   snakemake --cores all results/demo.csv                    minutes on a laptop
+#   snakemake --profile profiles/slurm results/table1.csv     the full reproduction, on a Slurm cluster
+#   snakemake -n ...                                          the plan
+
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/table1.csv",

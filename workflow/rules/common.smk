@@ -1,0 +1,219 @@
+# Validation of config.yaml, names of files, and what the jobs of an experiment ask of the machine.
+
+import hashlib
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+# The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
+BASE = Path(workflow.basedir)
+SCRIPTS = BASE / "workflow" / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from selfsup.config import check_config, dataset_problem
+from selfsup.errors import UserError
+from selfsup.recipe import canonical, pretraining_part
+from selfsup.schema import read_yaml
+from selfsup.segments import boundaries, boundary_name
+
+
+def give_up(message):
+    """End Snakemake with one line. A WorkflowError would add a traceback of this file's, which says nothing to a user."""
+    sys.exit(f"error: {message}")
+
+
+def checked_config():
+    """Return config.yaml, checked; end with one line on a mistake in it."""
+    try:
+        for path in workflow.configfiles:
+            read_yaml(Path(path))  # finds keys written twice, which Snakemake's own reader lets pass
+        return check_config(config)
+    except UserError as error:
+        give_up(str(error))
+
+
+CONFIG = checked_config()
+PRETRAIN = "results/{experiment}/seed{seed}/pretrain"
+CIFAR10_ARCHIVE = f"{CONFIG.data_dir}/downloads/cifar-10-python.tar.gz"
+
+
+wildcard_constraints:
+    experiment="|".join(map(re.escape, CONFIG.experiments)),
+    dataset="|".join(map(re.escape, CONFIG.datasets)),
+    table="|".join(map(re.escape, CONFIG.tables)),
+    seed=r"\d+",
+    epoch=r"\d+",
+
+
+def experiment_of(wildcards):
+    return CONFIG.experiments[wildcards.experiment]
+
+
+def dataset_folder(dataset):
+    return f"{CONFIG.data_dir}/{dataset}"
+
+
+def dataset_of(wildcards):
+    """The prepared dataset; an older or newer file time alone never retrains an encoder, its fingerprint is checked."""
+    return ancient(f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json")
+
+
+def script(name):
+    return shlex.quote(str(SCRIPTS / name))
+
+
+def code_digest(*names):
+    """A digest of scripts and packages under workflow/scripts, so that a rule runs again when its code has changed."""
+    files = sorted(
+        file
+        for name in names
+        for file in ([SCRIPTS / name] if name.endswith(".py") else (SCRIPTS / name).rglob("*.py"))
+    )
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+EVALUATION_CODE = code_digest(
+    "linear_eval.py", "selfsup/evaluation", "selfsup/models", "selfsup/augment", "selfsup/data", "selfsup/optim"
+)
+
+
+def compute(stage, key):
+    """Return a function of wildcards: a value of the experiment's `compute` block for "pretrain" or "evaluate"."""
+    return lambda wildcards: experiment_of(wildcards).compute[stage][key]
+
+
+def tasks(stage):
+    """One task per device."""
+    return lambda wildcards: compute(stage, "nodes")(wildcards) * compute(stage, "devices_per_node")(wildcards)
+
+
+def local_threads(stage):
+    """Cores of one node's devices; what a local run takes."""
+    return lambda wildcards: compute(stage, "cpus_per_device")(wildcards) * compute(stage, "devices_per_node")(
+        wildcards
+    )
+
+
+def mpi(stage):
+    """The plugin's word for "this rule calls srun itself"; it wants an empty one where there is a single task."""
+    return lambda wildcards: "srun" if tasks(stage)(wildcards) > 1 else ""
+
+
+def minutes(stage):
+    return lambda wildcards: round(60 * compute(stage, "hours")(wildcards))
+
+
+def sbatch_flags(stage):
+    """What the plugin has no resource for: geometry of GPUs, the signal ahead of the time limit, the site's own flags."""
+
+    def flags(wildcards):
+        per_node = compute(stage, "devices_per_node")(wildcards)
+        gpus = "" if compute(stage, "device")(wildcards) == "cpu" else f" --gpus-per-node={per_node}"
+        # 120 s: time for the largest checkpoint. Without "B:" the signal reaches every task and not the batch shell.
+        return f"--ntasks-per-node={per_node}{gpus} --signal=USR1@120 {CONFIG.cluster['extra']}".strip()
+
+    return flags
+
+
+# Slurm's own words for config.yaml's; null means that the flag is left out.
+SBATCH_RESOURCES = {
+    "account": "slurm_account",
+    "partition": "slurm_partition",
+    "constraint": "constraint",
+    "qos": "qos",
+}
+CLUSTER = {
+    resource: CONFIG.cluster[key] for key, resource in SBATCH_RESOURCES.items() if CONFIG.cluster[key] is not None
+}
+
+
+def launcher(wildcards, stage):
+    """What starts one process per device: srun in a Slurm job, torchrun for several on this machine, else nothing."""
+    block = experiment_of(wildcards).compute[stage]
+    nodes, per_node, cpus = block["nodes"], block["devices_per_node"], block["cpus_per_device"]
+    if workflow.remote_exec and "SLURM_JOB_ID" in os.environ:
+        # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
+        gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
+        return (
+            f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task={cpus} "
+            f"{gpus}--kill-on-bad-exit=1 {sys.executable}"
+        )
+    if nodes > 1:
+        give_up(
+            f"experiment {wildcards.experiment} asks for {nodes} nodes: use --profile profiles/slurm, or set "
+            f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
+        )
+    if per_node > 1:
+        return f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={per_node}"
+    return sys.executable
+
+
+def compute_arguments(wildcards, stage):
+    block = experiment_of(wildcards).compute[stage]
+    return f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
+
+
+def image_source(wildcards):
+    """The file that Snakemake must make first. A path of the user's is a parameter: its file times mean nothing here."""
+    problem = dataset_problem(CONFIG, wildcards.dataset)
+    if problem:
+        give_up(problem)
+    block = CONFIG.datasets[wildcards.dataset]
+    return [CIFAR10_ARCHIVE] if block["source"] == "cifar10" and block.get("path") is None else []
+
+
+def source_path(wildcards, input):
+    path = CONFIG.datasets[wildcards.dataset].get("path") or (input[0] if input else None)
+    return f"--path {shlex.quote(path)}" if path else ""
+
+
+def finished_boundaries(experiment, seed):
+    """The boundaries that exist, in epochs: they stay, whatever segment_epochs has become."""
+    folder = Path(PRETRAIN.format(experiment=experiment, seed=seed))
+    return [int(path.stem.split("_")[1]) for path in folder.glob("epoch_*.pt")]
+
+
+def segment_ends(wildcards):
+    experiment = experiment_of(wildcards)
+    finished = finished_boundaries(wildcards.experiment, wildcards.seed)
+    return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, finished)
+
+
+def previous_boundary(wildcards):
+    earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
+    return [f"{PRETRAIN}/{boundary_name(earlier[-1])}"] if earlier else []
+
+
+def last_boundary(wildcards):
+    return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
+
+
+def metrics_of_table(wildcards):
+    return [
+        f"results/{name}/seed{seed}/{part}linear/metrics.csv"
+        for name in CONFIG.tables[wildcards.table]
+        for seed in CONFIG.experiments[name].seeds
+        for part in ("", "random_init/")
+    ]
+
+
+def config_of_table(wildcards):
+    """The part of config.yaml that a table is made from, as JSON."""
+    names = CONFIG.tables[wildcards.table]
+    return canonical(
+        {
+            **{key: config[key] for key in ("data_dir", "cluster", "datasets")},
+            "tables": {wildcards.table: names},
+            "experiments": {name: config["experiments"][name] for name in names},
+        }
+    )
+
+
+onerror:
+    print(
+        "\nA job failed; its log is named above. Finished work is kept: the same command continues where it stopped.\n"
+        "If an edit that changes no result made finished jobs run again: snakemake --cleanup-metadata FILE, or --touch.",
+        file=sys.stderr,
+    )

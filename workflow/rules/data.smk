@@ -1,0 +1,48 @@
+# Datasets: download where the source has one, then pack into few large files.
+
+
+localrules:
+    download_cifar10,
+
+
+rule download_cifar10:
+    output:
+        CIFAR10_ARCHIVE,
+    log:
+        "logs/download_cifar10.log",
+    benchmark:
+        "logs/benchmarks/download_cifar10.tsv"
+    params:
+        python=sys.executable,
+        script=script("prepare_dataset.py"),
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "Download CIFAR-10 (170 MB)"
+    shell:
+        "{params.python} {params.script} --source cifar10 --download-only --output {params.folder:q} 2>&1 | tee -i {log}"
+
+
+rule prepare_dataset:
+    input:
+        image_source,
+    output:
+        f"{CONFIG.data_dir}/{{dataset}}/store.json",
+    log:
+        "logs/prepare_dataset/{dataset}.log",
+    benchmark:
+        "logs/benchmarks/prepare_dataset/{dataset}.tsv"
+    threads: 1
+    resources:
+        **CLUSTER,
+        runtime=600,
+        mem_mb=8000,
+    params:
+        python=lambda wildcards, input: sys.executable,
+        script=lambda wildcards, input: script("prepare_dataset.py"),
+        source=lambda wildcards: CONFIG.datasets[wildcards.dataset]["source"],
+        path=source_path,
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "Pack the dataset {wildcards.dataset}"
+    shell:
+        "{params.python} {params.script} --source {params.source} {params.path} --output {params.folder:q} 2>&1 | tee -i {log}"

@@ -1,0 +1,52 @@
+# Linear evaluation of an encoder, trained or not.
+
+
+rule linear_eval:
+    input:
+        data=dataset_of,
+        encoder="results/{experiment}/seed{seed}/encoder.safetensors",
+    output:
+        metrics="results/{experiment}/seed{seed}/linear/metrics.csv",
+        history="results/{experiment}/seed{seed}/linear/history.csv",
+    log:
+        "logs/linear_eval/{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/linear_eval/{experiment}_seed{seed}.tsv"
+    threads: local_threads("evaluate")
+    resources:
+        **CLUSTER,
+        mpi=mpi("evaluate"),
+        nodes=compute("evaluate", "nodes"),
+        tasks=tasks("evaluate"),
+        cpus_per_task=compute("evaluate", "cpus_per_device"),
+        mem_mb=0,
+        runtime=minutes("evaluate"),
+        slurm_extra=sbatch_flags("evaluate"),
+    params:
+        recipe=lambda wildcards: canonical(experiment_of(wildcards).recipe),
+        code=EVALUATION_CODE,
+        launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
+        script=lambda wildcards, input: script("linear_eval.py"),
+        data=lambda wildcards, input: os.path.dirname(input.data),
+        folder=lambda wildcards, output: os.path.dirname(output.metrics),
+        compute=lambda wildcards, input: compute_arguments(wildcards, "evaluate"),
+    message:
+        "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}"
+    shell:
+        "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --data {params.data:q}"
+        " --encoder {input.encoder:q} --output {params.folder:q} {params.compute} 2>&1 | tee -i {log}"
+
+
+use rule linear_eval as linear_eval_random_init with:
+    input:
+        data=dataset_of,
+        encoder="results/{experiment}/seed{seed}/random_init/encoder.safetensors",
+    output:
+        metrics="results/{experiment}/seed{seed}/random_init/linear/metrics.csv",
+        history="results/{experiment}/seed{seed}/random_init/linear/history.csv",
+    log:
+        "logs/linear_eval/{experiment}_seed{seed}_random_init.log",
+    benchmark:
+        "logs/benchmarks/linear_eval/{experiment}_seed{seed}_random_init.tsv"
+    message:
+        "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}"

@@ -1,0 +1,90 @@
+# Pretraining in segments: a bounded job each, which continues from the boundary before it, or from a rolling checkpoint.
+
+
+rule pretrain_segment:
+    input:
+        data=dataset_of,
+        previous=previous_boundary,
+    output:
+        checkpoint=f"{PRETRAIN}/epoch_{{epoch}}.pt",
+        card=f"{PRETRAIN}/epoch_{{epoch}}.json",
+    log:
+        "logs/pretrain/{experiment}_seed{seed}_epoch{epoch}.log",
+    benchmark:
+        "logs/benchmarks/pretrain/{experiment}_seed{seed}_epoch{epoch}.tsv"
+    threads: local_threads("pretrain")
+    resources:
+        **CLUSTER,
+        mpi=mpi("pretrain"),
+        nodes=compute("pretrain", "nodes"),
+        tasks=tasks("pretrain"),
+        cpus_per_task=compute("pretrain", "cpus_per_device"),
+        mem_mb=0,  # no --mem: the share of a node that comes with the cores
+        runtime=minutes("pretrain"),
+        slurm_extra=sbatch_flags("pretrain"),
+    params:
+        # These two decide the weights: a change of theirs trains anew. What has `input` as an argument is not tracked.
+        recipe=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
+        revision=lambda wildcards: experiment_of(wildcards).revision,
+        launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
+        script=lambda wildcards, input: script("pretrain.py"),
+        data=lambda wildcards, input: os.path.dirname(input.data),
+        folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
+        previous=lambda wildcards, input: f"--previous {input.previous}" if input.previous else "",
+        epoch=lambda wildcards, input: int(wildcards.epoch),
+        compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+        minutes=lambda wildcards, input: compute("pretrain", "checkpoint_minutes")(wildcards),
+    message:
+        "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}"
+    shell:
+        "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
+        " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
+        " {params.compute} --checkpoint-minutes {params.minutes} 2>&1 | tee -i {log}"
+
+
+rule export_encoder:
+    input:
+        last_boundary,
+    output:
+        weights="results/{experiment}/seed{seed}/encoder.safetensors",
+        card="results/{experiment}/seed{seed}/encoder.json",
+    log:
+        "logs/export_encoder/{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/export_encoder/{experiment}_seed{seed}.tsv"
+    threads: 1
+    resources:
+        **CLUSTER,
+        runtime=20,
+        mem_mb=8000,
+    params:
+        recipe=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
+        full_recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        source=lambda wildcards, input: f"--checkpoint {input[0]}",
+        python=lambda wildcards, input: sys.executable,
+        script=lambda wildcards, input: script("export_encoder.py"),
+    message:
+        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}"
+    shell:
+        "{params.python} {params.script} --recipe {params.full_recipe:q} --seed {wildcards.seed} {params.source}"
+        " --output {output.weights:q} 2>&1 | tee -i {log}"
+
+
+use rule export_encoder as export_random_init with:
+    input:
+        [],
+    output:
+        weights="results/{experiment}/seed{seed}/random_init/encoder.safetensors",
+        card="results/{experiment}/seed{seed}/random_init/encoder.json",
+    log:
+        "logs/export_encoder/{experiment}_seed{seed}_random_init.log",
+    benchmark:
+        "logs/benchmarks/export_encoder/{experiment}_seed{seed}_random_init.tsv"
+    params:
+        recipe=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
+        full_recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        source="--random-init",
+        python=lambda wildcards, input: sys.executable,
+        script=lambda wildcards, input: script("export_encoder.py"),
+    message:
+        "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}"

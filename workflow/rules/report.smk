@@ -1,0 +1,29 @@
+# Tables: the paper's rows beside ours.
+
+
+localrules:
+    table,
+    all,
+
+
+rule table:
+    input:
+        metrics=metrics_of_table,
+        published=BASE / "workflow/reference/published.csv",
+    output:
+        csv="results/{table}.csv",
+        md="results/{table}.md",
+    log:
+        "logs/table/{table}.log",
+    benchmark:
+        "logs/benchmarks/table/{table}.tsv"
+    params:
+        config=config_of_table,
+        code=code_digest("make_table.py", "selfsup/evaluation"),
+        python=lambda wildcards, input: sys.executable,
+        script=lambda wildcards, input: script("make_table.py"),
+    message:
+        "Make results/{wildcards.table}.csv"
+    shell:
+        "{params.python} {params.script} --table {wildcards.table} --config {params.config:q} --output {output.csv:q}"
+        " 2>&1 | tee -i {log}"
