@@ -24,8 +24,9 @@ rule pretrain_segment:
         slurm_extra=sbatch_flags("pretrain"),
     params:
         # These two decide the weights: a change of theirs trains anew. What has `input` as an argument is not tracked.
-        recipe=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
+        weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         revision=lambda wildcards: experiment_of(wildcards).revision,
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
@@ -58,15 +59,15 @@ rule export_encoder:
         runtime=20,
         mem_mb=8000,
     params:
-        recipe=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
-        full_recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         source=lambda wildcards, input: f"--checkpoint {input[0]}",
         python=lambda wildcards, input: sys.executable,
         script=lambda wildcards, input: script("export_encoder.py"),
     message:
         "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "{params.python} {params.script} --recipe {params.full_recipe:q} --seed {wildcards.seed} {params.source}"
+        "{params.python} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} {params.source}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
 
 
@@ -81,8 +82,8 @@ use rule export_encoder as export_random_init with:
     benchmark:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}_random_init.tsv"
     params:
-        recipe=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
-        full_recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        weights=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         source="--random-init",
         python=lambda wildcards, input: sys.executable,
         script=lambda wildcards, input: script("export_encoder.py"),
