@@ -49,7 +49,7 @@ def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
     """Return the table's lines, published ones first within each dataset.
 
     Published rows come along for each dataset in the table; a table that the paper has gets all of the paper's
-    rows, and a dataset of the paper's without an experiment here gets a line that says "not run". No figure is ever filled in.
+    rows, and a dataset of the paper's without an experiment here a line "not run". No figure is ever filled in.
     """
     published = pd.read_csv(
         REFERENCE, dtype={"top1": float, "top5": float, "epochs": "Int64", "global_batch": "Int64", "n_test": "Int64"}
