@@ -16,7 +16,7 @@ from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.schema import read_yaml
-from selfsup.segments import boundaries, boundary_name
+from selfsup.segments import boundaries, boundary_name, finished_boundaries, superseded_revision
 
 
 def give_up(message):
@@ -169,16 +169,28 @@ def source_path(wildcards, input):
     return f"--path {shlex.quote(path)}" if path else ""
 
 
-def finished_boundaries(experiment, seed):
-    """The boundaries that exist, in epochs: they stay, whatever segment_epochs has become."""
-    folder = Path(PRETRAIN.format(experiment=experiment, seed=seed))
-    return [int(path.stem.split("_")[1]) for path in folder.glob("epoch_*.pt")]
-
-
 def segment_ends(wildcards):
+    """The boundaries of a run, in epochs. Stops when the folder holds a finished run of another recipe."""
     experiment = experiment_of(wildcards)
-    finished = finished_boundaries(wildcards.experiment, wildcards.seed)
+    folder = Path(PRETRAIN.format(**wildcards))
+    try:
+        finished = finished_boundaries(folder, experiment.recipe, experiment.revision)
+    except UserError as error:
+        give_up(str(error))
     return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, finished)
+
+
+def move_aside_superseded(wildcards):
+    """Keep a run of an earlier revision: its folder seed0 becomes seed0_revision1. Not in a dry run, not in a job."""
+    run = Path(PRETRAIN.format(**wildcards)).parent
+    earlier = superseded_revision(run / "pretrain", experiment_of(wildcards).revision)
+    if earlier is None or workflow.dryrun or workflow.remote_exec or workflow.subprocess_exec:
+        return
+    aside = run.with_name(f"{run.name}_revision{earlier}")
+    if aside.exists():
+        give_up(f"{run} is to be moved aside as {aside}, which exists: move or delete one of them")
+    run.rename(aside)
+    print(f"moved the run of revision {earlier} aside: {aside}", file=sys.stderr)
 
 
 def previous_boundary(wildcards):
@@ -187,6 +199,7 @@ def previous_boundary(wildcards):
 
 
 def last_boundary(wildcards):
+    move_aside_superseded(wildcards)
     return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 
 

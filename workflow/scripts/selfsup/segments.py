@@ -1,11 +1,24 @@
-"""Cutting a pretraining into segments, each a bounded job. Imports no torch: Snakemake reads this in every job."""
+"""Cutting a pretraining into segments, each a bounded job. Imports no torch: Snakemake reads this in every job.
+
+`segments.json` in a run's folder records the run and its finished boundaries. It outlives the checkpoints, so that
+deleting old ones to save space, or changing `segment_epochs`, never makes finished epochs run again.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from selfsup.atomic_files import write_atomically
+from selfsup.errors import UserError
+from selfsup.recipe import differences, fingerprint, pretraining_part
+
+RECORD = "segments.json"
 
 
-def boundaries(epochs: int, segment_epochs: int, finished: list[int] = ()) -> list[int]:
+def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = ()) -> list[int]:
     """Return the epochs at which segments end, in order; the last is `epochs`.
 
-    `finished` are the boundaries that exist already: they stay, and only the epochs after the last of them are cut
-    into pieces of `segment_epochs`, so that a changed length never makes finished epochs run again.
+    `finished` boundaries stay; only the epochs after the last of them are cut into pieces of `segment_epochs`.
     """
     done = sorted(epoch for epoch in set(finished) if 0 < epoch <= epochs)
     start = done[-1] if done else 0
@@ -17,6 +30,49 @@ def boundary_name(epoch: int) -> str:
     return f"epoch_{epoch:04d}.pt"
 
 
-def steps_per_epoch(images: int, global_batch: int) -> int:
-    """Return the optimiser steps of an epoch: whole global batches only, a shorter last one is left out."""
-    return images // global_batch
+def finished_boundaries(folder: Path, recipe: Mapping, revision: int) -> list[int]:
+    """Return the boundaries, in epochs, that the run in `folder` has finished; none of those of an earlier revision.
+
+    Raises UserError with the differences when the folder holds a run of another recipe under this revision: saved
+    work is never overwritten by surprise.
+    """
+    record = _read_record(folder)
+    if record is None or record["revision"] < revision:
+        return []
+    if record["fingerprint"] != fingerprint(recipe, revision):
+        lines = differences(pretraining_part(recipe), record["recipe"])
+        if record["revision"] > revision:
+            lines.append(f"revision: wanted {revision}, found {record['revision']}")
+        raise UserError(
+            f"{folder} holds a pretraining of another recipe; {'; '.join(lines)}. "
+            "Restore the value, or raise the experiment's `revision` in config.yaml to train anew and keep this run aside"
+        )
+    return record["boundaries"]
+
+
+def superseded_revision(folder: Path, revision: int) -> int | None:
+    """Return the revision of the run in `folder` if it is an earlier one than `revision`."""
+    record = _read_record(folder)
+    return record["revision"] if record and record["revision"] < revision else None
+
+
+def record_run(folder: Path, recipe: Mapping, revision: int, boundary: int | None = None) -> None:
+    """Write the run into segments.json, once it has saved something; add `boundary`, in epochs, once it is reached."""
+    finished = {*finished_boundaries(folder, recipe, revision), *([boundary] if boundary else [])}
+    record = {
+        "revision": revision,
+        "fingerprint": fingerprint(recipe, revision),
+        "boundaries": sorted(finished),
+        "recipe": pretraining_part(recipe),
+    }
+    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _read_record(folder: Path) -> dict | None:
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}): delete it; the checkpoints beside it stay as they are") from error

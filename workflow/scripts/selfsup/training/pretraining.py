@@ -18,7 +18,7 @@ from selfsup.errors import UserError
 from selfsup.methods import build_method
 from selfsup.optim import LARS, learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import fingerprint
-from selfsup.segments import boundary_name
+from selfsup.segments import boundary_name, finished_boundaries, record_run
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress
 from selfsup.training.device import autocast
@@ -168,6 +168,7 @@ class Pretraining:
             figures = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": float(loss)}
             checkpoint.save_checkpoint(path, self.state(), {**card, **figures, "numerics": self.numerics})
             checkpoint.prune(self.run.partial, keep=path)
+            record_run(self.run.folder, self.run.recipe, self.run.revision)
         self.ranks.barrier()
 
 
@@ -179,6 +180,7 @@ def train_segment(
     Continues from the newest of `previous`, the boundary before, and the run's rolling checkpoints. Returns False when
     asked to stop before the boundary; all work is then in a rolling checkpoint.
     """
+    finished_boundaries(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
     boundary = run.partial / boundary_name(until_epoch)
     training = Pretraining(run, ranks)
     end = until_epoch * training.steps_per_epoch
@@ -194,6 +196,7 @@ def train_segment(
             return False
     if ranks.is_main:
         checkpoint.link_boundary(boundary, output)
+        record_run(run.folder, run.recipe, run.revision, until_epoch)
     ranks.barrier()
     return True
 
