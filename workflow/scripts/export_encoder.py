@@ -19,7 +19,7 @@ from selfsup.evaluation.encoder import check_same_features, save_encoder
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.recipe import differences, pretraining_part
-from selfsup.training.checkpoint import load_checkpoint
+from selfsup.training.checkpoint import load_checkpoint, prune
 
 
 def main() -> None:
@@ -45,6 +45,8 @@ def main() -> None:
         card["training"] = training
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
+    if arguments.checkpoint:
+        prune(arguments.checkpoint.parent / "partial")  # the run is over: what is kept there was for continuing it
     print(f"exported {arguments.output}, SHA-256 {checksum[:16]}")
 
 

@@ -57,7 +57,7 @@ def superseded_revision(folder: Path, revision: int) -> int | None:
 
 
 def record_run(folder: Path, recipe: Mapping, revision: int, boundary: int | None = None) -> None:
-    """Write the run into segments.json, once it has saved something; add `boundary`, in epochs, once it is reached."""
+    """Write the run into segments.json, once it has saved something; add `boundary` (epochs) once it is reached."""
     finished = {*finished_boundaries(folder, recipe, revision), *([boundary] if boundary else [])}
     record = {
         "revision": revision,

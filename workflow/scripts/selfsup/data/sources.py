@@ -67,7 +67,8 @@ def _prepare_digits(folder: Path) -> str:
 
 def _prepare_cifar10(path: Path, folder: Path) -> str:
     """CIFAR-10 from its archive or the folder of `cifar-10-batches-py`; torchvision checks each file's MD5."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         root = path
         if path.is_file():
             _unpack(path, Path(unpacked))

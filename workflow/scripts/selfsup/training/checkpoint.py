@@ -110,15 +110,14 @@ def link_boundary(boundary: Path, output: Path) -> None:
             shutil.copy2(source, target)
 
 
-def prune(partial: Path, keep: Path) -> None:
-    """Delete what `keep`, just written, makes needless: boundaries before it and all but the last two rolling ones."""
-    rolling = (
-        sorted(partial.glob("step_*.pt"))[:-KEPT_ROLLING]
-        if keep.name.startswith("step_")
-        else list(partial.glob("step_*.pt"))
-    )
-    boundaries = [path for path in partial.glob("epoch_*.pt") if path != keep]
-    for path in rolling + boundaries:
+def prune(partial: Path, keep: Path | None = None) -> None:
+    """Delete what `keep`, just written, makes needless: boundaries before it and all but the last two rolling ones.
+
+    Without `keep` the run is over, and all checkpoints in `partial` go.
+    """
+    rolling, boundaries = sorted(partial.glob("step_*.pt")), set(partial.glob("epoch_*.pt"))
+    kept = set(rolling[-KEPT_ROLLING:]) if keep in rolling else {keep}
+    for path in {*rolling, *boundaries} - kept:
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)
 

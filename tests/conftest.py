@@ -1,0 +1,55 @@
+"""A dataset and a recipe so small that a training takes a second, made anew for each test session."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfsup.data.store import PackedStore, StoreWriter
+from selfsup.recipe import load_recipe
+
+TINY = {
+    "epochs": 4,
+    "global_batch": 8,
+    "model": {"width": 4},
+    "byol": {
+        "projector": {"hidden": 16, "out": 8},
+        "predictor": {"hidden": 16, "out": 8},
+    },
+    "optimizer": {"warmup_epochs": 1},
+    "augment": {"size": 8},
+    "linear": {"epochs": 2, "batch": 8, "test": {"resize": 9, "crop": 8}},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> dict:
+    """The digits recipe with a network, pictures and a length that fit into a second."""
+    return load_recipe("digits", TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> PackedStore:
+    """43 training and 19 test images, 12 pixels high and 10 wide, of three classes; neither number divides a batch."""
+    folder = tmp_path_factory.mktemp("store")
+    random = np.random.default_rng(7)
+    writer = StoreWriter(folder, ["ant", "bee", "cat"])
+    for split, count in {"train": 43, "test": 19}.items():
+        writer.write_raw(split, random.integers(0, 256, (count, 3, 12, 10), np.uint8), random.integers(0, 3, count))
+    writer.finish()
+    return PackedStore(folder)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Tests compute as a run with cpus_per_device: 2 does, and give the setting back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def repository() -> Path:
+    return Path(__file__).parents[1]

@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from selfsup.augment import build_views
+from selfsup.methods import build_method
+from selfsup.methods.byol import byol_loss, tau
+from selfsup.optim import parameter_treatments, treatment_table
+from selfsup.recipe import load_recipe
+from selfsup.training.distributed import Ranks
+
+
+def byol(recipe, total_steps=20):
+    method = build_method(recipe, seed=0, total_steps=total_steps)
+    method.connect(Ranks())
+    return method
+
+
+def views_of(recipe, count=8, epoch=0):
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 3, 12, 12), np.uint8))
+    return build_views(recipe, 12)(images, seed=0, epoch=epoch, indices=np.arange(count))
+
+
+def test_the_loss_is_two_minus_twice_the_cosine():
+    random = np.random.default_rng(0)
+    p, z = random.normal(size=(2, 50, 7))
+    cosines = (p * z).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
+    ours = byol_loss(torch.tensor(p), torch.tensor(z)).item()
+    assert ours == pytest.approx((2 - 2 * cosines).mean(), rel=1e-14)
+    assert byol_loss(torch.tensor(p), torch.tensor(3 * p)).item() == pytest.approx(0, abs=1e-14)
+    assert byol_loss(torch.tensor(p), torch.tensor(-p)).item() == pytest.approx(4)
+
+
+def test_the_losss_gradient_is_that_of_the_equation():
+    """d(2 - 2 p.z/|p||z|)/dp = -2 (z/|z| - cos p/|p|) / |p|, divided by the number of rows."""
+    random = np.random.default_rng(0)
+    p, z = random.normal(size=(2, 5, 7))
+    prediction = torch.tensor(p, requires_grad=True)
+    byol_loss(prediction, torch.tensor(z)).backward()
+    p_norm, z_norm = (np.linalg.norm(x, axis=1, keepdims=True) for x in (p, z))
+    cosine = (p * z).sum(1, keepdims=True) / p_norm / z_norm
+    wanted = -2 * (z / z_norm - cosine * p / p_norm) / p_norm / len(p)
+    np.testing.assert_allclose(prediction.grad.numpy(), wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_tau_rises_from_its_base_to_one_along_a_cosine():
+    assert tau(0, total_steps=100, base=0.996) == 0.996
+    assert tau(50, total_steps=100, base=0.996) == pytest.approx(0.998, abs=1e-15)
+    assert tau(100, total_steps=100, base=0.996) == 1
+    for step in range(100):
+        wanted = 1 - (1 - 0.996) * (np.cos(np.pi * step / 100) + 1) / 2
+        assert tau(step, total_steps=100, base=0.996) == pytest.approx(wanted, abs=1e-15)
+
+
+def test_both_directions_are_summed_or_averaged(tiny_recipe):
+    views = views_of(tiny_recipe)
+    summed, _ = byol(tiny_recipe).loss(views, 0, Ranks())
+    averaged, _ = byol(load_recipe("digits", {**TINY, "byol": {**TINY["byol"], "loss_reduction": "mean"}})).loss(
+        views, 0, Ranks()
+    )
+    assert averaged.item() == pytest.approx(summed.item() / 2, rel=1e-6)
+
+
+def test_the_loss_compares_each_view_with_the_targets_projection_of_the_other(tiny_recipe):
+    method, views = byol(tiny_recipe), views_of(tiny_recipe)
+    loss, _ = method.loss(views, 0, Ranks())
+    again = byol(tiny_recipe)
+    online, target = again.networks["online"], again.networks["target"]
+    pictures = torch.cat([views[0], views[1]])
+    q = online["predictor"](online["projector"](online["backbone"](pictures)))
+    z = target["projector"](target["backbone"](pictures))
+    rows = [byol_loss(q[i : i + 1], z[(i + 8) % 16 : (i + 8) % 16 + 1]).item() for i in range(16)]
+    assert loss.item() == pytest.approx(2 * np.mean(rows), rel=1e-5)
+
+
+def test_only_the_online_network_learns(tiny_recipe):
+    method = byol(tiny_recipe)
+    loss, _ = method.loss(views_of(tiny_recipe), 0, Ranks())
+    loss.backward()
+    assert all(p.grad is not None for p in method.networks["online"].parameters())
+    assert all(p.grad is None and not p.requires_grad for p in method.networks["target"].parameters())
+    learned = {id(one.parameter) for one in method.parameter_groups()}
+    assert learned == {id(p) for p in method.networks["online"].parameters()}
+
+
+def test_the_target_normalises_with_its_batch_and_keeps_its_own_running_statistics(tiny_recipe):
+    method = byol(tiny_recipe)
+    target = method.networks["target"]["backbone"]
+    assert target.bn1.training
+    before = target.bn1.running_mean.clone()
+    method.loss(views_of(tiny_recipe), 0, Ranks())
+    assert not torch.equal(target.bn1.running_mean, before)
+    method.networks["online"]["backbone"].bn1.running_mean.fill_(9.0)
+    method.before_step(0)
+    assert not (target.bn1.running_mean > 1).any()
+
+
+def test_averaged_buffers_and_running_statistics_on_request():
+    recipe = load_recipe(
+        "digits", {**TINY, "byol": {**TINY["byol"], "average_buffers": True, "target_batch_norm": "running"}}
+    )
+    method = byol(recipe)
+    target = method.networks["target"]["backbone"]
+    assert not target.bn1.training
+    method.networks["online"]["backbone"].bn1.running_mean.fill_(1.0)
+    method.before_step(0)
+    assert target.bn1.running_mean[0].item() == pytest.approx(1 - tau(0, total_steps=20, base=0.97), rel=1e-5)
+
+
+def test_the_target_starts_as_a_copy_or_from_weights_of_its_own():
+    for init, equal in {"copy": True, "independent": False}.items():
+        method = byol(load_recipe("digits", {**TINY, "byol": {**TINY["byol"], "target_init": init}}))
+        online, target = (method.networks[name]["backbone"].conv1.weight for name in ("online", "target"))
+        assert torch.equal(online, target) == equal
+
+
+def test_the_average_is_tau_target_plus_one_minus_tau_online(tiny_recipe):
+    method = byol(tiny_recipe)
+    online, target = (method.networks[name]["backbone"].conv1.weight for name in ("online", "target"))
+    with torch.no_grad():
+        online.add_(1.0)
+    old, momentum = target.double().clone(), tau(7, total_steps=20, base=0.97)
+    method.before_step(7)
+    wanted = momentum * old + (1 - momentum) * online.double()
+    torch.testing.assert_close(target.double(), wanted, rtol=1e-6, atol=1e-7)
+    before = target.clone()
+    method.after_step(7)
+    assert torch.equal(target, before)
+
+
+def test_updating_before_with_tau_k_equals_updating_after_with_tau_k_minus_one():
+    """Both moments give the same target at every forward pass when it starts as a copy; only tau's index differs."""
+    after = load_recipe("digits", {**TINY, "byol": {**TINY["byol"], "average_update": "after_step"}})
+    one, other = byol(load_recipe("digits", TINY)), byol(after)
+    torch.manual_seed(0)
+    for step in range(4):
+        one.before_step(step)
+        other.before_step(step)
+        for a, b in zip(one.networks["target"].parameters(), other.networks["target"].parameters(), strict=True):
+            # not to the bit: the first update with tau(0) mixes two equal networks, which rounds
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        for a, b in zip(one.networks["online"].parameters(), other.networks["online"].parameters(), strict=True):
+            with torch.no_grad():
+                a.add_(torch.randn_like(a))
+                b.copy_(a)
+        one.after_step(step)
+        other.after_step(step + 1)  # tau(k + 1) after step k: what `before` uses at step k + 1
+
+
+def test_weights_decay_and_adapt_while_biases_and_norms_do_not():
+    recipe = load_recipe("cifar10", {"model": {"width": 8}})
+    treatments = parameter_treatments(byol(recipe).networks["online"], recipe["optimizer"])
+    found = {one.name: (one.kind, one.weight_decay, one.lars_weight) for one in treatments}
+    assert found["backbone.conv1.weight"] == ("weight", 1e-6, 1.0)
+    assert found["backbone.layer2.0.downsample.0.weight"] == ("weight", 1e-6, 1.0)
+    assert found["backbone.layer2.0.downsample.1.weight"] == ("norm", 0.0, 0.0)
+    assert found["projector.1.bias"] == ("norm", 0.0, 0.0)
+    assert found["predictor.0.weight"] == ("weight", 1e-6, 1.0)
+    assert found["predictor.3.bias"] == ("bias", 0.0, 0.0)
+    table = treatment_table(treatments)
+    assert len(table.splitlines()) == len(treatments) + 1 and "predictor.3.bias" in table
+
+
+def test_exclusions_are_keys_of_the_recipe():
+    recipe = load_recipe("digits", {"optimizer": {"exclude_from_lars": [], "exclude_from_weight_decay": ["norm"]}})
+    found = {one.name: one for one in parameter_treatments(byol(recipe).networks["online"], recipe["optimizer"])}
+    assert found["backbone.bn1.weight"].lars_weight == 1.0 and found["backbone.bn1.weight"].weight_decay == 0
+    assert found["projector.3.bias"].weight_decay == 1e-6
+
+
+def test_health_tells_spread_features_from_collapsed_ones(tiny_recipe):
+    method, views = byol(tiny_recipe), views_of(tiny_recipe)
+    assert method.health(views)["feature_spread"] > 0
+    assert method.encoder().training
+    with torch.no_grad():
+        for p in method.encoder().parameters():
+            p.zero_()
+        method.encoder().layer4[1].bn2.bias.fill_(1.0)
+    assert method.health(views)["feature_spread"] == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,118 @@
+import copy
+from pathlib import Path
+
+import pytest
+
+from selfsup.config import check_config, dataset_problem, load_config
+from selfsup.errors import UserError
+from selfsup.schema import read_yaml
+
+
+@pytest.fixture
+def raw(repository) -> dict:
+    return read_yaml(repository / "config.yaml")
+
+
+def changed(raw: dict, path: str, value) -> dict:
+    raw = copy.deepcopy(raw)
+    *parents, last = path.split(".")
+    block = raw
+    for key in parents:
+        block = block[key]
+    block[last] = value
+    return raw
+
+
+def test_the_shipped_configuration_is_valid(repository):
+    config = load_config(repository / "config.yaml")
+    assert config.tables["table1"] == ["cifar10", "imagenet"]
+    imagenet = config.experiments["imagenet"].compute["pretrain"]
+    assert imagenet["nodes"] * imagenet["devices_per_node"] == 32  # paper, section 6.6
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("data_dirr", "x", ["unknown key 'data_dirr'", "did you mean data_dir"]),
+        ("experiments.digits.sedes", [1], ["unknown key 'sedes' in experiments.digits", "seeds"]),
+        ("tables.demo", ["digit"], ["tables.demo", "'digit'", "did you mean digits"]),
+        ("tables.demo", [], ["tables.demo"]),
+        ("tables.plan", ["digits"], ["tables.plan", "reserved"]),
+        ("experiments.compute", {}, ["experiments.compute"]),
+        ("experiments.digits.dataset", "mnist", ["experiments.digits.dataset", "'mnist'", "known: digits"]),
+        ("experiments.digits.recipe", "digit", ["experiments.digits", "'digit'", "did you mean digits"]),
+        ("experiments.digits.segment_epochs", 0, ["segment_epochs is 0", "at least 1"]),
+        ("experiments.digits.seeds", [], ["seeds"]),
+        ("experiments.digits.seeds", [-1], ["seeds.0 is -1", "at least 0"]),
+        (
+            "experiments.digits.overrides",
+            {"optimizer": {"lr": 1}},
+            ["experiments.digits", "optimizer.lr", "no recipe key"],
+        ),
+        ("experiments.digits.overrides", {"optimizer": {"peak_lr": -1}}, ["experiments.digits", "peak_lr is -1"]),
+        ("experiments.digits.overrides", {"optimizer": {"peak_lr": "1,5"}}, ["peak_lr is '1,5'", "text"]),
+        ("experiments.digits.overrides", {"epochs": 1}, ["warmup_epochs is 2", "1 epochs"]),
+        ("experiments.cifar10.compute.pretrain.devices_per_node", 3, ["global_batch is 512", "3 devices"]),
+        ("experiments.cifar10.compute.pretrain.nodes", 0, ["nodes is 0", "at least 1"]),
+        ("experiments.imagenet.compute.evaluate.devices_per_node", 3, ["linear.batch is 256", "3 devices"]),
+        ("experiments.cifar10.compute.pretrain.device", "gpu", ["device is 'gpu'", "auto, cuda, cpu"]),
+        ("datasets.digits", {"source": "mnist"}, ["source is 'mnist'"]),
+        ("datasets", {"a b": {"source": "digits"}}, ["'a b' is no name"]),
+    ],
+)
+def test_each_mistake_is_named_in_one_line(raw, path, value, words):
+    with pytest.raises(UserError) as error:
+        check_config(changed(raw, path, value))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_an_experiment_with_a_reserved_name_is_refused(raw):
+    with pytest.raises(UserError, match="experiments.figures has a reserved name"):
+        check_config(changed(raw, "experiments.figures", raw["experiments"]["digits"]))
+
+
+def test_two_tables_of_one_name_are_refused_with_their_lines(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("tables:\n  demo: [a]\n  demo: [b]\n")
+    with pytest.raises(UserError, match="'demo' stands twice, in lines 2 and 3"):
+        load_config(path)
+
+
+def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(path)
+    path.write_text("tables:\n\t- a")
+    with pytest.raises(UserError, match="line 2: not valid YAML"):
+        load_config(path)
+    path.write_text("just text")
+    with pytest.raises(UserError, match="the top level is 'just text'"):
+        load_config(path)
+
+
+def test_a_missing_dataset_path_is_told_with_two_ways_on(raw, tmp_path):
+    config = check_config(raw)
+    assert dataset_problem(config, "digits") is None
+    assert dataset_problem(config, "cifar10") is None
+    problem = dataset_problem(config, "imagenet")
+    assert "datasets.imagenet.path in config.yaml is not set" in problem
+    assert "results/demo.csv" in problem
+    assert "take imagenet from tables.table1" in problem
+    elsewhere = check_config(changed(raw, "datasets.imagenet.path", "/no/such/folder"))
+    assert "/no/such/folder, which does not exist" in dataset_problem(elsewhere, "imagenet")
+    here = check_config(changed(raw, "datasets.imagenet.path", str(tmp_path)))
+    assert dataset_problem(here, "imagenet") is None
+
+
+def test_numbers_like_1e_minus_6_are_read_as_numbers(tmp_path, repository):
+    text = (
+        Path(repository / "config.yaml")
+        .read_text()
+        .replace("overrides: {}", "overrides: {optimizer: {weight_decay: 1e-6}}", 1)
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert load_config(path).experiments["digits"].recipe["optimizer"]["weight_decay"] == 1e-6

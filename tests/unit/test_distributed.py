@@ -1,0 +1,152 @@
+"""Ranks: found in the environment, and several of them computing what one does."""
+
+import socket
+
+import pytest
+import torch
+from conftest import TINY
+from torch import multiprocessing
+
+from selfsup.errors import UserError
+from selfsup.models import BatchNorm
+from selfsup.recipe import load_recipe
+from selfsup.training.device import build_problem, choose_device, choose_precision
+from selfsup.training.distributed import Place, Ranks, discover_place, first_host
+from selfsup.training.pretraining import Pretraining, Run
+
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[03-05]",
+    "SLURM_JOB_ID": "123456",
+}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_places_under_srun_torchrun_and_alone():
+    assert discover_place({}) == Place()
+    assert discover_place(SLURM) == Place(5, 8, 1, "gpu03", 23456)
+    assert discover_place(TORCHRUN) == Place(1, 2, 1, "localhost", 29500)
+    assert discover_place({**SLURM, **TORCHRUN}).size == 2  # torchrun inside a Slurm job
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_half_an_environment_is_refused(missing):
+    environment = {key: value for key, value in TORCHRUN.items() if key != missing}
+    with pytest.raises(UserError, match=f"half an environment of torchrun: {missing} not set"):
+        discover_place(environment)
+
+
+def test_half_an_environment_of_slurm_is_refused():
+    with pytest.raises(UserError, match="half an environment of srun: SLURM_NTASKS"):
+        discover_place({key: value for key, value in SLURM.items() if key != "SLURM_NTASKS"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("login", "login"), ("gpu[003-005,9],login", "gpu003"), ("a1,a2", "a1"), ("n[7]", "n7"), ("x-1-[2,4]", "x-1-2")],
+)
+def test_the_first_host_of_a_slurm_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_a_build_without_code_for_the_gpu_is_named():
+    build = ["sm_75", "sm_80", "sm_90", "sm_120"]
+    assert build_problem("H100", (9, 0), build) is None
+    assert build_problem("A10", (8, 6), build) is None  # code for 8.0 runs on 8.6
+    problem = build_problem("Tesla V100", (7, 0), build)
+    assert "Tesla V100 has compute capability 7.0" in problem and "sm_75" in problem and "module" in problem
+    assert build_problem("future", (13, 0), build) is not None
+    assert build_problem("future", (13, 0), [*build, "compute_120"]) is None  # compiled when loaded
+
+
+def test_devices_and_precisions_that_do_not_exist_are_refused():
+    cpu = torch.device("cpu")
+    assert choose_device("cpu", 0) == cpu
+    assert choose_precision("auto", cpu) == "fp32" and choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(UserError, match="fp16, which is for GPUs"):
+        choose_precision("fp16", cpu)
+    if not torch.cuda.is_available():
+        assert choose_device("auto", 0) == cpu
+        with pytest.raises(UserError, match="no usable GPU"):
+            choose_device("cuda", 0)
+
+
+def on_ranks(function, size: int, *arguments):
+    """Run function(ranks, *arguments) on `size` processes and return what each gave back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = multiprocessing.spawn(_on_rank, (size, port, function, arguments, results), nprocs=size, join=False)
+    gathered = dict(results.get(timeout=120) for _ in range(size))
+    while not processes.join():
+        pass
+    return [gathered[rank] for rank in range(size)]
+
+
+def _on_rank(rank, size, port, function, arguments, results):
+    torch.set_num_threads(1)
+    ranks = Ranks(Place(rank, size, rank, "127.0.0.1", port))
+    results.put((rank, function(ranks, *arguments)))
+    ranks.close()
+
+
+def _batch_norm(ranks: Ranks, groups: int) -> list:
+    generator = torch.Generator().manual_seed(0)
+    norm = BatchNorm(3).double()
+    norm.groups, norm.ranks = groups, ranks
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(3, generator=generator) + 0.5)
+    views = torch.randn(2, 8, 3, 4, 4, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 8, 3, 4, 4, generator=generator, dtype=torch.float64)
+    mine = slice(ranks.rank * 8 // ranks.size, (ranks.rank + 1) * 8 // ranks.size)
+    x = views[:, mine].flatten(0, 1).requires_grad_()
+    y = norm(x)
+    (y * weights[:, mine].flatten(0, 1)).sum().backward()
+    shape = (2, -1, 3, 4, 4)
+    outputs = [y.detach().view(shape), x.grad.view(shape)]
+    return [*(value.tolist() for value in outputs), *(value.tolist() for value in (norm.weight.grad, norm.running_var))]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size", [2, 4])
+def test_batch_norm_over_ranks_equals_one_process(size, groups):
+    """Outputs, gradients and running statistics to 1e-6: statistics travel in float32."""
+    (alone,) = [_batch_norm(Ranks(), groups)]
+    parts = on_ranks(_batch_norm, size, groups)
+    for place in (0, 1):
+        together = torch.cat([torch.tensor(part[place]) for part in parts], dim=1)
+        torch.testing.assert_close(together, torch.tensor(alone[place]), rtol=1e-5, atol=1e-6)
+    weight_grad = sum(torch.tensor(part[2]) for part in parts)
+    torch.testing.assert_close(weight_grad, torch.tensor(alone[2]), rtol=1e-5, atol=1e-5)
+    for part in parts:
+        torch.testing.assert_close(torch.tensor(part[3]), torch.tensor(alone[3]), rtol=1e-6, atol=1e-7)
+
+
+def _train_steps(ranks: Ranks, store, folder, steps: int) -> tuple:
+    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
+    training = Pretraining(run, ranks)
+    losses, gradients = [], None
+    for step in range(steps):
+        losses.append(float(ranks.mean(training.train_step(training.batches[step]))))
+        gradients = gradients or [one.parameter.grad.tolist() for one in training.treatments]
+    weights = torch.cat([p.detach().flatten() for p in training.method.networks.parameters()])
+    return losses, gradients, weights.tolist()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_compute_the_loss_and_gradient_of_the_global_batch(tiny_store, tmp_path, size):
+    """One step's gradient to 1e-5 relative in float32, the loss of the first steps to 1e-4."""
+    torch.set_num_threads(1)
+    losses, gradients, _ = _train_steps(Ranks(), tiny_store, tmp_path, 3)
+    parts = on_ranks(_train_steps, size, tiny_store, tmp_path, 3)
+    for other_losses, other_gradients, weights in parts:
+        assert other_losses == pytest.approx(losses, rel=1e-4)
+        assert weights == parts[0][2]
+        for ours, theirs in zip(gradients, other_gradients, strict=True):
+            ours, theirs = torch.tensor(ours), torch.tensor(theirs)
+            if ours.norm() > 1e-6:
+                assert (ours - theirs).norm() / ours.norm() < 1e-5

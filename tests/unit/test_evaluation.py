@@ -1,0 +1,161 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from selfsup.errors import UserError
+from selfsup.evaluation.linear import Compute, evaluate_linear, protocol
+from selfsup.evaluation.metrics import top_k_hits
+from selfsup.evaluation.table import Row, make_table, to_markdown
+from selfsup.models import initial_backbone
+from selfsup.recipe import load_recipe
+from selfsup.training.distributed import Ranks
+
+CPU = Compute(torch.device("cpu"), "fp32", 0, Ranks())
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_top_k_counts_labels_among_the_k_largest(k):
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(200, 9)), random.integers(0, 9, 200)
+    wanted = sum(label in np.argsort(-row)[:k] for row, label in zip(logits, labels, strict=True))
+    assert top_k_hits(torch.tensor(logits), torch.tensor(labels), k) == wanted
+
+
+def test_ties_go_to_the_lower_class_and_count_once():
+    logits = torch.zeros(3, 3)
+    labels = torch.tensor([0, 1, 2])
+    assert [top_k_hits(logits, labels, k) for k in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_logits_that_are_not_finite_are_no_hits():
+    with pytest.raises(ValueError, match="not finite"):
+        top_k_hits(torch.tensor([[float("nan"), 0.0]]), torch.tensor([0]), 1)
+
+
+def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tiny_recipe):
+    """SGD with Nesterov momentum in NumPy on the same features, float64: weights' loss to 1e-4, the accuracy exactly."""
+    from selfsup.data.loader import Batches
+    from selfsup.models import seeded_weights
+
+    encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
+    rows = list(evaluate_linear(encoder, tiny_store, tiny_recipe, seed=0, compute=CPU))
+    assert [row["epoch"] for row in rows] == [1, 2]
+    batches = Batches(tiny_store.train, tiny_recipe, seed=0, stage="linear")
+    with seeded_weights(0, 2):
+        start = torch.nn.Linear(encoder.out_features, 3)
+    w, b = start.weight.detach().double().numpy(), start.bias.detach().double().numpy()
+    w_buffer, b_buffer, losses = 0 * w, 0 * b, []
+    for step in range(10):
+        lr = 0.2 * 0.5 * (1 + np.cos(np.pi * step / 10))
+        batch = batches[step]
+        with torch.no_grad():
+            x = encoder(batch.views[0]).double().numpy()
+        logits = x @ w.T + b
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        truth = np.eye(3)[batch.labels.numpy()]
+        losses.append(-np.log((p * truth).sum(1)).mean())
+        w_grad, b_grad = (p - truth).T @ x / len(x), (p - truth).mean(0)
+        w_buffer, b_buffer = 0.9 * w_buffer + w_grad, 0.9 * b_buffer + b_grad
+        w, b = w - lr * (w_grad + 0.9 * w_buffer), b - lr * (b_grad + 0.9 * b_buffer)
+    assert [row["train_loss"] for row in rows] == pytest.approx([np.mean(losses[:5]), np.mean(losses[5:])], rel=1e-4)
+    from selfsup.augment import centre_view
+
+    pictures = centre_view(tiny_recipe, map(tiny_store.test.image, range(19)))
+    with torch.no_grad():
+        scores = encoder(pictures).double().numpy() @ w.T + b
+    assert rows[-1]["top1"] == pytest.approx(100 * (scores.argmax(1) == tiny_store.test.labels).mean())
+    assert rows[-1]["top5"] == 100
+
+
+def test_the_encoder_stays_as_it_is(tiny_store, tiny_recipe):
+    encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    list(evaluate_linear(encoder, tiny_store, tiny_recipe, seed=0, compute=CPU))
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tiny_store, tiny_recipe):
+    recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "batch": 64}}
+    encoder = initial_backbone(recipe, 0).eval()
+    with pytest.raises(UserError, match="linear.batch is 64, more than the 43"):
+        next(evaluate_linear(encoder, tiny_store, recipe, seed=0, compute=CPU))
+
+
+def test_the_protocol_is_named_in_words():
+    assert protocol(load_recipe("cifar10")) == "linear, 90 epochs, batch 256, lr 0.2 cosine to 0, last epoch"
+
+
+def metrics_file(folder, top1, top5=99.0, sha="abc"):
+    folder.mkdir(parents=True)
+    line = {"top1": top1, "top5": top5, "n_test": 10000, "protocol": "linear", "encoder_sha256": sha}
+    pd.DataFrame([line]).to_csv(folder / "metrics.csv", index=False)
+    return folder / "metrics.csv"
+
+
+def row(metrics, *, dataset="cifar10", experiment="cifar10", random_init=False, seeds=(0,)):
+    return Row(experiment, dataset, 1000, 512, list(seeds), list(metrics), random_init)
+
+
+def test_table_1_has_the_papers_rows_and_says_what_was_not_run(tmp_path):
+    frame = make_table("table1", [row([metrics_file(tmp_path / "a", 91.25)])])
+    by_name = frame.set_index(["dataset", "implementation"])
+    assert by_name.loc[("cifar10", "Original"), ["top1", "top5"]].tolist() == [91.1, 99.8]
+    assert by_name.loc[("cifar10", "Devillers & Lefort"), ["top1", "top5"]].tolist() == [91.92, 99.69]
+    assert by_name.loc[("imagenet", "Original"), ["top1", "top5"]].tolist() == [74.3, 91.6]
+    assert by_name.loc[("imagenet", "Devillers & Lefort"), ["top1", "top5"]].tolist() == [74.03, 91.51]
+    assert by_name.loc[("cifar10", "This work"), "top1"] == 91.25
+    missing = by_name.loc[("imagenet", "This work")]
+    assert missing["protocol"] == "not run" and np.isnan(missing["top1"]) and pd.isna(missing["n_test"])
+    assert "not run" in to_markdown(frame)
+
+
+def test_seeds_give_a_mean_and_a_spread_and_a_missing_one_says_not_run(tmp_path):
+    files = [metrics_file(tmp_path / str(seed), top1, sha=f"sha{seed}") for seed, top1 in enumerate([90.0, 91.0, 92.0])]
+    line = make_table("mine", [row(files, seeds=(0, 1, 2), dataset="digits")]).iloc[0]
+    assert (line["top1"], line["top1_std"], line["seeds"]) == (91.0, 1.0, "0 1 2")
+    assert line["encoder_sha256"] == "sha0 sha1 sha2"
+    files[1].unlink()
+    line = make_table("mine", [row(files, seeds=(0, 1, 2), dataset="digits")]).iloc[0]
+    assert line["status"] == "not run" and np.isnan(line["top1"])
+
+
+def test_published_rows_come_with_their_dataset_only(tmp_path):
+    digits = make_table("demo", [row([metrics_file(tmp_path / "a", 97)], dataset="digits")])
+    assert digits["implementation"].tolist() == ["This work"]
+    cifar = make_table("mine", [row([metrics_file(tmp_path / "b", 91)])])
+    assert set(cifar["dataset"]) == {"cifar10"} and len(cifar) == 3
+
+
+def test_the_csv_round_trips_its_figures(tmp_path):
+    frame = make_table("demo", [row([metrics_file(tmp_path / "a", 97 + 2 / 9)], dataset="digits")])
+    again = pd.read_csv(pd.io.common.StringIO(frame.to_csv(index=False)))
+    assert again["top1"][0] == 97 + 2 / 9 and again["n_test"][0] == 10000
+    wanted = [
+        "implementation",
+        "dataset",
+        "epochs",
+        "global_batch",
+        "seeds",
+        "top1",
+        "top5",
+        "n_test",
+        "protocol",
+        "encoder_sha256",
+    ]
+    assert list(again.columns)[:10] == wanted
+
+
+def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path):
+    one, other = metrics_file(tmp_path / "a", 90), metrics_file(tmp_path / "b", 91)
+    other.write_text(other.read_text().replace("10000", "9999"))
+    with pytest.raises(UserError, match="differ in n_test"):
+        make_table("demo", [row([one, other], seeds=(0, 1), dataset="digits")])
+
+
+def test_a_damaged_metrics_file_is_named(tmp_path):
+    path = metrics_file(tmp_path / "a", 90)
+    path.write_text("top1\n90\n")
+    with pytest.raises(UserError, match=r"metrics\.csv: no metrics of one evaluation"):
+        make_table("demo", [row([path], dataset="digits")])

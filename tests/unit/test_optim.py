@@ -1,0 +1,157 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from selfsup.optim import LARS, learning_rate
+from selfsup.optim.parameter_groups import optimizer_groups, parameter_treatments
+from selfsup.recipe import load_recipe
+
+STEPS = 50
+
+
+def restated_lars(weights, gradients, lrs, *, momentum, weight_decay, trust_coefficient, lars_weight, lr_in_momentum):
+    """LARS in NumPy, float64, from its equations (You et al. 2017; the strength of the paper's section 5.1)."""
+    buffer = np.zeros_like(weights)
+    for gradient, lr in zip(gradients, lrs, strict=True):
+        g = gradient + weight_decay * weights
+        p_norm, g_norm = np.sqrt((weights**2).sum()), np.sqrt((g**2).sum())
+        trust = trust_coefficient * p_norm / g_norm if p_norm > 0 and g_norm > 0 else 1.0
+        g = (1 - lars_weight + lars_weight * trust) * g
+        if lr_in_momentum:
+            buffer = momentum * buffer + lr * g
+            weights = weights - buffer
+        else:
+            buffer = momentum * buffer + g
+            weights = weights - lr * buffer
+    return weights
+
+
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+@pytest.mark.parametrize("lars_weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_momentum):
+    random = np.random.default_rng()
+    starts = [random.normal(size=shape) for shape in ((7, 3), (5,), (2, 3, 4, 4))]
+    gradients = [[random.normal(size=start.shape) for _ in range(STEPS)] for start in starts]
+    lrs = random.uniform(0.01, 0.5, STEPS)
+    parameters = [torch.nn.Parameter(torch.tensor(start, dtype=dtype)) for start in starts]
+    settings = {
+        "momentum": 0.9,
+        "weight_decay": weight_decay,
+        "trust_coefficient": 0.02,
+        "lr_in_momentum": lr_in_momentum,
+    }
+    optimizer = LARS([{"params": parameters, "lars_weight": lars_weight}], lr=1.0, **settings)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = float(lrs[step])
+        for parameter, drawn in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.tensor(drawn[step], dtype=dtype)
+        optimizer.step()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6 * math.sqrt(STEPS)}[dtype]
+    for parameter, start, drawn in zip(parameters, starts, gradients, strict=True):
+        wanted = restated_lars(start, drawn, lrs, lars_weight=lars_weight, **settings)
+        error = np.linalg.norm(parameter.detach().double().numpy() - wanted) / np.linalg.norm(wanted)
+        assert error < tolerance
+
+
+@pytest.mark.parametrize("zero", ["weights", "gradient"])
+def test_the_trust_ratio_is_one_where_a_norm_is_zero(zero):
+    parameter = torch.nn.Parameter(torch.zeros(3) if zero == "weights" else torch.ones(3))
+    parameter.grad = torch.zeros(3) if zero == "gradient" else torch.ones(3)
+    optimizer = LARS([parameter], lr=0.5, momentum=0.0)
+    before = parameter.detach().clone()
+    optimizer.step()
+    assert torch.equal(parameter.detach(), before - 0.5 * parameter.grad)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+def test_strength_zero_with_lr_outside_is_torchs_sgd_to_the_bit(weight_decay):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(40, 9))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    lars = LARS([{"params": [ours], "lars_weight": 0.0}], lr=0.1, weight_decay=weight_decay, lr_in_momentum=False)
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=weight_decay)
+    for step in range(STEPS):
+        ours.grad = torch.randn(40, 9)
+        theirs.grad = ours.grad.clone()
+        for optimizer in (lars, sgd):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+        assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_left_as_they_are():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.full((3,), 2.0)
+    LARS([parameter], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(parameter.grad, torch.full((3,), 2.0))
+
+
+def test_a_copy_through_the_state_dict_steps_alike():
+    torch.manual_seed(0)
+    one = torch.nn.Parameter(torch.randn(5, 5))
+    first = LARS([one], lr=0.3, weight_decay=1e-3)
+    for _ in range(3):
+        one.grad = torch.randn(5, 5)
+        first.step()
+    other = torch.nn.Parameter(one.detach().clone())
+    second = LARS([other], lr=9.0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    one.grad = torch.randn(5, 5)
+    other.grad = one.grad.clone()
+    first.step()
+    second.step()
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": -0.1}, {"lr": 0.1, "momentum": -1}, {"lr": 0.1, "weight_decay": float("nan")}]
+)
+def test_values_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="wanted at least 0"):
+        LARS([torch.nn.Parameter(torch.ones(1))], **settings)
+
+
+def test_a_strength_above_one_is_refused():
+    with pytest.raises(ValueError, match=r"lars_weight is 1\.5"):
+        LARS([{"params": [torch.nn.Parameter(torch.ones(1))], "lars_weight": 1.5}], lr=0.1)
+
+
+def test_groups_hold_every_parameter_once():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Conv2d(1, 1, 1))
+    treatments = parameter_treatments(network, load_recipe("cifar10")["optimizer"])
+    groups = optimizer_groups(treatments)
+    assert [(group["weight_decay"], group["lars_weight"], len(group["params"])) for group in groups] == [
+        (1e-6, 1.0, 2),
+        (0.0, 0.0, 4),
+    ]
+
+
+def test_the_learning_rate_at_every_step():
+    total, warmup, peak = 970, 97, 2.0
+    for step in range(total + 1):
+        progress = (step - warmup) / (total - warmup)
+        wanted = peak * step / warmup if step < warmup else peak * 0.5 * (1 + np.cos(np.pi * progress))
+        found = learning_rate(step, total_steps=total, warmup_steps=warmup, peak=peak)
+        assert found == pytest.approx(wanted, rel=1e-15, abs=1e-15)
+
+
+def test_the_learning_rates_end_points_are_exact():
+    schedule = {"total_steps": 97_000, "warmup_steps": 970, "peak": 2.0}
+    assert learning_rate(0, **schedule) == 0.0
+    assert learning_rate(970, **schedule) == 2.0
+    assert learning_rate(97_000, **schedule) == 0.0
+    assert learning_rate(485, **schedule) == 1.0
+
+
+def test_start_floor_and_missing_warmup():
+    schedule = {"total_steps": 100, "warmup_steps": 10, "peak": 1.0, "start_factor": 0.25, "floor": 0.125}
+    assert learning_rate(0, **schedule) == 0.25
+    assert learning_rate(10, **schedule) == 1.0
+    assert learning_rate(100, **schedule) == 0.125
+    assert learning_rate(0, total_steps=100, warmup_steps=0, peak=1.0) == 1.0
+    assert learning_rate(5, total_steps=5, warmup_steps=5, peak=1.0) == 1.0

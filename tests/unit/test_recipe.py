@@ -1,0 +1,177 @@
+import copy
+import json
+
+import pytest
+
+from selfsup.recipe import (
+    RecipeError,
+    canonical,
+    check_recipe,
+    differences,
+    fingerprint,
+    load_recipe,
+    parse_recipe,
+    pretraining_part,
+)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+def test_shipped_recipes_are_valid(name):
+    assert load_recipe(name)["method"] == "byol"
+
+
+# Paper, section 6, value by value.
+PAPER = {
+    "cifar10": {
+        "epochs": 1000,
+        "global_batch": 512,
+        "model.backbone": "resnet18",
+        "optimizer.peak_lr": 2.0,
+        "optimizer.weight_decay": 1e-6,
+        "augment.size": 32,
+        "augment.mean": [0.4914, 0.4822, 0.4465],
+        "augment.std": [0.247, 0.243, 0.261],
+        "augment.views.0.crop.scale": [0.2, 1.0],
+        "linear.test": {"resize": 36, "crop": 32, "interpolation": "bicubic"},
+    },
+    "imagenet": {
+        "epochs": 1000,
+        "global_batch": 4096,
+        "model.backbone": "resnet50",
+        "optimizer.peak_lr": 3.2,
+        "optimizer.weight_decay": 1.5e-6,
+        "augment.size": 224,
+        "augment.mean": [0.485, 0.456, 0.406],
+        "augment.std": [0.229, 0.224, 0.225],
+        "augment.views.0.crop.scale": [0.08, 1.0],
+        "linear.test": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
+    },
+}
+BOTH = {
+    "byol.tau_base": 0.996,
+    "byol.projector.out": 256,
+    "byol.projector.bias_before_bn": False,
+    "model.zero_init_residual": True,
+    "optimizer.warmup_epochs": 10,
+    "optimizer.momentum": 0.9,
+    "optimizer.exclude_from_lars": ["bias", "norm"],
+    "optimizer.exclude_from_weight_decay": ["bias", "norm"],
+    "augment.interpolation": "bicubic",
+    "augment.views.0.flip": 0.5,
+    "augment.views.0.jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
+    "augment.views.0.grayscale": 0.2,
+    "augment.views.0.blur.p": 1.0,
+    "augment.views.0.solarize": None,
+    "augment.views.1.blur.p": 0.1,
+    "augment.views.1.blur.sigma": [0.1, 2.0],
+    "augment.views.1.solarize.p": 0.2,
+    "linear.epochs": 90,
+    "linear.batch": 256,
+    "linear.peak_lr": 0.2,
+    "linear.momentum": 0.9,
+    "linear.nesterov": True,
+    "linear.weight_decay": 0.0,
+    "linear.train_view.crop.scale": [0.08, 1.0],
+    "linear.train_view.jitter": None,
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipes_hold_the_papers_values(name):
+    recipe = load_recipe(name)
+    for path, wanted in {**BOTH, **PAPER[name]}.items():
+        found = recipe
+        for key in path.split("."):
+            found = found[int(key)] if isinstance(found, list) else found[key]
+        assert found == wanted, path
+
+
+def test_the_two_views_of_a_recipe_crop_flip_and_jitter_alike():
+    for name in PAPER:
+        first, second = load_recipe(name)["augment"]["views"]
+        for key in ("crop", "flip", "jitter", "grayscale"):
+            assert first[key] == second[key]
+
+
+def test_overrides_are_merged_deeply_and_lists_replaced():
+    recipe = load_recipe("cifar10", {"optimizer": {"peak_lr": 1.0, "exclude_from_lars": []}})
+    assert recipe["optimizer"]["peak_lr"] == 1.0
+    assert recipe["optimizer"]["exclude_from_lars"] == []
+    assert recipe["optimizer"]["momentum"] == 0.9
+    assert load_recipe("cifar10")["optimizer"]["peak_lr"] == 2.0
+
+
+def test_a_number_in_exponent_notation_is_a_number():
+    assert load_recipe("cifar10", {"optimizer": {"weight_decay": "1e-5"}})["optimizer"]["weight_decay"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"optimizer": {"peek_lr": 1}}, ["optimizer.peek_lr", "names no recipe key", "did you mean peak_lr"]),
+        ({"optimizer": {"peak_lr": -1}}, ["optimizer.peak_lr is -1", "at least 0"]),
+        ({"optimizer": {"peak_lr": "fast"}}, ["optimizer.peak_lr is 'fast'", "text", "number"]),
+        ({"optimizer": {"warmup_epochs": 2000}}, ["warmup_epochs is 2000", "1000 epochs"]),
+        ({"optimizer": {"lr_floor": 3.0}}, ["lr_floor is 3.0", "peak_lr"]),
+        ({"model": {"backbone": "vgg"}}, ["model.backbone is 'vgg'", "resnet18"]),
+        ({"model": 3}, ["model is 3", "object"]),
+        ({"epochs": 0}, ["epochs is 0", "at least 1"]),
+        ({"epochs": True}, ["epochs is True", "integer"]),
+        ({"micro_batches": 3}, ["global_batch 512", "3 equal micro_batches"]),
+        ({"byol": {"predictor": {"out": 128}}}, ["predictor.out is 128", "256"]),
+        ({"byol": {"target_batch_norm": "running"}}, ["target_batch_norm", "average_buffers"]),
+        ({"augment": {"views": []}}, ["augment.views"]),
+        ({"augment": {"mean": [0.5]}}, ["augment.mean"]),
+        ({"linear": {"test": {"crop": 40}}}, ["linear.test.crop is 40", "36"]),
+        (
+            {"linear": {"train_view": {"crop": {"scale": [1.0, 0.5]}}}},
+            ["train_view.crop.scale", "smaller number first"],
+        ),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(overrides, words):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("cifar10", overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_byol_wants_two_views_and_odd_blur_kernels():
+    recipe = load_recipe("cifar10")
+    one_view = {**recipe, "augment": {**recipe["augment"], "views": recipe["augment"]["views"][:1]}}
+    with pytest.raises(RecipeError, match="1 views, wanted 2"):
+        check_recipe(one_view, "test")
+    even = copy.deepcopy(recipe)
+    even["augment"]["views"][1]["blur"]["kernel"] = 4
+    with pytest.raises(RecipeError, match=r"views\.1\.blur\.kernel is 4"):
+        check_recipe(even, "test")
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest():
+    with pytest.raises(RecipeError, match="'cifar' does not exist.*did you mean cifar10"):
+        load_recipe("cifar")
+
+
+def test_a_recipe_survives_the_command_line():
+    recipe = load_recipe("imagenet")
+    assert parse_recipe(canonical(recipe)) == recipe
+    assert parse_recipe("imagenet") == recipe
+    with pytest.raises(RecipeError, match="not valid JSON"):
+        parse_recipe("{1")
+    with pytest.raises(RecipeError, match="unknown key 'extra'"):
+        parse_recipe(json.dumps({**recipe, "extra": 1}))
+
+
+def test_the_fingerprint_follows_training_and_revision_but_not_the_evaluation():
+    base = fingerprint(load_recipe("cifar10"), 1)
+    assert fingerprint(load_recipe("cifar10", {"linear": {"epochs": 100}}), 1) == base
+    assert fingerprint(load_recipe("cifar10", {"optimizer": {"peak_lr": 1.9}}), 1) != base
+    assert fingerprint(load_recipe("cifar10"), 2) != base
+    assert "linear" not in pretraining_part(load_recipe("cifar10"))
+
+
+def test_differences_name_key_wanted_and_found():
+    lines = differences(load_recipe("cifar10", {"optimizer": {"peak_lr": 1.0}}), load_recipe("cifar10"))
+    assert lines == ["optimizer.peak_lr: wanted 1.0, found 2.0"]

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from selfsup.errors import UserError
+from selfsup.recipe import load_recipe
+from selfsup.segments import boundaries, finished_boundaries, record_run, superseded_revision
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length", "finished", "wanted"),
+    [
+        (12, 4, [], [4, 8, 12]),
+        (12, 5, [], [5, 10, 12]),
+        (12, 12, [], [12]),
+        (12, 100, [], [12]),
+        (12, 3, [4, 8], [4, 8, 11, 12]),
+        (12, 3, [4, 8, 12], [4, 8, 12]),
+        (12, 4, [8, 4], [4, 8, 12]),
+        (8, 4, [4, 8, 12], [4, 8]),
+    ],
+)
+def test_only_the_epochs_that_remain_are_cut(epochs, length, finished, wanted):
+    assert boundaries(epochs, length, finished) == wanted
+
+
+def test_finished_boundaries_are_remembered(tmp_path):
+    recipe = load_recipe("digits")
+    assert finished_boundaries(tmp_path, recipe, 1) == []
+    record_run(tmp_path, recipe, 1)
+    assert finished_boundaries(tmp_path, recipe, 1) == []
+    record_run(tmp_path, recipe, 1, 10)
+    record_run(tmp_path, recipe, 1, 20)
+    record_run(tmp_path, recipe, 1, 10)
+    record_run(tmp_path, recipe, 1)
+    assert finished_boundaries(tmp_path, recipe, 1) == [10, 20]
+
+
+def test_a_run_of_another_recipe_is_never_continued_or_overwritten(tmp_path):
+    recipe, other = load_recipe("digits"), load_recipe("digits", {"optimizer": {"peak_lr": 1.0}})
+    record_run(tmp_path, recipe, 1, 10)
+    with pytest.raises(UserError, match=r"optimizer.peak_lr: wanted 1.0, found 2.0.*raise the experiment's `revision`"):
+        finished_boundaries(tmp_path, other, 1)
+    with pytest.raises(UserError):
+        record_run(tmp_path, other, 1, 20)
+    assert finished_boundaries(tmp_path, recipe, 1) == [10]
+
+
+def test_a_raised_revision_begins_anew_and_a_lowered_one_is_refused(tmp_path):
+    recipe, other = load_recipe("digits"), load_recipe("digits", {"optimizer": {"peak_lr": 1.0}})
+    record_run(tmp_path, recipe, 1, 10)
+    assert superseded_revision(tmp_path, 1) is None
+    assert superseded_revision(tmp_path, 2) == 1
+    assert finished_boundaries(tmp_path, other, 2) == []
+    record_run(tmp_path, other, 2, 30)
+    with pytest.raises(UserError, match="revision: wanted 1, found 2"):
+        finished_boundaries(tmp_path, other, 1)
+
+
+def test_a_changed_evaluation_leaves_the_run_its_own(tmp_path):
+    record_run(tmp_path, load_recipe("digits"), 1, 10)
+    assert finished_boundaries(tmp_path, load_recipe("digits", {"linear": {"epochs": 5}}), 1) == [10]
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "segments.json").write_text(json.dumps({"revision": 1})[:-3])
+    with pytest.raises(UserError, match=r"segments\.json: damaged"):
+        finished_boundaries(tmp_path, load_recipe("digits"), 1)

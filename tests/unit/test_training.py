@@ -1,0 +1,320 @@
+"""Segments, stops and checkpoints on a network that trains in a second."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from conftest import TINY
+
+from selfsup.errors import UserError
+from selfsup.evaluation.encoder import load_encoder, save_encoder
+from selfsup.recipe import load_recipe
+from selfsup.segments import boundary_name
+from selfsup.training import checkpoint
+from selfsup.training.clock import History, Progress, duration
+from selfsup.training.distributed import Ranks
+from selfsup.training.pretraining import Pretraining, Run, train_segment
+from selfsup.training.stopping import StopRequest
+
+STEPS_PER_EPOCH = 5  # 43 images in batches of 8
+
+
+class StopAfter:
+    """Asks to stop once `checks` steps have been done, as a signal at that moment would."""
+
+    def __init__(self, checks: int):
+        self._left = checks
+
+    @property
+    def reason(self):
+        self._left -= 1
+        return "SIGTERM" if self._left < 0 else None
+
+
+NEVER = StopAfter(10**9)
+
+
+@pytest.fixture
+def run(tiny_recipe, tiny_store, tmp_path):
+    def make(folder="run", **changes) -> Run:
+        settings = {"recipe": tiny_recipe, "seed": 0, "revision": 1, "store": tiny_store, "folder": tmp_path / folder}
+        how = {"device": torch.device("cpu"), "precision": "fp32", "threads": 2, "workers": 0, "checkpoint_minutes": 60}
+        made = Run(**{**settings, **how, **changes})
+        made.folder.mkdir(exist_ok=True)
+        return made
+
+    return make
+
+
+def train(run: Run, *ends: int, stop=NEVER) -> bool:
+    previous = None
+    for end in ends:
+        output = run.folder / boundary_name(end)
+        if not train_segment(run, Ranks(), until_epoch=end, previous=previous, output=output, stop=stop):
+            return False
+        previous = output
+    return True
+
+
+def state_of(run: Run, end: int = 4) -> dict:
+    return checkpoint.load_checkpoint(run.folder / boundary_name(end))
+
+
+def equal_states(one: dict, other: dict) -> bool:
+    tensors = [one["method"][name].equal(value) for name, value in other["method"].items()]
+    momenta = [
+        one["optimizer"]["state"][key]["momentum_buffer"].equal(value["momentum_buffer"])
+        for key, value in other["optimizer"]["state"].items()
+    ]
+    return all(tensors + momenta) and one["method"].keys() == other["method"].keys() and one["step"] == other["step"]
+
+
+@pytest.fixture
+def uninterrupted(run):
+    whole = run("whole")
+    assert train(whole, 4)
+    return state_of(whole)
+
+
+@pytest.mark.parametrize("ends", [(2, 4), (1, 2, 3, 4)])
+def test_a_run_in_segments_equals_an_uninterrupted_one(run, uninterrupted, ends):
+    parts = run("parts")
+    assert train(parts, *ends)
+    assert equal_states(state_of(parts), uninterrupted)
+    assert json.loads((parts.folder / "segments.json").read_text())["boundaries"] == list(ends)
+
+
+@pytest.mark.parametrize("checks", [0, 3, 7, 13])
+def test_a_run_stopped_in_mid_epoch_and_continued_equals_an_uninterrupted_one(run, uninterrupted, checks):
+    stopped = run("stopped")
+    assert not train(stopped, 4, stop=StopAfter(checks))
+    assert not (stopped.folder / boundary_name(4)).exists()
+    assert [path.name for path in stopped.partial.glob("*.pt")] == [f"step_{checks + 1:09d}.pt"]
+    assert train(stopped, 4)
+    assert equal_states(state_of(stopped), uninterrupted)
+    assert [attempt["start_step"] for attempt in state_of(stopped)["attempts"]] == [0, checks + 1]
+
+
+def test_another_seed_gives_another_encoder(run, uninterrupted):
+    other = run("other", seed=1)
+    assert train(other, 4)
+    assert not equal_states(state_of(other), uninterrupted)
+
+
+def test_a_stop_at_the_last_step_leaves_the_boundary(run):
+    last = run("last")
+    assert train(last, 1, stop=StopAfter(STEPS_PER_EPOCH - 1))
+    assert (last.folder / boundary_name(1)).exists()
+
+
+def test_rolling_checkpoints_come_by_time_and_two_are_kept(run):
+    rolling = run("rolling", checkpoint_minutes=1e-9)
+    assert not train(rolling, 4, stop=StopAfter(8))
+    assert sorted(path.name for path in rolling.partial.glob("*.pt")) == ["step_000000008.pt", "step_000000009.pt"]
+    assert train(rolling, 4)
+    assert [path.name for path in rolling.partial.glob("*.pt")] == [boundary_name(4)]
+
+
+def test_a_deleted_boundary_comes_back_from_partial_without_training(run, capsys):
+    finished = run()
+    assert train(finished, 2)
+    before = (finished.partial / boundary_name(2)).stat().st_ino
+    (finished.folder / boundary_name(2)).unlink()
+    (finished.folder / boundary_name(2)).with_suffix(".json").unlink()
+    capsys.readouterr()
+    assert train(finished, 2)
+    assert (finished.folder / boundary_name(2)).stat().st_ino == before
+    assert "steps" not in capsys.readouterr().out
+
+
+def test_history_has_a_row_per_logged_step_and_is_cut_back_on_a_resume(run):
+    logged = run()
+    assert not train(logged, 4, stop=StopAfter(6))
+    with open(logged.folder / "history.csv", "a") as file:
+        file.write("15,3,9.9,0,0,0\n")  # of a step after the checkpoint, whose work was lost
+    assert train(logged, 4)
+    rows = (logged.folder / "history.csv").read_text().splitlines()
+    assert rows[0] == "step,epoch,loss,lr,images_per_s,tau"
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(20))
+    assert not any(row.startswith("15,3,9.9") for row in rows)
+
+
+def test_the_loss_falls_and_lr_and_tau_follow_their_schedules(run):
+    logged = run()
+    assert train(logged, 4)
+    rows = [row.split(",") for row in (logged.folder / "history.csv").read_text().splitlines()[1:]]
+    assert float(rows[0][3]) == 0 and float(rows[0][5]) == 0.97
+    assert float(rows[STEPS_PER_EPOCH][3]) == TINY["optimizer"].get("peak_lr", 2.0)
+    assert 0 < float(rows[-1][3]) < 0.1 and 0.999 < float(rows[-1][5]) < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"overrides": {"optimizer": {"warmup_epochs": 1, "peak_lr": 1.0}}},
+            "optimizer.peak_lr: wanted 1.0, found 2.0",
+        ),
+        ({"seed": 3}, "seed: wanted 3, found 0"),
+        ({"revision": 2}, "revision: wanted 2, found 1"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(run, changes, words):
+    assert not train(run(), 4, stop=StopAfter(2))
+    (run().folder / "segments.json").unlink()
+    overrides = changes.pop("overrides", None)
+    if overrides:
+        changes["recipe"] = load_recipe("digits", {**TINY, **overrides})
+    with pytest.raises(UserError, match=words):
+        train(run(**changes), 4)
+
+
+def test_a_checkpoint_of_another_dataset_is_refused(run, tmp_path):
+    from selfsup.data.sources import prepare
+    from selfsup.data.store import PackedStore
+
+    prepare("digits", None, tmp_path / "digits")
+    assert not train(run(), 4, stop=StopAfter(2))
+    with pytest.raises(UserError, match="dataset_fingerprint: wanted"):
+        train(run(store=PackedStore(tmp_path / "digits")), 4)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no card"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, uninterrupted, damage, capsys):
+    damaged = run("damaged", checkpoint_minutes=1e-9)
+    assert not train(damaged, 4, stop=StopAfter(8))
+    newest = damaged.partial / "step_000000009.pt"
+    content = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        newest.write_bytes(content[:-100])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    else:
+        newest.with_suffix(".json").unlink()
+    assert train(damaged, 4)
+    assert equal_states(state_of(damaged), uninterrupted)
+    assert "step_000000009.pt" in capsys.readouterr().out
+    assert newest.with_suffix(".damaged").exists()
+
+
+def test_nothing_is_begun_anew_when_all_checkpoints_are_damaged(run):
+    assert not train(run(), 4, stop=StopAfter(2))
+    (only,) = run().partial.glob("*.pt")
+    only.write_bytes(b"")
+    with pytest.raises(UserError, match="no valid checkpoint is left"):
+        train(run(), 4)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(run):
+    assert train(run(), 1)
+    card = run().folder / boundary_name(1).replace(".pt", ".json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="format 99, this code reads up to 1"):
+        checkpoint.load_checkpoint(run().folder / boundary_name(1))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch evil",)
+
+    path = tmp_path / "epoch_0001.pt"
+    torch.save({"method": Evil()}, path)
+    card = {"format": 1, "sha256": checkpoint.sha256(path), "step": 1}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_never_saved(run):
+    broken = Pretraining(run(), Ranks())
+    next(iter(broken.method.networks.parameters())).data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite before step 0: nothing was written"):
+        broken.save(run().partial / "step_000000000.pt", torch.zeros(()))
+    assert not run().partial.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_at_the_next_checkpoint(run, monkeypatch):
+    from selfsup.methods.byol import BYOL
+
+    honest = BYOL.loss
+    monkeypatch.setattr(BYOL, "loss", lambda self, *a: (honest(self, *a)[0] * float("inf"), {}))
+    with pytest.raises(UserError, match="not finite"):
+        train(run(), 1)
+    assert not list(run().folder.rglob("*.pt"))
+
+
+def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):
+    """With batch norm taken out of training, two halves give the whole batch's gradient to float32's rounding."""
+    gradients = []
+    for parts in (1, 2):
+        recipe = load_recipe("digits", {**TINY, "micro_batches": parts})
+        training = Pretraining(run(f"micro{parts}", recipe=recipe), Ranks())
+        training.method.networks.eval()
+        training.train_step(training.batches[0])
+        gradients.append([one.parameter.grad for one in training.treatments])
+    for whole, halves in zip(*gradients, strict=True):
+        torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(run):
+    with pytest.raises(UserError, match="global_batch is 64, more than the 43 training images"):
+        Pretraining(run(recipe=load_recipe("digits", {**TINY, "global_batch": 64})), Ranks())
+
+
+def test_an_encoder_file_is_checked_against_its_card_and_the_recipe(run, tiny_recipe, tmp_path):
+    encoder = Pretraining(run(), Ranks()).method.encoder()
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, encoder, {"network": "online backbone"})
+    loaded, card = load_encoder(path, tiny_recipe)
+    assert card["network"] == "online backbone" and not loaded.training
+    assert torch.equal(loaded.conv1.weight, encoder.conv1.weight)
+    with pytest.raises(UserError, match="does not fit the recipe's resnet18 of width 8"):
+        load_encoder(path, load_recipe("digits", {**TINY, "model": {"width": 8}}))
+    with open(path, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(UserError, match="checksum"):
+        load_encoder(path, tiny_recipe)
+
+
+def test_signals_are_remembered_and_further_ones_change_nothing():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        stop = StopRequest()
+        assert stop.reason is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGUSR1"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_progress_line_tells_what_a_person_wants_to_know():
+    progress = Progress(start=0, segment_end=50, run_end=100, steps_per_epoch=10, batch=8)
+    row = {"step": 4, "epoch": 0, "loss": 1.5, "lr": 0.25, "tau": 0.996, "images_per_s": 1234.5}
+    line = progress.line(5, row)
+    for word in (
+        "epoch   0.50/10",
+        "step 5/100",
+        "loss 1.5",
+        "lr 0.25",
+        "tau 0.996",
+        "1,234 images/s",
+        "segment",
+        "run",
+    ):
+        assert word in line
+    assert progress.due(50) and not progress.due(6)
+    assert duration(3725.4) == "1:02:05"
+
+
+def test_a_history_survives_a_half_written_row(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,epoch,loss,lr,images_per_s,tau\n0,0,4.0,0,1,0.97\n1,0,3.")
+    History(path, start=2, columns=("tau",))
+    assert path.read_text().splitlines()[1] == "0,0,4.0,0,1,0.97"
