@@ -70,7 +70,7 @@ def test_each_mistake_is_named_in_one_line(raw, path, value, words):
 
 
 def test_an_experiment_with_a_reserved_name_is_refused(raw):
-    with pytest.raises(UserError, match="experiments.figures has a reserved name"):
+    with pytest.raises(UserError, match="figures has a reserved name"):
         check_config(changed(raw, "experiments.figures", raw["experiments"]["digits"]))
 
 

@@ -34,7 +34,7 @@ def test_logits_that_are_not_finite_are_no_hits():
 
 
 def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tiny_recipe):
-    """SGD with Nesterov momentum in NumPy on the same features, float64: weights' loss to 1e-4, the accuracy exactly."""
+    """SGD with Nesterov momentum in NumPy, float64, on the same features: losses to 1e-4, the accuracy exactly."""
     from selfsup.data.loader import Batches
     from selfsup.models import seeded_weights
 
@@ -79,7 +79,7 @@ def test_the_encoder_stays_as_it_is(tiny_store, tiny_recipe):
 def test_a_batch_larger_than_the_training_set_is_refused(tiny_store, tiny_recipe):
     recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "batch": 64}}
     encoder = initial_backbone(recipe, 0).eval()
-    with pytest.raises(UserError, match="linear.batch is 64, more than the 43"):
+    with pytest.raises(UserError, match="batch is 64, more than the 43"):
         next(evaluate_linear(encoder, tiny_store, recipe, seed=0, compute=CPU))
 
 

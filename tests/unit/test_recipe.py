@@ -150,7 +150,7 @@ def test_byol_wants_two_views_and_odd_blur_kernels():
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest():
-    with pytest.raises(RecipeError, match="'cifar' does not exist.*did you mean cifar10"):
+    with pytest.raises(RecipeError, match=r"'cifar' does not exist.*did you mean cifar10"):
         load_recipe("cifar")
 
 

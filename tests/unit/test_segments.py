@@ -4,7 +4,7 @@ import pytest
 
 from selfsup.errors import UserError
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundaries, finished_boundaries, record_run, superseded_revision
+from selfsup.segments import boundaries, finished_boundaries, record_run
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,17 @@ def test_a_run_of_another_recipe_is_never_continued_or_overwritten(tmp_path):
     assert finished_boundaries(tmp_path, recipe, 1) == [10]
 
 
-def test_a_raised_revision_begins_anew_and_a_lowered_one_is_refused(tmp_path):
-    recipe, other = load_recipe("digits"), load_recipe("digits", {"optimizer": {"peak_lr": 1.0}})
-    record_run(tmp_path, recipe, 1, 10)
-    assert superseded_revision(tmp_path, 1) is None
-    assert superseded_revision(tmp_path, 2) == 1
-    assert finished_boundaries(tmp_path, other, 2) == []
-    record_run(tmp_path, other, 2, 30)
+def test_another_revision_is_refused_with_the_way_on(tmp_path):
+    folder, recipe = tmp_path / "seed0" / "pretrain", load_recipe("digits")
+    folder.mkdir(parents=True)
+    record_run(folder, recipe, 2, 10)
+    with pytest.raises(
+        UserError, match=r"seed0 holds revision 2, config.yaml asks for 3.*mv .*seed0 .*seed0_revision2"
+    ):
+        finished_boundaries(folder, recipe, 3)
     with pytest.raises(UserError, match="revision: wanted 1, found 2"):
-        finished_boundaries(tmp_path, other, 1)
+        finished_boundaries(folder, recipe, 1)
+    assert finished_boundaries(folder, recipe, 2) == [10]
 
 
 def test_a_changed_evaluation_leaves_the_run_its_own(tmp_path):

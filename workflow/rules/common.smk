@@ -16,7 +16,7 @@ from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.schema import read_yaml
-from selfsup.segments import boundaries, boundary_name, finished_boundaries, superseded_revision
+from selfsup.segments import boundaries, boundary_name, finished_boundaries
 
 
 def give_up(message):
@@ -170,7 +170,7 @@ def source_path(wildcards, input):
 
 
 def segment_ends(wildcards):
-    """The boundaries of a run, in epochs. Stops when the folder holds a finished run of another recipe."""
+    """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe or revision."""
     experiment = experiment_of(wildcards)
     folder = Path(PRETRAIN.format(**wildcards))
     try:
@@ -180,26 +180,12 @@ def segment_ends(wildcards):
     return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, finished)
 
 
-def move_aside_superseded(wildcards):
-    """Keep a run of an earlier revision: its folder seed0 becomes seed0_revision1. Not in a dry run, not in a job."""
-    run = Path(PRETRAIN.format(**wildcards)).parent
-    earlier = superseded_revision(run / "pretrain", experiment_of(wildcards).revision)
-    if earlier is None or workflow.dryrun or workflow.remote_exec or workflow.subprocess_exec:
-        return
-    aside = run.with_name(f"{run.name}_revision{earlier}")
-    if aside.exists():
-        give_up(f"{run} is to be moved aside as {aside}, which exists: move or delete one of them")
-    run.rename(aside)
-    print(f"moved the run of revision {earlier} aside: {aside}", file=sys.stderr)
-
-
 def previous_boundary(wildcards):
     earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
     return [f"{PRETRAIN}/{boundary_name(earlier[-1])}"] if earlier else []
 
 
 def last_boundary(wildcards):
-    move_aside_superseded(wildcards)
     return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 
 
@@ -210,6 +196,12 @@ def metrics_of_table(wildcards):
         for seed in CONFIG.experiments[name].seeds
         for part in ("", "random_init/")
     ]
+
+
+def rows_of_table(wildcards):
+    """What a table says of its experiments beside their metrics; a change of it makes the table anew."""
+    experiments = [CONFIG.experiments[name] for name in CONFIG.tables[wildcards.table]]
+    return [f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}" for one in experiments]
 
 
 def config_of_table(wildcards):

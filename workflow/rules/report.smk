@@ -18,7 +18,8 @@ rule table:
     benchmark:
         "logs/benchmarks/table/{table}.tsv"
     params:
-        config=config_of_table,
+        rows=rows_of_table,
+        config=lambda wildcards, input: config_of_table(wildcards),
         code=code_digest("make_table.py", "selfsup/evaluation"),
         python=lambda wildcards, input: sys.executable,
         script=lambda wildcards, input: script("make_table.py"),

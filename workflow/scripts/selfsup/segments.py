@@ -31,33 +31,33 @@ def boundary_name(epoch: int) -> str:
 
 
 def finished_boundaries(folder: Path, recipe: Mapping, revision: int) -> list[int]:
-    """Return the boundaries, in epochs, that the run in `folder` has finished; none of those of an earlier revision.
+    """Return the boundaries, in epochs, that the run in `folder` has finished.
 
-    Raises UserError with the differences when the folder holds a run of another recipe under this revision: saved
-    work is never overwritten by surprise.
+    Raises UserError when the folder holds a run of another recipe or revision, with the differences and the ways on:
+    saved work is never overwritten by surprise.
     """
     record = _read_record(folder)
-    if record is None or record["revision"] < revision:
+    if record is None:
         return []
+    if revision > record["revision"]:
+        run = folder.parent
+        raise UserError(
+            f"{run} holds revision {record['revision']}, config.yaml asks for {revision}. "
+            f"Keep the old run and begin the new: mv {run} {run}_revision{record['revision']}"
+        )
     if record["fingerprint"] != fingerprint(recipe, revision):
         lines = differences(pretraining_part(recipe), record["recipe"])
         if record["revision"] > revision:
             lines.append(f"revision: wanted {revision}, found {record['revision']}")
         raise UserError(
             f"{folder} holds a pretraining of another recipe; {'; '.join(lines)}. "
-            "Restore the value, or raise the experiment's `revision` in config.yaml to train anew and keep this run aside"
+            "Restore the value, or raise the experiment's `revision` in config.yaml to train anew and keep this run"
         )
     return record["boundaries"]
 
 
-def superseded_revision(folder: Path, revision: int) -> int | None:
-    """Return the revision of the run in `folder` if it is an earlier one than `revision`."""
-    record = _read_record(folder)
-    return record["revision"] if record and record["revision"] < revision else None
-
-
 def record_run(folder: Path, recipe: Mapping, revision: int, boundary: int | None = None) -> None:
-    """Write the run into segments.json, once it has saved something; add `boundary` (epochs) once it is reached."""
+    """Write the run into segments.json, once it has saved something, and `boundary`, an epoch it has reached."""
     finished = {*finished_boundaries(folder, recipe, revision), *([boundary] if boundary else [])}
     record = {
         "revision": revision,

@@ -50,11 +50,11 @@ def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> Non
 
 
 class _Synchronised(torch.autograd.Function):
-    """Normalisation with the statistics of all ranks: gathered as count, mean and squared deviations, in float32."""
+    """Normalisation with the statistics of all ranks: gathered as count, mean and variance, in float32 or wider."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, ranks):
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         over = [dim for dim in range(x.dim()) if dim != 1]
         variance, mean = torch.var_mean(values, over, correction=0)
         count = values.new_full((1,), values.numel() / values.shape[1])
@@ -71,17 +71,19 @@ class _Synchronised(torch.autograd.Function):
         normalised = (values - mean.view(shape)) * inverse_std.view(shape)
         ctx.save_for_backward(normalised, weight, inverse_std, total)
         ctx.ranks, ctx.over, ctx.shape = ranks, over, shape
-        return (normalised * weight.float().view(shape) + bias.float().view(shape)).to(x.dtype)
+        return (normalised * weight.to(normalised.dtype).view(shape) + bias.to(normalised.dtype).view(shape)).to(
+            x.dtype
+        )
 
     @staticmethod
     def backward(ctx, grad):
         normalised, weight, inverse_std, total = ctx.saved_tensors
-        gradient = grad.float()
+        gradient = grad.to(normalised.dtype)
         bias_grad, weight_grad = gradient.sum(ctx.over), (gradient * normalised).sum(ctx.over)
         sums = ctx.ranks.all_reduce(torch.cat([bias_grad, weight_grad])) / total
         mean_grad, mean_projection = sums.view(2, -1)
         centred = gradient - mean_grad.view(ctx.shape) - normalised * mean_projection.view(ctx.shape)
-        x_grad = centred * (inverse_std * weight.float()).view(ctx.shape)
+        x_grad = centred * (inverse_std * weight.to(normalised.dtype)).view(ctx.shape)
         return (
             x_grad.to(grad.dtype),
             weight_grad.to(weight.dtype),

@@ -67,8 +67,9 @@ def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | N
     A damaged file is named and set aside as `<name>.damaged`. Raises DamagedCheckpointError when all are damaged.
     """
     damaged = []
-    by_step = sorted((path for path in candidates if path.exists()), key=step_of, reverse=True)
-    for path in by_step:
+    # One without a card has no step; it comes first, to be named and set aside like any damaged one.
+    existing = sorted((path for path in candidates if path.exists()), key=step_of, reverse=True)
+    for path in sorted(existing, key=lambda path: step_of(path) >= 0):
         try:
             return path, load_checkpoint(path)
         except DamagedCheckpointError as error:

@@ -1,0 +1,76 @@
+"""The workflow run as a user runs it, in a folder of its own with a configuration of its own."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from selfsup.schema import read_yaml
+
+# A run of seconds: 3 epochs of a narrow network, in three segments.
+QUICK = {
+    "epochs": 3,
+    "global_batch": 256,
+    "model": {"width": 4},
+    "optimizer": {"warmup_epochs": 1},
+    "augment": {"size": 8},
+    "linear": {"epochs": 2, "test": {"resize": 9, "crop": 8}},
+}
+
+
+class Workflow:
+    """A folder in which snakemake runs: `config` is written out anew before each call."""
+
+    def __init__(self, folder: Path, repository: Path):
+        self.folder, self._repository = folder, repository
+        self.config = read_yaml(repository / "config.yaml")
+
+    @property
+    def digits(self) -> dict:
+        return self.config["experiments"]["digits"]
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        """Run snakemake and return what it printed; `ok` says whether it is to succeed."""
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-s",
+            str(self._repository / "Snakefile"),
+            "--cores",
+            "2",
+            *arguments,
+        ]
+        # What a surrounding Slurm job or torchrun would tell its processes is not for these.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SNAKEMAKE_"))}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        printed = done.stdout + done.stderr
+        assert (done.returncode == 0) == ok, printed[-6000:]
+        return printed
+
+    def read(self, path: str) -> str:
+        return (self.folder / path).read_text()
+
+    def path(self, path: str) -> Path:
+        return self.folder / path
+
+
+@pytest.fixture
+def workflow(tmp_path, repository) -> Workflow:
+    return Workflow(tmp_path, repository)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Callable[[], Workflow]:
+    """A finished quick run; each call gives the same one. Tests that use it leave it finished."""
+    repository = Path(__file__).parents[2]
+    quick = Workflow(tmp_path_factory.mktemp("quick"), repository)
+    quick.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1)
+    quick.printed = quick.run("results/demo.csv")
+    return lambda: quick

@@ -1,0 +1,18 @@
+"""The demo itself, as a newcomer runs it: real images, the shipped recipe, the accuracy that the README states."""
+
+import pandas as pd
+import pytest
+
+
+@pytest.mark.slow
+def test_the_demo_learns_to_tell_digits_apart(workflow):
+    """Measured over three seeds: 97.7 %, against 39 % at random initialisation; 360 images: a standard error of 1.3."""
+    printed = workflow.run("results/demo.csv")
+    table = pd.read_csv(workflow.path("results/demo.csv")).set_index("implementation")
+    assert table.loc["This work", "top1"] >= 91
+    assert table.loc["This work", "top1"] - table.loc["Random initialisation", "top1"] >= 6
+    assert table.loc["This work", "n_test"] == 360
+    assert workflow.read("results/demo.md").splitlines()[2] in printed
+    starts = [workflow.read(f"logs/pretrain/digits_seed0_epoch00{epoch}.log") for epoch in (10, 20, 30)]
+    assert "from the beginning" in starts[0]
+    assert all("continuing after" in start and "left: segment" in start for start in starts[1:])
