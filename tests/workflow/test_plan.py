@@ -65,6 +65,7 @@ def test_two_tables_of_one_name_are_found_by_snakemake_too(workflow, repository)
 
 def test_an_experiment_of_several_nodes_needs_the_cluster_profile(workflow):
     workflow.digits["compute"]["pretrain"].update(nodes=2)
+    assert "pretrain_segment               3" in workflow.run("-n", "results/demo.csv")
     printed = workflow.run("results/demo.csv", ok=False)
     assert "asks for 2 nodes: use --profile profiles/slurm" in printed
 

@@ -133,14 +133,14 @@ def launcher(wildcards, stage):
     """What starts one process per device: srun in a Slurm job, torchrun for several on this machine, else nothing."""
     block = experiment_of(wildcards).compute[stage]
     nodes, per_node, cpus = block["nodes"], block["devices_per_node"], block["cpus_per_device"]
-    if workflow.remote_exec and "SLURM_JOB_ID" in os.environ:
+    if workflow.non_local_exec or (workflow.remote_exec and "SLURM_JOB_ID" in os.environ):
         # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
         gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
         return (
             f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task={cpus} "
             f"{gpus}--kill-on-bad-exit=1 {sys.executable}"
         )
-    if nodes > 1:
+    if nodes > 1 and not workflow.dryrun:
         give_up(
             f"experiment {wildcards.experiment} asks for {nodes} nodes: use --profile profiles/slurm, or set "
             f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
