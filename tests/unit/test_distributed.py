@@ -160,7 +160,8 @@ def test_one_steps_gradient_is_that_of_the_global_batch(tiny_store, tmp_path, si
     for other_losses, other_gradients, _ in on_ranks(_train_steps, size, tiny_store, tmp_path, torch.float32, 1):
         assert other_losses == pytest.approx(losses, rel=1e-6)
         for wanted, found in zip(map(as_double, gradients), map(as_double, other_gradients), strict=True):
-            assert (wanted - found).norm() <= 1e-5 * wanted.norm() + 1e-9
+            # The projector's last bias is cancelled by the predictor's batch norm: its gradient is rounding, 4e-7.
+            assert (wanted - found).norm() <= max(1e-5 * wanted.norm(), 1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 4])
