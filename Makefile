@@ -25,7 +25,7 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 	$(BIN)/snakemake --cores all results/demo.csv
 	@echo; cat results/demo.md
 
-test: env  ## all tests but the slow targets' own
+test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest
 
 lint: env  ## style of Python and of the workflow

@@ -116,3 +116,19 @@ def test_numbers_like_1e_minus_6_are_read_as_numbers(tmp_path, repository):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert load_config(path).experiments["digits"].recipe["optimizer"]["weight_decay"] == 1e-6
+
+
+def test_paths_may_name_variables_that_are_set(raw, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert check_config(changed(raw, "data_dir", "$SCRATCH/data")).data_dir == "/scratch/me/data"
+    with pytest.raises(UserError, match=r"data_dir is \$NOWHERE/data, which names a variable that is not set"):
+        check_config(changed(raw, "data_dir", "$NOWHERE/data"))
+
+
+def test_yaml_anchors_and_merges_are_read(tmp_path):
+    path = tmp_path / "anchors.yaml"
+    path.write_text("a: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
+    path.write_text("demo: {[digits]}\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(path)

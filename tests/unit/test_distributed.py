@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import queue
 import socket
+import types
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from selfsup.augment import Views
 from selfsup.errors import UserError
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
+from selfsup.segments import boundary_name
+from selfsup.training.checkpoint import load_checkpoint
 from selfsup.training.device import build_problem, choose_device, choose_precision
 from selfsup.training.distributed import Place, Ranks, discover_place, first_host
-from selfsup.training.pretraining import Pretraining, Run
+from selfsup.training.pretraining import Pretraining, Run, train_segment
 
 SLURM = {
     "SLURM_PROCID": "5",
@@ -30,7 +33,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "l
 
 def test_places_under_srun_torchrun_and_alone():
     assert discover_place({}) == Place()
-    assert discover_place(SLURM) == Place(5, 8, 1, "gpu03", 23456)
+    assert discover_place(SLURM) == Place(5, 8, 1, "gpu03", 23456, shared_node=False)
     assert discover_place(TORCHRUN) == Place(1, 2, 1, "localhost", 29500)
     assert discover_place({**SLURM, **TORCHRUN}).size == 2  # torchrun inside a Slurm job
 
@@ -173,3 +176,32 @@ def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     assert all(part[2] == parts[0][2] for part in parts)
     wanted, found = as_double(weights), as_double(parts[0][2])
     assert (wanted - found).norm() < 1e-9 * wanted.norm()
+
+
+def _stop_and_continue(ranks: Ranks, store, folder) -> bytes:
+    """Two segments, the second stopped by rank 1's signal in mid-epoch and continued."""
+    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
+    first, last = folder / boundary_name(1), folder / boundary_name(4)
+    quiet = types.SimpleNamespace(reason=None)
+    signalled = types.SimpleNamespace(reason="SIGTERM" if ranks.rank == ranks.size - 1 else None)
+    assert train_segment(run, ranks, until_epoch=1, previous=None, output=first, stop=quiet)
+    assert not train_segment(run, ranks, until_epoch=4, previous=first, output=last, stop=signalled)
+    assert train_segment(run, ranks, until_epoch=4, previous=first, output=last, stop=quiet)
+    return b"".join(value.numpy().tobytes() for value in load_checkpoint(last)["method"].values())
+
+
+def _uninterrupted(ranks: Ranks, store, folder) -> bytes:
+    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
+    output = folder / boundary_name(4)
+    stop = types.SimpleNamespace(reason=None)
+    assert train_segment(run, ranks, until_epoch=4, previous=None, output=output, stop=stop)
+    return b"".join(value.numpy().tobytes() for value in load_checkpoint(output)["method"].values())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_were_stopped_and_continued_equal_uninterrupted_ones(tiny_store, tmp_path, size):
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = on_ranks(_uninterrupted, size, tiny_store, tmp_path / "whole")
+    stopped = on_ranks(_stop_and_continue, size, tiny_store, tmp_path / "stopped")
+    assert set(stopped) == set(whole) and len(set(whole)) == 1

@@ -29,7 +29,7 @@ def test_ties_go_to_the_lower_class_and_count_once():
 
 
 def test_logits_that_are_not_finite_are_no_hits():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         top_k_hits(torch.tensor([[float("nan"), 0.0]]), torch.tensor([0]), 1)
 
 
@@ -83,7 +83,16 @@ def test_a_batch_larger_than_the_training_set_is_refused(tiny_store, tiny_recipe
         next(evaluate_linear(encoder, tiny_store, recipe, seed=0, compute=CPU))
 
 
+def test_a_last_batch_with_fewer_images_than_ranks_leaves_one_of_them_idle(tiny_store, tiny_recipe):
+    from selfsup.data.loader import Batches
+
+    recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "drop_last": False, "batch": 6}}
+    idle = Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=1, ranks=2)[7]
+    assert idle.views[0].shape == (0, 3, 8, 8) and idle.total == 1
+
+
 def test_the_protocol_is_named_in_words():
+    assert protocol({**load_recipe("cifar10"), "micro_batches": 4}).endswith("pretrained in 4 micro-batches")
     assert protocol(load_recipe("cifar10")) == "linear, 90 epochs, batch 256, lr 0.2 cosine to 0, last epoch"
 
 

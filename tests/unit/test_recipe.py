@@ -172,6 +172,17 @@ def test_the_fingerprint_follows_training_and_revision_but_not_the_evaluation():
     assert "linear" not in pretraining_part(load_recipe("cifar10"))
 
 
+def test_numbers_have_the_type_of_their_key():
+    """2 and 2.0 are one learning rate, and 1e2 epochs are 100."""
+    assert fingerprint(load_recipe("cifar10", {"optimizer": {"peak_lr": 2}}), 1) == fingerprint(
+        load_recipe("cifar10"), 1
+    )
+    epochs = load_recipe("cifar10", {"epochs": "1e2"})["epochs"]
+    assert epochs == 100 and isinstance(epochs, int)
+    with pytest.raises(RecipeError, match=r"epochs is 1\.5"):
+        load_recipe("cifar10", {"epochs": 1.5})
+
+
 def test_differences_name_key_wanted_and_found():
     lines = differences(load_recipe("cifar10", {"optimizer": {"peak_lr": 1.0}}), load_recipe("cifar10"))
     assert lines == ["optimizer.peak_lr: wanted 1.0, found 2.0"]

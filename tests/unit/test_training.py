@@ -117,6 +117,40 @@ def test_rolling_checkpoints_come_by_time_and_two_are_kept(run):
     assert [path.name for path in rolling.partial.glob("*.pt")] == [boundary_name(4)]
 
 
+def test_a_shorter_segment_keeps_the_newer_checkpoints(run):
+    """Asked by hand to end at epoch 1 when epoch 2 is nearly done: its own checkpoints live beside the newer ones."""
+    early = run("early", checkpoint_minutes=1e-9)
+    assert not train(early, 4, stop=StopAfter(8))
+    assert not train(early, 1, stop=StopAfter(2))
+    names = sorted(path.name for path in early.partial.glob("*.pt"))
+    assert names == [f"step_{step:09d}.pt" for step in (2, 3, 8, 9)]
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
+    def full(state, file):
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot be written.*free space"):
+        train(run(), 1)
+    assert not list(run().partial.iterdir())
+
+
+def test_an_encoder_is_at_random_initialisation_what_training_starts_from(run, tiny_recipe):
+    from selfsup.models import initial_backbone
+
+    start = Pretraining(run(), Ranks()).method.encoder().state_dict()
+    untrained = initial_backbone(tiny_recipe, 0).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in untrained.items())
+
+
+def test_a_change_of_numerics_is_told(run, capsys):
+    assert not train(run(), 4, stop=StopAfter(2))
+    assert train(run(threads=1), 1)
+    assert "other numerics" in capsys.readouterr().out
+
+
 def test_a_deleted_boundary_comes_back_from_partial_without_training(run, capsys):
     finished = run()
     assert train(finished, 2)
@@ -317,4 +351,4 @@ def test_a_history_survives_a_half_written_row(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,epoch,loss,lr,images_per_s,tau\n0,0,4.0,0,1,0.97\n1,0,3.")
     History(path, start=2, columns=("tau",))
-    assert path.read_text().splitlines()[1] == "0,0,4.0,0,1,0.97"
+    assert path.read_text().splitlines() == ["step,epoch,loss,lr,images_per_s,tau", "0,0,4.0,0,1,0.97"]

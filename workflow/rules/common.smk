@@ -3,6 +3,7 @@
 import hashlib
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.schema import read_yaml
-from selfsup.segments import boundaries, boundary_name, finished_boundaries
+from selfsup.segments import boundaries, boundary_name, work_done
 
 
 def give_up(message):
@@ -60,6 +61,10 @@ def dataset_of(wildcards):
     return ancient(f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json")
 
 
+# Quoted: a clone may lie in a folder whose name has a space.
+PYTHON = shlex.quote(sys.executable)
+
+
 def script(name):
     return shlex.quote(str(SCRIPTS / name))
 
@@ -75,7 +80,15 @@ def code_digest(*names):
 
 
 EVALUATION_CODE = code_digest(
-    "linear_eval.py", "selfsup/evaluation", "selfsup/models", "selfsup/augment", "selfsup/data", "selfsup/optim"
+    "linear_eval.py",
+    "selfsup/random_draws.py",
+    "selfsup/data",
+    "selfsup/augment",
+    "selfsup/models",
+    "selfsup/optim",
+    "selfsup/evaluation",
+    "selfsup/training/device.py",
+    "selfsup/training/distributed.py",
 )
 
 
@@ -138,7 +151,7 @@ def launcher(wildcards, stage):
         gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
         return (
             f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task={cpus} "
-            f"{gpus}--kill-on-bad-exit=1 {sys.executable}"
+            f"{gpus}--kill-on-bad-exit=1 {PYTHON}"
         )
     if nodes > 1 and not workflow.dryrun:
         give_up(
@@ -146,8 +159,8 @@ def launcher(wildcards, stage):
             f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
         )
     if per_node > 1:
-        return f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={per_node}"
-    return sys.executable
+        return f"{PYTHON} -m torch.distributed.run --standalone --nproc-per-node={per_node}"
+    return PYTHON
 
 
 def compute_arguments(wildcards, stage):
@@ -172,12 +185,11 @@ def source_path(wildcards, input):
 def segment_ends(wildcards):
     """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe or revision."""
     experiment = experiment_of(wildcards)
-    folder = Path(PRETRAIN.format(**wildcards))
     try:
-        finished = finished_boundaries(folder, experiment.recipe, experiment.revision)
+        done = work_done(Path(PRETRAIN.format(**wildcards)), experiment.recipe, experiment.revision)
     except UserError as error:
         give_up(str(error))
-    return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, finished)
+    return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, done.boundaries, done.reached)
 
 
 def previous_boundary(wildcards):

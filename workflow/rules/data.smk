@@ -13,7 +13,7 @@ rule download_cifar10:
     benchmark:
         "logs/benchmarks/download_cifar10.tsv"
     params:
-        python=sys.executable,
+        python=PYTHON,
         script=script("prepare_dataset.py"),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     message:
@@ -37,7 +37,7 @@ rule prepare_dataset:
         runtime=600,
         mem_mb=8000,
     params:
-        python=lambda wildcards, input: sys.executable,
+        python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("prepare_dataset.py"),
         source=lambda wildcards: CONFIG.datasets[wildcards.dataset]["source"],
         path=source_path,

@@ -31,7 +31,7 @@ rule pretrain_segment:
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
-        previous=lambda wildcards, input: f"--previous {input.previous}" if input.previous else "",
+        previous=lambda wildcards, input: f"--previous {shlex.quote(input.previous)}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
         minutes=lambda wildcards, input: compute("pretrain", "checkpoint_minutes")(wildcards),
@@ -61,8 +61,8 @@ rule export_encoder:
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
-        source=lambda wildcards, input: f"--checkpoint {input[0]}",
-        python=lambda wildcards, input: sys.executable,
+        source=lambda wildcards, input: f"--checkpoint {shlex.quote(input[0])}",
+        python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
     message:
         "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}"
@@ -85,7 +85,7 @@ use rule export_encoder as export_random_init with:
         weights=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         source="--random-init",
-        python=lambda wildcards, input: sys.executable,
+        python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
     message:
         "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}"

@@ -21,7 +21,7 @@ rule table:
         rows=rows_of_table,
         config=lambda wildcards, input: config_of_table(wildcards),
         code=code_digest("make_table.py", "selfsup/evaluation"),
-        python=lambda wildcards, input: sys.executable,
+        python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("make_table.py"),
     message:
         "Make results/{wildcards.table}.csv"

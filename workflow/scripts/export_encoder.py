@@ -45,9 +45,11 @@ def main() -> None:
         card["training"] = training
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
-    if arguments.checkpoint:
+    if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
         prune(arguments.checkpoint.parent / "partial")  # the run is over: what is kept there was for continuing it
-    print(f"exported {arguments.output}, SHA-256 {checksum[:16]}")
+    unfinished = arguments.checkpoint and card["training"]["epoch"] < recipe["epochs"]
+    after = f", after {card['training']['epoch']:g} of {recipe['epochs']} epochs" if unfinished else ""
+    print(f"exported {arguments.output}, SHA-256 {checksum[:16]}{after}")
 
 
 def trained_encoder(path: Path, recipe: dict, seed: int):

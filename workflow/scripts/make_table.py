@@ -13,7 +13,7 @@ from pathlib import Path
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, check_config, load_config
 from selfsup.errors import UserError, run_script
-from selfsup.evaluation.table import Row, make_table, to_markdown
+from selfsup.evaluation.table import Row, dataset_label, make_table, to_markdown
 from selfsup.schema import suggest
 
 
@@ -53,7 +53,7 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
             rows.append(
                 Row(
                     experiment=name,
-                    dataset=config.datasets[experiment.dataset]["source"],
+                    dataset=dataset_label(experiment.dataset, config.datasets[experiment.dataset]["source"]),
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,

@@ -1,5 +1,6 @@
 """config.yaml: what is run. Read and checked here, before anything is queued. Imports no torch."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,11 @@ def load_config(path: Path) -> Config:
 
 def check_config(raw: Mapping) -> Config:
     """Check a parsed config.yaml, syntax and values across fields. Raises UserError."""
-    raw = read_numbers(raw)
-    check_schema(raw, "config", "config.yaml")
+    raw = check_schema(read_numbers(raw), "config", "config.yaml")
+    raw["data_dir"] = _expanded(raw["data_dir"], "data_dir")
+    for name, dataset in raw["datasets"].items():
+        if dataset.get("path") is not None:
+            dataset["path"] = _expanded(dataset["path"], f"datasets.{name}.path")
     for kind in ("tables", "experiments"):
         for name in raw[kind]:
             if name in RESERVED_NAMES:
@@ -86,6 +90,14 @@ def dataset_problem(config: Config, name: str) -> str | None:
         f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
     )
     return f"{problem}. To try the workflow first: results/demo.csv.{leave_out}"
+
+
+def _expanded(path: str, key: str) -> str:
+    """Return a path with ~ and $VARIABLES replaced; one that is not set would end as a folder named "$SCRATCH"."""
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if "$" in expanded:
+        raise UserError(f"config.yaml: {key} is {path}, which names a variable that is not set in this shell")
+    return expanded
 
 
 def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:

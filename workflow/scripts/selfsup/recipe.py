@@ -49,7 +49,7 @@ def parse_recipe(text: str) -> dict[str, Any]:
 def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
     """Return `recipe` if the schema accepts it and its values fit together; raise RecipeError otherwise."""
     try:
-        check_schema(recipe, "recipe", thing)
+        recipe = check_schema(recipe, "recipe", thing)
     except UserError as error:
         raise RecipeError(str(error)) from error
     for problem in _contradictions(recipe):

@@ -22,6 +22,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         first_line: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor, whose keys may be written anew
+                continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if key in first_line:
                 raise UserError(f"{self.name}: {key!r} stands twice, in lines {first_line[key]} and {line}: rename one")
@@ -41,6 +43,10 @@ def read_yaml(path: Path) -> Any:
     loader.name = str(path)
     try:
         return read_numbers(loader.get_single_data())
+    except TypeError as error:
+        raise UserError(
+            f"{path}: not valid YAML here: a mapping or a list stands where a key belongs ({error})"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -60,16 +66,33 @@ def read_numbers(value: Any) -> Any:
     return value
 
 
-def check_schema(value: Any, schema_name: str, thing: str) -> None:
-    """Raise UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any."""
+def check_schema(value: Any, schema_name: str, thing: str) -> Any:
+    """Return `value`, each number of the type its schema names, so that 2 and 2.0 are one learning rate.
+
+    Raises UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any.
+    """
     schema = yaml.safe_load((SCHEMAS / f"{schema_name}.schema.yaml").read_text())
-    errors = sorted(
-        jsonschema.Draft202012Validator(schema).iter_errors(value),
-        key=lambda error: list(map(str, error.absolute_path)),
-    )
+    violations = jsonschema.Draft202012Validator(schema).iter_errors(value)
+    errors = sorted(violations, key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(f"{thing}: {_describe(errors[0])}{more}")
+    return _with_types(value, schema, schema)
+
+
+def _with_types(value: Any, schema: dict, root: dict) -> Any:
+    """Make 100.0 an int where the schema wants an integer, and 2 a float where it wants a number."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if isinstance(value, dict):
+        known, other = schema.get("properties", {}), schema.get("additionalProperties")
+        other = other if isinstance(other, dict) else {}
+        return {key: _with_types(item, known.get(key, other), root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_types(item, schema.get("items", {}), root) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"integer": int, "number": float}.get(schema.get("type"), type(value))(value)
+    return value
 
 
 def suggest(word: str, known: list[str]) -> str:

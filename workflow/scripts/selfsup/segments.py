@@ -1,11 +1,12 @@
 """Cutting a pretraining into segments, each a bounded job. Imports no torch: Snakemake reads this in every job.
 
 `segments.json` in a run's folder records the run and its finished boundaries. It outlives the checkpoints, so that
-deleting old ones to save space, or changing `segment_epochs`, never makes finished epochs run again.
+deleting old ones to save space (the newest is needed), or changing `segment_epochs`, makes no finished epoch run again.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
@@ -15,14 +16,16 @@ from selfsup.recipe import differences, fingerprint, pretraining_part
 RECORD = "segments.json"
 
 
-def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = ()) -> list[int]:
+def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), reached: float = 0) -> list[int]:
     """Return the epochs at which segments end, in order; the last is `epochs`.
 
-    `finished` boundaries stay; only the epochs after the last of them are cut into pieces of `segment_epochs`.
+    `finished` boundaries stay; only the epochs after the last of them are cut into pieces of `segment_epochs`, and none
+    ends before `reached`, the epoch of the newest rolling checkpoint: that work would be lost.
     """
     done = sorted(epoch for epoch in set(finished) if 0 < epoch <= epochs)
     start = done[-1] if done else 0
-    return done + list(range(start + segment_epochs, epochs, segment_epochs)) + ([epochs] if start < epochs else [])
+    ends = [end for end in range(start + segment_epochs, epochs, segment_epochs) if end >= reached]
+    return done + ends + ([epochs] if start < epochs else [])
 
 
 def boundary_name(epoch: int) -> str:
@@ -30,15 +33,23 @@ def boundary_name(epoch: int) -> str:
     return f"epoch_{epoch:04d}.pt"
 
 
-def finished_boundaries(folder: Path, recipe: Mapping, revision: int) -> list[int]:
-    """Return the boundaries, in epochs, that the run in `folder` has finished.
+@dataclass(frozen=True)
+class Done:
+    """What a run has done: its finished boundaries, and the epoch of its newest checkpoint."""
+
+    boundaries: list[int]
+    reached: float
+
+
+def work_done(folder: Path, recipe: Mapping, revision: int) -> Done:
+    """Return what the run in `folder` has done.
 
     Raises UserError when the folder holds a run of another recipe or revision, with the differences and the ways on:
     saved work is never overwritten by surprise.
     """
     record = _read_record(folder)
     if record is None:
-        return []
+        return Done([], 0)
     if revision > record["revision"]:
         run = folder.parent
         raise UserError(
@@ -53,16 +64,19 @@ def finished_boundaries(folder: Path, recipe: Mapping, revision: int) -> list[in
             f"{folder} holds a pretraining of another recipe; {'; '.join(lines)}. "
             "Restore the value, or raise the experiment's `revision` in config.yaml to train anew and keep this run"
         )
-    return record["boundaries"]
+    return Done(record["boundaries"], record["reached"])
 
 
-def record_run(folder: Path, recipe: Mapping, revision: int, boundary: int | None = None) -> None:
-    """Write the run into segments.json, once it has saved something, and `boundary`, an epoch it has reached."""
-    finished = {*finished_boundaries(folder, recipe, revision), *([boundary] if boundary else [])}
+def record_run(
+    folder: Path, recipe: Mapping, revision: int, *, boundary: int | None = None, reached: float = 0
+) -> None:
+    """Write the run into segments.json: a boundary it has finished, or the epoch of a checkpoint it has saved."""
+    done = work_done(folder, recipe, revision)
     record = {
         "revision": revision,
         "fingerprint": fingerprint(recipe, revision),
-        "boundaries": sorted(finished),
+        "boundaries": sorted({*done.boundaries, *([boundary] if boundary else [])}),
+        "reached": max(done.reached, reached, boundary or 0),
         "recipe": pretraining_part(recipe),
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")

@@ -107,6 +107,8 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor
 
 def normalise(pictures: Sequence[torch.Tensor], augment: Mapping) -> torch.Tensor:
     """Stack pictures, uint8 or float in [0, 1], into one normalised float32 [N, 3, H, W]."""
+    if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
+        return torch.empty(0, 3, augment["size"], augment["size"])
     stacked = tv.to_dtype(torch.stack(list(pictures)), torch.float32, scale=True)
     return tv.normalize(stacked, augment["mean"], augment["std"], inplace=True)
 

@@ -36,17 +36,11 @@ class Compute:
 
 
 def protocol(recipe: Mapping) -> str:
-    """Return the protocol in words, for the table."""
-    linear = recipe["linear"]
-    return (
-        f"linear, {linear['epochs']} epochs, batch {linear['batch']}, lr {linear['peak_lr']:g} cosine to "
-        f"{linear['lr_floor']:g}, last "
-        ""
-        ""
-        ""
-        ""
-        "epoch"
-    )
+    """Return the protocol in words, for the table; what the pretraining did beside the common is in it too."""
+    linear, parts = recipe["linear"], recipe["micro_batches"]
+    rate = f"lr {linear['peak_lr']:g} cosine to {linear['lr_floor']:g}"
+    words = [f"linear, {linear['epochs']} epochs", f"batch {linear['batch']}", rate, "last epoch"]
+    return ", ".join(words + ([f"pretrained in {parts} micro-batches"] if parts > 1 else []))
 
 
 def evaluate_linear(

@@ -37,12 +37,17 @@ class Row:
     """One of our lines: an experiment's trained encoders, or the untrained ones (random_init)."""
 
     experiment: str
-    dataset: str  # its source, by which published rows are found: digits, cifar10, imagenet, folder
+    dataset: str  # see `dataset_label`
     epochs: int
     global_batch: int
     seeds: list[int]
     metrics: list[Path]  # one file a seed
     random_init: bool
+
+
+def dataset_label(name: str, source: str) -> str:
+    """Return a dataset's name in tables: its source where the paper has figures for it, else that of config.yaml."""
+    return source if source in set(pd.read_csv(REFERENCE)["dataset"]) else name
 
 
 def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
@@ -60,7 +65,9 @@ def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
     for dataset in dict.fromkeys([*wanted["dataset"], *ours["dataset"]]):
         lines += wanted[wanted["dataset"] == dataset].assign(status="published").to_dict("records")
         here = ours[ours["dataset"] == dataset].to_dict("records")
-        lines += here or [{"implementation": OURS, "dataset": dataset, "protocol": "not run", "status": "not run"}]
+        lines += here or [
+            {"experiment": "", "implementation": OURS, "dataset": dataset, "protocol": "not run", "status": "not run"}
+        ]
     frame = pd.DataFrame(lines, columns=COLUMNS)
     return frame.astype({name: "Int64" for name in WHOLE_NUMBERS})
 

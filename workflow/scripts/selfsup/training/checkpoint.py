@@ -40,11 +40,11 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any
         text = json.dumps({**card, "format": FORMAT, "sha256": sha256(temporary)}, indent=1)
         write_atomically(path.with_suffix(".json"), text + "\n")
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a full disk is either, by the moment it is met
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: the checkpoint cannot be written ({error.strerror}): free space or mend permissions, then "
-            "start again"
+            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}): free space or mend permissions, "
+            "then start again"
         ) from error
 
 
@@ -112,15 +112,21 @@ def link_boundary(boundary: Path, output: Path) -> None:
 
 
 def prune(partial: Path, keep: Path | None = None) -> None:
-    """Delete what `keep`, just written, makes needless: boundaries before it and all but the last two rolling ones.
+    """Delete what `keep`, just written, makes needless: boundaries before it and rolling ones older than the last two.
 
-    Without `keep` the run is over, and all checkpoints in `partial` go.
+    Without `keep` the run is over, and all that lies in `partial` goes.
     """
     rolling, boundaries = sorted(partial.glob("step_*.pt")), set(partial.glob("epoch_*.pt"))
-    kept = set(rolling[-KEPT_ROLLING:]) if keep in rolling else {keep}
-    for path in {*rolling, *boundaries} - kept:
+    if keep in rolling:
+        place = rolling.index(keep) + 1
+        needless = {*rolling[: max(place - KEPT_ROLLING, 0)], *boundaries}
+    else:
+        needless = {*rolling, *boundaries} - {keep}
+    for path in needless:
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)
+    for path in partial.glob("*.tmp"):  # of a process that was killed while it wrote
+        path.unlink(missing_ok=True)
 
 
 def step_of(path: Path) -> int:

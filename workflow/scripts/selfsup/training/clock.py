@@ -78,4 +78,4 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+        return [row for row in csv.DictReader(file) if all(row.values())]  # a killed process may leave half a row

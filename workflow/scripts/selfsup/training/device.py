@@ -1,5 +1,6 @@
 """Which device computes, in which precision, and whether this build of torch can use it."""
 
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +11,7 @@ from selfsup.errors import UserError
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int, shared_node: bool = True) -> torch.device:
     """Return the device for "auto", "cuda" or "cpu". Raises UserError where there is none or no build for it."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
@@ -18,10 +19,15 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             "device is cuda, but torch finds no usable GPU here: check nvidia-smi and the torch build, or set "
             "device: cpu"
         )
+    given = [name for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS") if os.environ.get(name)]
+    if wanted == "auto" and not available and given:
+        raise UserError(
+            f"{given[0]} is set, but torch finds no usable GPU: check nvidia-smi and the build, or set device: cpu"
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     devices = torch.cuda.device_count()
-    index = 0 if devices == 1 else local_rank  # one visible GPU per task: srun --gpus-per-task
+    index = 0 if devices == 1 and not shared_node else local_rank  # srun --gpus-per-task shows each task its own
     if index >= devices:
         raise UserError(
             f"local rank {local_rank} has no GPU: this node shows {devices}; set devices_per_node to {devices} or fewer"

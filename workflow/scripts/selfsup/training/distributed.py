@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -17,13 +18,17 @@ SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST",
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands: its rank of `size`, its place on its node, and where rank 0 listens."""
+    """Where a process stands: its rank of `size`, its place on its node, and where rank 0 listens.
+
+    `shared_node`: its node's other ranks see the same devices; srun may show each task a device of its own.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     address: str = "127.0.0.1"
     port: int = 0
+    shared_node: bool = True
 
 
 def discover_place(environment: Mapping[str, str]) -> Place:
@@ -49,6 +54,7 @@ def discover_place(environment: Mapping[str, str]) -> Place:
             int(values["SLURM_LOCALID"]),
             first_host(values["SLURM_STEP_NODELIST"]),
             port,
+            shared_node=False,
         )
     return Place()
 
@@ -92,7 +98,7 @@ class Ranks:
         return self.rank == 0
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over ranks; a single process returns `tensor` itself."""
+        """Return `tensor`, made the sum over ranks in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -116,6 +122,13 @@ class Ranks:
         answer = torch.tensor(int(flag))
         dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._control)
         return bool(answer)
+
+    def from_main(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

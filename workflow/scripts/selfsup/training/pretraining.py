@@ -17,8 +17,8 @@ from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from selfsup.methods import build_method
 from selfsup.optim import LARS, learning_rate, optimizer_groups, treatment_table
-from selfsup.recipe import fingerprint
-from selfsup.segments import boundary_name, finished_boundaries, record_run
+from selfsup.recipe import differences, fingerprint
+from selfsup.segments import boundary_name, record_run, work_done
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress
 from selfsup.training.device import autocast
@@ -89,6 +89,7 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
         self.finite = torch.ones((), dtype=torch.bool, device=run.device)
         self.numerics = provenance.numerics(run.device, run.precision, run.threads, ranks.size)
+        self.code_revision = provenance.code_revision()  # now: a pull during the run changes nothing that runs
         self.attempts: list[dict[str, Any]] = []
 
     def learning_rate(self, step: int) -> float:
@@ -141,7 +142,7 @@ class Pretraining:
             "scaler": self.scaler.state_dict(),
             "numerics": self.numerics,
             "attempts": self.attempts,
-            "code_revision": provenance.code_revision(),
+            "code_revision": self.code_revision,
             "versions": provenance.versions(),
         }
 
@@ -163,12 +164,13 @@ class Pretraining:
                 f"checkpoint is in {self.run.folder}; "
                 "lower optimizer.peak_lr or use precision: fp32, then start again"
             )
+        mean_loss = float(self.ranks.mean(loss))
         if self.ranks.is_main:
             card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
-            figures = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": float(loss)}
+            figures = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": mean_loss}
             checkpoint.save_checkpoint(path, self.state(), {**card, **figures, "numerics": self.numerics})
             checkpoint.prune(self.run.partial, keep=path)
-            record_run(self.run.folder, self.run.recipe, self.run.revision)
+            record_run(self.run.folder, self.run.recipe, self.run.revision, reached=self.step / self.steps_per_epoch)
         self.ranks.barrier()
 
 
@@ -180,7 +182,7 @@ def train_segment(
     Continues from the newest of `previous`, the boundary before, and the run's rolling checkpoints. Returns False when
     asked to stop before the boundary; all work is then in a rolling checkpoint.
     """
-    finished_boundaries(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
+    work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
     boundary = run.partial / boundary_name(until_epoch)
     training = Pretraining(run, ranks)
     end = until_epoch * training.steps_per_epoch
@@ -196,22 +198,28 @@ def train_segment(
             return False
     if ranks.is_main:
         checkpoint.link_boundary(boundary, output)
-        record_run(run.folder, run.recipe, run.revision, until_epoch)
+        record_run(run.folder, run.recipe, run.revision, boundary=until_epoch)
     ranks.barrier()
     return True
 
 
 def _continue_from(training: Pretraining, candidates: list[Path], end: int) -> Path | None:
-    """Restore the newest checkpoint at or before step `end`; every rank reads the one that rank 0 chose."""
-    usable = [path for path in candidates if checkpoint.step_of(path) <= end]
-    found = checkpoint.newest_checkpoint(usable) if training.ranks.is_main else None
-    training.ranks.barrier()
-    if not training.ranks.is_main:
-        found = checkpoint.newest_checkpoint(usable)
-    if found:
-        training.restore(*found)
-    training.ranks.barrier()
-    return found[0] if found else None
+    """Restore the newest checkpoint at or before step `end`. Rank 0 chooses; the others read the same file."""
+    ranks, found = training.ranks, None
+    if ranks.is_main:
+        found = checkpoint.newest_checkpoint([path for path in candidates if checkpoint.step_of(path) <= end])
+    path = ranks.from_main(found and found[0])
+    if path is None:
+        return None
+    state = found[1] if found else checkpoint.load_checkpoint(path)
+    if ranks.is_main and state["numerics"] != training.numerics:
+        print(
+            "note: the run continues under other numerics; its bits may differ from here on: "
+            + "; ".join(differences(training.numerics, state["numerics"])),
+            flush=True,
+        )
+    training.restore(path, state)
+    return path
 
 
 def _announce(training: Pretraining, end: int, source: Path | None) -> None:
