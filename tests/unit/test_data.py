@@ -1,5 +1,8 @@
 import io
+import multiprocessing
+import os
 import pickle
+import signal
 import tarfile
 
 import numpy as np
@@ -188,3 +191,14 @@ def test_a_short_last_batch_is_shared_without_loss(tiny_store, tiny_recipe):
     assert parts[0].steps_per_epoch == 6
     last = [part[5] for part in parts]
     assert [len(batch.indices) for batch in last] == [2, 1] and last[0].total == 3
+
+
+def test_loader_workers_outlive_a_request_to_stop(tiny_store, tiny_recipe):
+    """Slurm signals all processes of a job; the main one saves, and needs its workers until then."""
+    batches = Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain")
+    reading = batches.read(0, 12, workers=2, pin_memory=False)
+    next(reading)
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(worker.pid, number)
+    assert [batch.step for batch in reading] == list(range(1, 12))
