@@ -31,7 +31,7 @@ rule pretrain_segment:
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
-        previous=lambda wildcards, input: f"--previous {shlex.quote(input.previous)}" if input.previous else "",
+        previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
         minutes=lambda wildcards, input: compute("pretrain", "checkpoint_minutes")(wildcards),
@@ -61,7 +61,7 @@ rule export_encoder:
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
-        source=lambda wildcards, input: f"--checkpoint {shlex.quote(input[0])}",
+        source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(input[0]))}",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
     message:
