@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
+export GOMP_SPINCOUNT ?= 1000
 SMK := Snakefile workflow/rules
 PY := workflow/scripts tests
 

@@ -69,7 +69,7 @@ def test_bad_trees_are_named(tmp_path):
     with pytest.raises(UserError, match="has no folder test/"):
         prepare("folder", tmp_path / "a", tmp_path / "store")
     write_tree(tmp_path / "b", {"train": ["ant"], "test": ["cat"]})
-    with pytest.raises(UserError, match="the class 'cat' does not exist in train/"):
+    with pytest.raises(UserError, match="cat: no such class in train/"):
         prepare("folder", tmp_path / "b", tmp_path / "store")
     write_tree(tmp_path / "c", {"train": ["ant"], "test": ["ant"]})
     (tmp_path / "c/train/ant/1.png").write_bytes(b"no picture")

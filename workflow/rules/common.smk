@@ -230,7 +230,8 @@ def config_of_table(wildcards):
 
 onerror:
     print(
-        "\nA job failed; its log is named above. Finished work is kept: the same command continues where it stopped.\n"
+        "\nA job failed, or was stopped by you ('saved, to be continued'); its log is named above. Finished work is kept:\n"
+        "the same command continues where it stopped.\n"
         "If an edit that changes no result made finished jobs run again: snakemake --cleanup-metadata FILE, or --touch.",
         file=sys.stderr,
     )

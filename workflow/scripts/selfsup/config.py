@@ -76,9 +76,9 @@ def dataset_problem(config: Config, name: str) -> str | None:
     Only looks at the path in config.yaml; asked for the datasets that a requested target needs, and no others.
     """
     source, path = config.datasets[name]["source"], config.datasets[name].get("path")
+    if source == "digits" or (source == "cifar10" and path is None):
+        return None
     if path is None:
-        if source in ("digits", "cifar10"):
-            return None
         problem = f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted the folder of its images"
     elif not Path(path).exists():
         problem = f"dataset {name}: datasets.{name}.path is {path}, which does not exist"

@@ -24,7 +24,8 @@ def prepare(source: str, path: Path | None, folder: Path) -> str:
     if source == "digits":
         return _prepare_digits(folder)
     if path is None or not path.exists():
-        raise UserError(f"source {source}: --path is {path}, wanted the existing folder or archive of its images")
+        found = "not given" if path is None else f"{path}, which does not exist"
+        raise UserError(f"source {source}: --path is {found}; wanted the existing folder or archive of its images")
     if source == "cifar10" and not (path / "train").is_dir():
         return _prepare_cifar10(path, folder)
     return _prepare_class_folders(path, folder, test="val" if source == "imagenet" else "test")
@@ -111,7 +112,7 @@ def _prepare_class_folders(path: Path, folder: Path, *, test: str) -> str:
 def _class_files(source: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     unknown = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and entry.name not in classes)
     if unknown:
-        raise UserError(f"{source}: the class {unknown[0]!r} does not exist in train/ (and {len(unknown) - 1} more)")
+        raise UserError(f"{source}: {', '.join(unknown)}: no such class in train/; wanted the same classes in both")
     pairs = [
         (file, label)
         for label, name in enumerate(classes)

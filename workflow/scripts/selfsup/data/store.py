@@ -162,6 +162,6 @@ def _read_image(file: Path) -> tuple[bytes, tuple[int, int]]:
         image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{file}: cannot be read as an image ({str(error).splitlines()[0]}): mend or remove it"
+            f"{file}: cannot be read as an image ({str(error).split('. ')[0]}): mend or remove it"
         ) from error
     return content, (image.shape[1], image.shape[2])
