@@ -8,19 +8,7 @@ import torch
 
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.recipe import load_recipe
-
-TINY = {
-    "epochs": 4,
-    "global_batch": 8,
-    "model": {"width": 4},
-    "byol": {
-        "projector": {"hidden": 16, "out": 8},
-        "predictor": {"hidden": 16, "out": 8},
-    },
-    "optimizer": {"warmup_epochs": 1},
-    "augment": {"size": 8},
-    "linear": {"epochs": 2, "batch": 8, "test": {"resize": 9, "crop": 8}},
-}
+from tiny import TINY
 
 
 @pytest.fixture(scope="session")

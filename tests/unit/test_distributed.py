@@ -8,7 +8,6 @@ import types
 
 import pytest
 import torch
-from conftest import TINY
 from torch import multiprocessing
 
 from selfsup.augment import Views
@@ -20,6 +19,7 @@ from selfsup.training.checkpoint import load_checkpoint
 from selfsup.training.device import build_problem, choose_device, choose_precision
 from selfsup.training.distributed import Place, Ranks, discover_place, first_host
 from selfsup.training.pretraining import Pretraining, Run, train_segment
+from tiny import TINY
 
 SLURM = {
     "SLURM_PROCID": "5",

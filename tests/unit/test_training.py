@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY
 
 from selfsup.errors import UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
@@ -17,6 +16,7 @@ from selfsup.training.clock import History, Progress, duration
 from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Pretraining, Run, train_segment
 from selfsup.training.stopping import StopRequest
+from tiny import TINY
 
 STEPS_PER_EPOCH = 5  # 43 images in batches of 8
 

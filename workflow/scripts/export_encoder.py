@@ -13,12 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from selfsup import provenance
-from selfsup.arguments import add_recipe_arguments, existing_path, read_recipe
+from selfsup.arguments import add_recipe_arguments, existing_path
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, save_encoder
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
-from selfsup.recipe import differences, pretraining_part
+from selfsup.recipe import differences, parse_recipe, pretraining_part
 from selfsup.training.checkpoint import load_checkpoint, prune
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     source.add_argument("--random-init", action="store_true", help="export the untrained encoder")
     parser.add_argument("--output", required=True, type=Path, help="ends in .safetensors")
     arguments = parser.parse_args()
-    recipe = read_recipe(arguments)
+    recipe = parse_recipe(arguments.recipe)
     card = {
         "network": "online backbone, at random initialisation" if arguments.random_init else "online backbone",
         "recipe": recipe,

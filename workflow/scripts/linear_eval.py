@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, read_recipe, start_compute
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_compute
 from selfsup.atomic_files import write_atomically
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
 from selfsup.evaluation.encoder import load_encoder
 from selfsup.evaluation.linear import Compute, evaluate_linear, protocol
+from selfsup.recipe import parse_recipe
 from selfsup.training.clock import LINES_AT_FIRST_S, duration
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     add_compute_arguments(parser)
     arguments = parser.parse_args()
-    recipe = read_recipe(arguments)
+    recipe = parse_recipe(arguments.recipe)
     store = PackedStore(arguments.data)
     encoder, card = load_encoder(arguments.encoder, recipe)
     ranks, device, precision, workers = start_compute(arguments)
@@ -43,9 +44,8 @@ def main() -> None:
         if ranks.is_main and (row["epoch"] == epochs or now - last_line >= LINES_AT_FIRST_S):
             last_line, left = now, (now - began) / row["epoch"] * (epochs - row["epoch"])
             print(
-                f"linear epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  top-1 "
-                f"{row['top1']:.2f} %  "
-                f"{row['images_per_s']:,.0f} images/s  left {duration(left)}",
+                f"linear epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  "
+                f"top-1 {row['top1']:.2f} %  {row['images_per_s']:,.0f} images/s  left {duration(left)}",
                 flush=True,
             )
     if ranks.is_main:

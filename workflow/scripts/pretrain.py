@@ -11,9 +11,10 @@ checkpoints, and history.csv. Exit status: 0 boundary reached, 75 stopped by a s
 import argparse
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, read_recipe, start_compute
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_compute
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
+from selfsup.recipe import parse_recipe
 from selfsup.segments import boundary_name
 from selfsup.training.pretraining import Run, train_segment
 from selfsup.training.stopping import EXIT_RESUBMIT, StopRequest
@@ -21,7 +22,7 @@ from selfsup.training.stopping import EXIT_RESUBMIT, StopRequest
 
 def main() -> int:
     arguments = parse_arguments()
-    recipe = read_recipe(arguments)
+    recipe = parse_recipe(arguments.recipe)
     if not 0 < arguments.until_epoch <= recipe["epochs"]:
         raise UserError(f"--until-epoch is {arguments.until_epoch}, wanted 1 to the recipe's {recipe['epochs']} epochs")
     store = PackedStore(arguments.data)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from selfsup.recipe import parse_recipe
 from selfsup.training.device import choose_device, choose_precision
 from selfsup.training.distributed import Ranks, discover_place
 
@@ -15,7 +14,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON"
     )
-    parser.add_argument("--seed", type=int, default=0, help="0 to 4294967295; default 0")
+    parser.add_argument("--seed", type=seed, default=0, help="0 to 4294967295; default 0")
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +33,6 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_recipe(arguments: argparse.Namespace) -> dict:
-    return parse_recipe(arguments.recipe)
-
-
 def start_compute(arguments: argparse.Namespace) -> tuple[Ranks, torch.device, str, int]:
     """Join the other ranks and take the device. Returns ranks, device, precision, loader workers."""
     torch.set_num_threads(arguments.cpus)
@@ -47,6 +42,12 @@ def start_compute(arguments: argparse.Namespace) -> tuple[Ranks, torch.device, s
     device = choose_device(arguments.device, place.local_rank, place.shared_node)
     workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
     return Ranks(place, device), device, choose_precision(arguments.precision, device), workers
+
+
+def seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is no seed, wanted 0 to 4294967295")
+    return int(text)
 
 
 def existing_path(text: str) -> Path:

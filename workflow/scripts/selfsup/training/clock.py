@@ -40,11 +40,11 @@ class Progress:
         figures = "  ".join(
             f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "epoch", "images_per_s")
         )
+        epochs = f"{step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}"
+        segment, run = (duration((end - step) * per_step) for end in (self._segment_end, self._run_end))
         return (
-            f"epoch {step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}  step "
-            f"{step}/{self._run_end}  {figures}  "
-            f"{row['images_per_s']:,.0f} images/s  left: segment {duration((self._segment_end - step) * per_step)}, "
-            f"run {duration((self._run_end - step) * per_step)}"
+            f"epoch {epochs}  step {step}/{self._run_end}  {figures}  {row['images_per_s']:,.0f} images/s  "
+            f"left: segment {segment}, run {run}"
         )
 
 

@@ -56,9 +56,9 @@ def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) 
     if binary or portable:
         return None
     return (
-        f"{name} has compute capability {capability[0]}.{capability[1]}, but torch {torch.__version__} was built "
-        f"for {', '.join(built_for)}: "
-        "use the site's own PyTorch module or a build for CUDA 12.6, torch 2.6 or newer (README, Installation)"
+        f"{name} has compute capability {capability[0]}.{capability[1]}, "
+        f"but torch {torch.__version__} was built for {', '.join(built_for)}: "
+        "use the site's own PyTorch module, torch 2.6 or newer, or another build (README, Installation)"
     )
 
 

@@ -228,12 +228,10 @@ def _announce(training: Pretraining, end: int, source: Path | None) -> None:
         return
     where = f"continuing after {source}" if source else "from the beginning"
     print(
-        f"pretraining {run.recipe['method']} with {run.recipe['model']['backbone']} on {len(run.store.train):,} "
-        f"images, seed {run.seed}: steps "
-        f"{training.step} to {end} of {training.total_steps}, {where}\n"
-        f"global batch {run.recipe['global_batch']} over {training.ranks.size} ranks on "
-        f"{training.numerics['device']}, {run.precision}, "
-        f"{run.threads} threads each",
+        f"pretraining {run.recipe['method']} with {run.recipe['model']['backbone']}, {len(run.store.train):,} images, "
+        f"seed {run.seed}: steps {training.step} to {end} of {training.total_steps}, {where}\n"
+        f"global batch {run.recipe['global_batch']} over {training.ranks.size} ranks on {training.numerics['device']}, "
+        f"{run.precision}, {run.threads} threads each",
         flush=True,
     )
     if source is None:

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 
 from selfsup.augment import build_views
 from selfsup.methods import build_method
@@ -9,6 +8,7 @@ from selfsup.methods.byol import byol_loss, tau
 from selfsup.optim import parameter_treatments, treatment_table
 from selfsup.recipe import load_recipe
 from selfsup.training.distributed import Ranks
+from tiny import TINY
 
 
 def byol(recipe, total_steps=20):
