@@ -80,6 +80,36 @@ def test_devices_and_precisions_that_do_not_exist_are_refused():
             choose_device("cuda", 0)
 
 
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A machine on which torch sees a single H100."""
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_name": "H100",
+        "get_device_capability": (9, 0),
+        "get_arch_list": ["sm_90"],
+        "set_device": None,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+
+
+def test_two_ranks_of_a_node_never_share_its_one_gpu(one_gpu):
+    assert choose_device("auto", 0) == torch.device("cuda", 0)
+    with pytest.raises(UserError, match="local rank 1 has no GPU: this node shows 1; set devices_per_node to 1"):
+        choose_device("auto", 1)
+    # srun may show each task a GPU of its own, always as number 0
+    assert choose_device("auto", 1, shared_node=False) == torch.device("cuda", 0)
+
+
+def test_a_job_with_gpus_does_not_fall_back_to_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(UserError, match="SLURM_JOB_GPUS is set, but torch finds no usable GPU"):
+        choose_device("auto", 0)
+
+
 def as_double(values: list) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 

@@ -1,7 +1,6 @@
 # Validation of config.yaml, names of files, and what the jobs of an experiment ask of the machine.
 
 import hashlib
-
 import os
 import re
 import shlex
