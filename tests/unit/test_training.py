@@ -97,6 +97,16 @@ def test_a_run_stopped_in_mid_epoch_and_continued_equals_an_uninterrupted_one(ru
     assert [attempt["start_step"] for attempt in state_of(stopped)["attempts"]] == [0, checks + 1]
 
 
+def test_step_k_uses_the_schedules_of_step_k(run, monkeypatch):
+    training, asked = Pretraining(run(), Ranks()), []
+    monkeypatch.setattr(training.method, "before_step", lambda step: asked.append(("before", step)))
+    monkeypatch.setattr(training.method, "after_step", lambda step: asked.append(("after", step)))
+    for step in range(7):
+        training.train_step(training.batches[step])
+        assert {group["lr"] for group in training.optimizer.param_groups} == {training.learning_rate(step)}
+    assert asked == [(moment, step) for step in range(7) for moment in ("before", "after")]
+
+
 def test_another_seed_gives_another_encoder(run, uninterrupted):
     other = run("other", seed=1)
     assert train(other, 4)
