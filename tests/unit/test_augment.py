@@ -62,6 +62,13 @@ def test_a_draw_changes_with_seed_epoch_and_sample(draws, change):
     assert (other.views[0].boxes != draws.views[0].boxes).any(axis=1).mean() > 0.9
 
 
+def test_the_views_of_an_image_are_drawn_independently(draws):
+    first, second = draws.views
+    assert (first.boxes != second.boxes).any(axis=1).mean() > 0.9
+    assert (first.flip == second.flip).mean() == pytest.approx(0.5, abs=0.04)
+    assert abs(np.corrcoef(first.boxes[:, 2], second.boxes[:, 2])[0, 1]) < 0.08  # five standard errors
+
+
 def test_a_new_operation_changes_no_old_draw(draws):
     recipe = copy.deepcopy(load_recipe("cifar10"))
     recipe["augment"]["views"][0].update(blur=None, solarize={"p": 1.0, "threshold": 0.5})
