@@ -11,6 +11,7 @@ from selfsup.training.distributed import Ranks, discover_place
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe and --seed: what is computed."""
     parser.add_argument(
         "--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON"
     )
@@ -18,6 +19,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --device, --precision and --cpus: how it is computed."""
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     parser.add_argument(
         "--precision",
@@ -45,12 +47,14 @@ def start_compute(arguments: argparse.Namespace) -> tuple[Ranks, torch.device, s
 
 
 def seed(text: str) -> int:
+    """Read a seed, a word of the random draws' key; argparse tells the user of one that is none."""
     if not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text} is no seed, wanted 0 to 4294967295")
     return int(text)
 
 
 def existing_path(text: str) -> Path:
+    """Read a path; argparse tells the user of one that does not exist."""
     path = Path(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{path} does not exist")
