@@ -8,6 +8,8 @@ A folder with, for each split, either `<split>_images.npy` (uint8 [N, 3, H, W], 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +117,7 @@ class StoreWriter:
     def write_encoded(self, split: str, files: list[Path], labels: np.ndarray) -> None:
         """Write image files of any size, their bytes unchanged. Raises UserError naming a file that is no image."""
         name, offsets, sizes = f"{split}_images.bin", [0], []
-        with open(self._folder / name, "wb") as out:
+        with _named(self._folder / name), open(self._folder / name, "wb") as out:
             for number, file in enumerate(files, 1):
                 content, size = _read_image(file)
                 out.write(content)
@@ -149,10 +151,20 @@ class StoreWriter:
 
     def _save(self, split: str, part: str, array: np.ndarray) -> None:
         name = f"{split}_{part}.npy"
-        np.save(self._folder / name, array, allow_pickle=False)
+        with _named(self._folder / name):
+            np.save(self._folder / name, array, allow_pickle=False)
         self._files.append(name)
         self._hash.update(f"{split} {part} {array.dtype} {array.shape}".encode())
         self._hash.update(array.data)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file that could not be written: neither a short write nor NumPy's error does."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}): free space or mend permissions, start again") from error
 
 
 def _read_image(file: Path) -> tuple[bytes, tuple[int, int]]:

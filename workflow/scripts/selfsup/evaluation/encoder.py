@@ -19,7 +19,13 @@ def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
     """Write the weights to `path` and `card`, with their SHA-256, beside it as JSON. Returns the SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
+    try:
+        save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error}): free space or mend permissions, then start again"
+        ) from error
     checksum = provenance.sha256(temporary)
     temporary.replace(path)
     write_atomically(path.with_suffix(".json"), json.dumps({**card, "encoder_sha256": checksum}, indent=1) + "\n")
