@@ -1,5 +1,6 @@
 """A dataset and a recipe so small that a training takes a second, made anew for each test session."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from selfsup.data.store import PackedStore, StoreWriter
+from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.recipe import load_recipe
 from tiny import TINY
 
@@ -36,6 +38,15 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """An attempt takes the signals that ask to stop, and ignores them when it has ended; here the process goes on."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

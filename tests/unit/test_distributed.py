@@ -4,21 +4,23 @@ import contextlib
 import dataclasses
 import queue
 import socket
-import types
+import threading
 
 import pytest
 import torch
 from torch import multiprocessing
 
+from runs import StopAfter, on_cpu, train
 from selfsup.augment import Views
 from selfsup.errors import UserError
+from selfsup.job.place import Place, discover_place, first_host
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name
 from selfsup.training.checkpoint import load_checkpoint
 from selfsup.training.device import build_problem, choose_device, choose_precision
-from selfsup.training.distributed import Place, Ranks, discover_place, first_host
-from selfsup.training.pretraining import Pretraining, Run, train_segment
+from selfsup.training.distributed import Ranks
+from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
 SLURM = {
@@ -172,8 +174,8 @@ def test_batch_norm_over_ranks_equals_one_process(size, groups):
 
 
 def _train_steps(ranks: Ranks, store, folder, dtype: torch.dtype, steps: int) -> tuple:
-    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
-    training = Pretraining(run, ranks)
+    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, on_cpu(ranks, threads=1), 60)
+    training = Pretraining(run)
     training.method.networks.to(dtype)
     losses, gradients = [], None
     for step in range(steps):
@@ -208,30 +210,74 @@ def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     assert (wanted - found).norm() < 1e-9 * wanted.norm()
 
 
-def _stop_and_continue(ranks: Ranks, store, folder) -> bytes:
-    """Two segments, the second stopped by rank 1's signal in mid-epoch and continued."""
-    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
-    first, last = folder / boundary_name(1), folder / boundary_name(4)
-    quiet = types.SimpleNamespace(reason=None)
-    signalled = types.SimpleNamespace(reason="SIGTERM" if ranks.rank == ranks.size - 1 else None)
-    assert train_segment(run, ranks, until_epoch=1, previous=None, output=first, stop=quiet)
-    assert not train_segment(run, ranks, until_epoch=4, previous=first, output=last, stop=signalled)
-    assert train_segment(run, ranks, until_epoch=4, previous=first, output=last, stop=quiet)
-    return b"".join(value.numpy().tobytes() for value in load_checkpoint(last)["method"].values())
+SEVEN = {**TINY, "epochs": 7, "global_batch": 16}
+STEPS = 14  # two an epoch
+WAYS = {"whole": (7,), "two": (3, 7), "three": (2, 4, 7), "seven": (1, 2, 3, 4, 5, 6, 7)}
 
 
-def _uninterrupted(ranks: Ranks, store, folder) -> bytes:
-    run = Run(load_recipe("digits", TINY), 0, 1, store, folder, torch.device("cpu"), "fp32", 1, 0, 60)
-    output = folder / boundary_name(4)
-    stop = types.SimpleNamespace(reason=None)
-    assert train_segment(run, ranks, until_epoch=4, previous=None, output=output, stop=stop)
-    return b"".join(value.numpy().tobytes() for value in load_checkpoint(output)["method"].values())
+class KilledError(BaseException):
+    """What a SIGKILL at a certain step would do to all ranks: nothing more is saved."""
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_that_were_stopped_and_continued_equal_uninterrupted_ones(tiny_store, tmp_path, size):
-    for name in ("whole", "stopped"):
-        (tmp_path / name).mkdir()
-    whole = on_ranks(_uninterrupted, size, tiny_store, tmp_path / "whole")
-    stopped = on_ranks(_stop_and_continue, size, tiny_store, tmp_path / "stopped")
-    assert set(stopped) == set(whole) and len(set(whole)) == 1
+def _in_every_way(ranks: Ranks, store, folder) -> dict[str, bytes]:
+    """The seven epochs in segments, stopped again and again, and killed again and again; the weights of each."""
+    weights = {}
+
+    def run_in(name: str, minutes: float = 60) -> Run:
+        path = folder / name
+        path.mkdir(exist_ok=True)
+        return Run(load_recipe("digits", SEVEN), 0, 1, store, path, on_cpu(ranks, threads=1), minutes)
+
+    for name, ends in WAYS.items():
+        assert train(run_in(name), *ends)
+    for name, minutes in {"stopped": 60, "killed": 1e-9}.items():
+        run = run_in(name, minutes)
+        for steps in (2, 3, 1, 4, 2):
+            if name == "stopped":  # asked for by the last rank alone
+                asking = ranks.rank == ranks.size - 1
+                assert not train(run, 7, stop=StopAfter(steps - 1 if asking else STEPS))
+            else:
+                _train_until_killed(run, steps + 1)
+        assert train(run, 7)
+    for name in (*WAYS, "stopped", "killed"):
+        state = load_checkpoint(folder / name / boundary_name(7))
+        buffers = [one["momentum_buffer"] for one in state["optimizer"]["state"].values()]
+        weights[name] = b"".join(value.numpy().tobytes() for value in [*state["method"].values(), *buffers])
+    return weights
+
+
+def _train_until_killed(run: Run, steps: int) -> None:
+    """Kill the training after so many steps; the rolling checkpoint of the last of them is lost."""
+    honest, left = Pretraining.train_step, iter(range(steps))
+
+    def mortal(self, batch):
+        if next(left, None) is None:
+            raise KilledError
+        return honest(self, batch)
+
+    Pretraining.train_step = mortal
+    try:
+        with contextlib.suppress(KilledError):
+            train(run, 7)
+            raise AssertionError("the run was not killed")
+    finally:
+        Pretraining.train_step = honest
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    if run.compute.ranks.is_main:
+        max(run.partial.glob("step_*.pt")).unlink()
+    run.compute.ranks.barrier()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_segments_stops_and_kills_change_no_bit(tiny_store, tmp_path, size):
+    """Weights, buffers and momenta of 14 steps: in 1, 2, 3 and 7 segments, stopped five times, killed five times."""
+    torch.set_num_threads(1)
+    found = (
+        on_ranks(_in_every_way, size, tiny_store, tmp_path)
+        if size > 1
+        else [_in_every_way(Ranks(), tiny_store, tmp_path)]
+    )
+    for weights in found:
+        assert [name for name in weights if weights[name] != found[0]["whole"]] == []

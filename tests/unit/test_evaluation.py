@@ -3,15 +3,27 @@ import pandas as pd
 import pytest
 import torch
 
+from runs import StopAfter, on_cpu
 from selfsup.errors import UserError
-from selfsup.evaluation.linear import Compute, evaluate_linear, protocol
+from selfsup.evaluation.linear import LinearEvaluation, protocol
 from selfsup.evaluation.metrics import top_k_hits
 from selfsup.evaluation.table import Row, make_table, to_markdown
+from selfsup.job.attempt import Attempt
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.training.distributed import Ranks
+from selfsup.training.saving import Saver
 
-CPU = Compute(torch.device("cpu"), "fp32", 0, Ranks())
+
+def evaluation(encoder, store, recipe, encoder_name="a test", compute=None) -> LinearEvaluation:
+    return LinearEvaluation(encoder, store, recipe, seed=0, compute=compute or on_cpu(), identity={"of": encoder_name})
+
+
+def evaluate(one: LinearEvaluation, folder, stop=None, minutes=60.0) -> list[dict]:
+    with Attempt(folder, stage="linear evaluation", goal="its end", fingerprint="a test", stop=stop) as attempt:
+        saver = Saver(one.compute.ranks, attempt, minutes)
+        rows = list(one.train(attempt, saver, folder / "partial"))
+        saver.finish()
+        return rows
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -33,13 +45,13 @@ def test_logits_that_are_not_finite_are_no_hits():
         top_k_hits(torch.tensor([[float("nan"), 0.0]]), torch.tensor([0]), 1)
 
 
-def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tiny_recipe):
+def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tiny_recipe, tmp_path):
     """SGD with Nesterov momentum in NumPy, float64, on the same features: losses to 1e-4, the accuracy exactly."""
     from selfsup.data.loader import Batches
     from selfsup.models import seeded_weights
 
     encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
-    rows = list(evaluate_linear(encoder, tiny_store, tiny_recipe, seed=0, compute=CPU))
+    rows = evaluate(evaluation(encoder, tiny_store, tiny_recipe), tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2]
     batches = Batches(tiny_store.train, tiny_recipe, seed=0, stage="linear")
     with seeded_weights(0, 2):
@@ -69,10 +81,33 @@ def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tin
     assert rows[-1]["top5"] == 100
 
 
-def test_the_encoder_stays_as_it_is(tiny_store, tiny_recipe):
+@pytest.mark.parametrize("steps", [1, 4, 5, 7])
+def test_an_evaluation_that_was_stopped_and_continued_equals_an_uninterrupted_one(
+    tiny_store, tiny_recipe, tmp_path, steps
+):
+    """Every figure of every epoch, to the bit; in mid-epoch and at an epoch's end, after one of several saves."""
+    encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
+
+    def figures(rows):
+        return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
+
+    whole = evaluation(encoder, tiny_store, tiny_recipe)
+    evaluate(whole, tmp_path / "whole")
+    stopped = evaluation(encoder, tiny_store, tiny_recipe)
+    evaluate(stopped, tmp_path / "parts", StopAfter(steps - 2), minutes=1e-9)
+    assert not stopped.finished and stopped.step == steps
+    continued = evaluation(encoder, tiny_store, tiny_recipe)
+    assert continued.resume(tmp_path / "parts" / "partial").name == f"step_{steps:09d}.pt"
+    evaluate(continued, tmp_path / "parts")
+    assert continued.finished and figures(continued.rows) == figures(whole.rows)
+    other = evaluation(encoder, tiny_store, tiny_recipe, "another encoder")
+    assert other.resume(tmp_path / "parts" / "partial") is None and other.step == 0
+
+
+def test_the_encoder_stays_as_it_is(tiny_store, tiny_recipe, tmp_path):
     encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    list(evaluate_linear(encoder, tiny_store, tiny_recipe, seed=0, compute=CPU))
+    evaluate(evaluation(encoder, tiny_store, tiny_recipe), tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
@@ -80,7 +115,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tiny_store, tiny_recipe
     recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "batch": 64}}
     encoder = initial_backbone(recipe, 0).eval()
     with pytest.raises(UserError, match="batch is 64, more than the 43"):
-        next(evaluate_linear(encoder, tiny_store, recipe, seed=0, compute=CPU))
+        evaluation(encoder, tiny_store, recipe)
 
 
 def test_a_last_batch_with_fewer_images_than_ranks_leaves_one_of_them_idle(tiny_store, tiny_recipe):
@@ -99,7 +134,7 @@ def test_the_protocol_is_named_in_words():
 def metrics_file(folder, top1, top5=99.0, sha="abc"):
     folder.mkdir(parents=True)
     line = {"top1": top1, "top5": top5, "n_test": 10000, "protocol": "linear", "encoder_sha256": sha}
-    pd.DataFrame([line]).to_csv(folder / "metrics.csv", index=False)
+    pd.DataFrame([{**line, "numerics_changes": 0}]).to_csv(folder / "metrics.csv", index=False)
     return folder / "metrics.csv"
 
 

@@ -57,7 +57,7 @@ def test_another_revision_is_refused_with_the_way_on(tmp_path):
     folder.mkdir(parents=True)
     record_run(folder, recipe, 2, boundary=10)
     with pytest.raises(
-        UserError, match=r"seed0 holds revision 2, config.yaml asks for 3.*mv .*seed0 .*seed0_revision2"
+        UserError, match=r"pretrain holds revision 2, wanted 3.*set_aside\.py --run-folder .*seed0 --revision 3"
     ):
         work_done(folder, recipe, 3)
     with pytest.raises(UserError, match="revision: wanted 1, found 2"):

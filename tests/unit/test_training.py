@@ -7,68 +7,30 @@ import signal
 import pytest
 import torch
 
-from selfsup.errors import UserError
+from runs import StopAfter, equal_states, on_cpu, state_of, train
+from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
+from selfsup.job.stopping import StopRequest
+from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, duration
-from selfsup.training.distributed import Ranks
-from selfsup.training.pretraining import Pretraining, Run, train_segment
-from selfsup.training.stopping import StopRequest
+from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
 STEPS_PER_EPOCH = 5  # 43 images in batches of 8
-
-
-class StopAfter:
-    """Asks to stop once `checks` steps have been done, as a signal at that moment would."""
-
-    def __init__(self, checks: int):
-        self._left = checks
-
-    @property
-    def reason(self):
-        self._left -= 1
-        return "SIGTERM" if self._left < 0 else None
-
-
-NEVER = StopAfter(10**9)
 
 
 @pytest.fixture
 def run(tiny_recipe, tiny_store, tmp_path):
     def make(folder="run", **changes) -> Run:
         settings = {"recipe": tiny_recipe, "seed": 0, "revision": 1, "store": tiny_store, "folder": tmp_path / folder}
-        how = {"device": torch.device("cpu"), "precision": "fp32", "threads": 2, "workers": 0, "checkpoint_minutes": 60}
-        made = Run(**{**settings, **how, **changes})
+        made = Run(**{**settings, "compute": on_cpu(), "checkpoint_minutes": 60, **changes})
         made.folder.mkdir(exist_ok=True)
         return made
 
     return make
-
-
-def train(run: Run, *ends: int, stop=NEVER) -> bool:
-    previous = None
-    for end in ends:
-        output = run.folder / boundary_name(end)
-        if not train_segment(run, Ranks(), until_epoch=end, previous=previous, output=output, stop=stop):
-            return False
-        previous = output
-    return True
-
-
-def state_of(run: Run, end: int = 4) -> dict:
-    return checkpoint.load_checkpoint(run.folder / boundary_name(end))
-
-
-def equal_states(one: dict, other: dict) -> bool:
-    tensors = [one["method"][name].equal(value) for name, value in other["method"].items()]
-    momenta = [
-        one["optimizer"]["state"][key]["momentum_buffer"].equal(value["momentum_buffer"])
-        for key, value in other["optimizer"]["state"].items()
-    ]
-    return all(tensors + momenta) and one["method"].keys() == other["method"].keys() and one["step"] == other["step"]
 
 
 @pytest.fixture
@@ -98,7 +60,7 @@ def test_a_run_stopped_in_mid_epoch_and_continued_equals_an_uninterrupted_one(ru
 
 
 def test_step_k_uses_the_schedules_of_step_k(run, monkeypatch):
-    training, asked = Pretraining(run(), Ranks()), []
+    training, asked = Pretraining(run()), []
     monkeypatch.setattr(training.method, "before_step", lambda step: asked.append(("before", step)))
     monkeypatch.setattr(training.method, "after_step", lambda step: asked.append(("after", step)))
     for step in range(7):
@@ -150,14 +112,14 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
 def test_an_encoder_is_at_random_initialisation_what_training_starts_from(run, tiny_recipe):
     from selfsup.models import initial_backbone
 
-    start = Pretraining(run(), Ranks()).method.encoder().state_dict()
+    start = Pretraining(run()).method.encoder().state_dict()
     untrained = initial_backbone(tiny_recipe, 0).state_dict()
     assert all(torch.equal(value, start[name]) for name, value in untrained.items())
 
 
 def test_a_change_of_numerics_is_told(run, capsys):
     assert not train(run(), 4, stop=StopAfter(2))
-    assert train(run(threads=1), 1)
+    assert train(run(compute=on_cpu(threads=1)), 1)
     assert "other numerics" in capsys.readouterr().out
 
 
@@ -273,23 +235,76 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         checkpoint.load_checkpoint(path)
 
 
-def test_weights_that_are_not_finite_are_never_saved(run):
-    broken = Pretraining(run(), Ranks())
-    next(iter(broken.method.networks.parameters())).data[0] = float("nan")
-    with pytest.raises(UserError, match="not finite before step 0: nothing was written"):
-        broken.save(run().partial / "step_000000000.pt", torch.zeros(()))
-    assert not run().partial.exists()
+def test_weights_that_are_not_finite_are_never_saved(run, monkeypatch):
+    """A weight goes bad in the update of step 7, after a rolling checkpoint of every step before."""
+    honest = Pretraining.train_step
+
+    def broken(self, batch):
+        loss = honest(self, batch)
+        if self.step == 8:
+            next(iter(self.method.networks.parameters())).data[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(Pretraining, "train_step", broken)
+    with pytest.raises(PermanentError, match=r"not finite at step 7 \(epoch 1\.40\).*checkpoint: .*step_000000007\.pt"):
+        train(run(checkpoint_minutes=1e-9), 4)
+    assert sorted(path.name for path in run().partial.glob("*.pt")) == ["step_000000006.pt", "step_000000007.pt"]
 
 
-def test_a_loss_that_is_not_finite_stops_at_the_next_checkpoint(run, monkeypatch):
-    from selfsup.methods.byol import BYOL
-
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_stops_the_run_for_good(run, monkeypatch, bad):
+    """The gradient and so the weights stay finite: only the loss of step 3 tells."""
     honest = BYOL.loss
-    # The gradient and so the weights stay finite: only the loss tells.
-    monkeypatch.setattr(BYOL, "loss", lambda self, *a: (honest(self, *a)[0] + float("inf"), {}))
-    with pytest.raises(UserError, match="not finite"):
+    monkeypatch.setattr(BYOL, "loss", lambda self, *a: (honest(self, *a)[0] + (bad if a[1] == 3 else 0), {}))
+    with pytest.raises(PermanentError, match=r"not finite at step 3 .*last good checkpoint: none"):
         train(run(), 1)
     assert not list(run().folder.rglob("*.pt"))
+    failed = json.loads((run().folder / "failed.json").read_text())
+    assert failed["fingerprint"] == "a test" and "step 3" in failed["message"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"failed for good on .*step 3.*delete .*failed\.json and start again"):
+        train(run(), 1)
+    (run().folder / "failed.json").unlink()
+    assert train(run(), 1)
+
+
+def test_an_fp16_step_that_overflows_counts_and_moves_nothing(run):
+    """The scaled gradient of step 1 is made infinite, the loss stays finite: scale halves, the skip is counted.
+
+    The average of a step is taken before the next one's forward pass here: there it is left out.
+    """
+    training = Pretraining(run(compute=on_cpu(precision="fp16")))
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)  # the default overflows by itself at first
+    states = []
+    for step in range(3):
+        if step == 1:
+            hook = training.treatments[0].parameter.register_hook(lambda grad: grad * float("inf"))
+        training.train_step(training.batches[step])
+        if step == 1:
+            hook.remove()
+        weights = [
+            torch.cat([p.detach().flatten() for p in training.method.networks[name].parameters()])
+            for name in ("online", "target")
+        ]
+        states.append((*weights, training.skipped, training.scaler.get_scale()))
+    online, target = ([state[place] for state in states] for place in (0, 1))
+    assert online[0].equal(online[1]) and not online[1].equal(online[2])
+    assert not target[0].equal(target[1]) and target[1].equal(target[2])
+    assert [state[2:] for state in states] == [(0, 2.0**8), (1, 2.0**7), (1, 2.0**7)]
+    assert training.step == 3
+    training.checked_loss(torch.zeros(()), weights=True)  # no reason to stop
+
+
+def test_skipped_steps_are_logged_and_survive_a_resume(run):
+    fp16 = run(compute=on_cpu(precision="fp16"))
+    training = Pretraining(fp16)
+    training.skipped = 2
+    state = training.state()
+    again = Pretraining(fp16)
+    again.restore(fp16.folder, state)
+    assert again.skipped == 2
+    assert train(fp16, 1)
+    assert (fp16.folder / "history.csv").read_text().splitlines()[0].endswith("tau,skipped")
 
 
 def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):
@@ -297,7 +312,7 @@ def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):
     gradients = []
     for parts in (1, 2):
         recipe = load_recipe("digits", {**TINY, "micro_batches": parts})
-        training = Pretraining(run(f"micro{parts}", recipe=recipe), Ranks())
+        training = Pretraining(run(f"micro{parts}", recipe=recipe))
         training.method.networks.eval()
         training.train_step(training.batches[0])
         gradients.append([one.parameter.grad for one in training.treatments])
@@ -307,11 +322,11 @@ def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):
 
 def test_a_batch_larger_than_the_dataset_is_refused(run):
     with pytest.raises(UserError, match="global_batch is 64, more than the 43 training images"):
-        Pretraining(run(recipe=load_recipe("digits", {**TINY, "global_batch": 64})), Ranks())
+        Pretraining(run(recipe=load_recipe("digits", {**TINY, "global_batch": 64})))
 
 
 def test_an_encoder_file_is_checked_against_its_card_and_the_recipe(run, tiny_recipe, tmp_path):
-    encoder = Pretraining(run(), Ranks()).method.encoder()
+    encoder = Pretraining(run()).method.encoder()
     path = tmp_path / "encoder.safetensors"
     save_encoder(path, encoder, {"network": "online backbone"})
     loaded, card = load_encoder(path, tiny_recipe)

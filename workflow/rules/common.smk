@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 # The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
@@ -14,9 +15,10 @@ sys.path.insert(0, str(SCRIPTS))
 
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
+from selfsup.job.lock import living_holder
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.schema import read_yaml
-from selfsup.segments import boundaries, boundary_name, work_done
+from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
 
 
 def give_up(message):
@@ -45,6 +47,7 @@ wildcard_constraints:
     table="|".join(map(re.escape, CONFIG.tables)),
     seed=r"\d+",
     epoch=r"\d+",
+    revision=r"\d+",
 
 
 def experiment_of(wildcards):
@@ -141,11 +144,16 @@ CLUSTER = {
 }
 
 
+def in_slurm():
+    """Whether the jobs of rules are Slurm jobs: seen from the login node, or from within one."""
+    return workflow.non_local_exec or (workflow.remote_exec and "SLURM_JOB_ID" in os.environ)
+
+
 def launcher(wildcards, stage):
-    """What starts one process per device: srun in a Slurm job, torchrun for several on this machine, else nothing."""
+    """What starts one process per device: srun in a Slurm job; on this machine the script does it itself."""
     block = experiment_of(wildcards).compute[stage]
     nodes, per_node, cpus = block["nodes"], block["devices_per_node"], block["cpus_per_device"]
-    if workflow.non_local_exec or (workflow.remote_exec and "SLURM_JOB_ID" in os.environ):
+    if in_slurm():
         # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
         gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
         return (
@@ -157,14 +165,15 @@ def launcher(wildcards, stage):
             f"experiment {wildcards.experiment} asks for {nodes} nodes: use --profile profiles/slurm, or set "
             f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
         )
-    if per_node > 1:
-        return f"{PYTHON} -m torch.distributed.run --standalone --nproc-per-node={per_node}"
     return PYTHON
 
 
 def compute_arguments(wildcards, stage):
     block = experiment_of(wildcards).compute[stage]
-    return f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
+    words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
+    words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
+    # Under Slurm srun starts the ranks, and Slurm's own end of the job is the time limit.
+    return words if in_slurm() else f"{words} --local-ranks {block['devices_per_node']}"
 
 
 def image_source(wildcards):
@@ -182,13 +191,33 @@ def source_path(wildcards, input):
 
 
 def segment_ends(wildcards):
-    """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe or revision."""
-    experiment = experiment_of(wildcards)
+    """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe."""
+    experiment, folder = experiment_of(wildcards), Path(PRETRAIN.format(**wildcards))
+    refuse_if_busy(folder)
     try:
-        done = work_done(Path(PRETRAIN.format(**wildcards)), experiment.recipe, experiment.revision)
+        older = holds_older(folder, experiment.revision)  # the rule set_aside moves it away before the first segment
+        done = Done([], 0) if older else work_done(folder, experiment.recipe, experiment.revision)
     except UserError as error:
         give_up(str(error))
     return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, done.boundaries, done.reached)
+
+
+@cache
+def refuse_if_busy(folder):
+    """Stop where another job, of a Snakemake that was killed perhaps, is still at work; asked once, before ours begin."""
+    holder = None if workflow.remote_exec or workflow.dryrun else living_holder(folder)
+    if holder:
+        give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
+
+
+def revision_begun(wildcards):
+    """What a segment of a raised revision waits for: the older run set aside."""
+    revision = experiment_of(wildcards).revision
+    if revision == 1:
+        return []
+    marker = f"results/{wildcards.experiment}/seed{wildcards.seed}/revision_{revision}.json"
+    # Once that is done, the marker's age, or its loss, never trains anew.
+    return marker if holds_older(Path(PRETRAIN.format(**wildcards)), revision) else ancient(marker)
 
 
 def previous_boundary(wildcards):

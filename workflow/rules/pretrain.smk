@@ -1,9 +1,32 @@
 # Pretraining in segments: a bounded job each, which continues from the boundary before it, or from a rolling checkpoint.
 
 
+localrules:
+    set_aside,
+
+
+rule set_aside:
+    output:
+        "results/{experiment}/seed{seed}/revision_{revision}.json",
+    log:
+        "logs/set_aside/{experiment}_seed{seed}_revision{revision}.log",
+    benchmark:
+        "logs/benchmarks/set_aside/{experiment}_seed{seed}_revision{revision}.tsv"
+    params:
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("set_aside.py"),
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+    message:
+        "Set the older run of {wildcards.experiment}, seed {wildcards.seed}, aside for revision {wildcards.revision}"
+    shell:
+        "{params.python} {params.script} --run-folder {params.folder:q} --revision {wildcards.revision}"
+        " --output {output:q} 2>&1 | tee -i {log}"
+
+
 rule pretrain_segment:
     input:
         data=dataset_of,
+        begun=revision_begun,
         previous=previous_boundary,
     output:
         checkpoint=f"{PRETRAIN}/epoch_{{epoch}}.pt",
@@ -34,13 +57,12 @@ rule pretrain_segment:
         previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
-        minutes=lambda wildcards, input: compute("pretrain", "checkpoint_minutes")(wildcards),
     message:
         "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
-        " {params.compute} --checkpoint-minutes {params.minutes} 2>&1 | tee -i {log}"
+        " {params.compute} 2>&1 | tee -i {log}"
 
 
 rule export_encoder:

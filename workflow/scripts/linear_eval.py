@@ -3,27 +3,26 @@
     python workflow/scripts/linear_eval.py --recipe digits --data data/digits \\
         --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
 
-One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card. Writes
-<output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %) and <output>/history.csv (a line per epoch).
+One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
+checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %),
+<output>/history.csv (a line per epoch) and ledger.csv. Exit status as pretrain.py's.
 """
 
 import argparse
+import hashlib
+import os
 import time
 from pathlib import Path
 
-import pandas as pd
-
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_compute
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_local_ranks
 from selfsup.atomic_files import write_atomically
-from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
-from selfsup.evaluation.encoder import load_encoder
-from selfsup.evaluation.linear import Compute, evaluate_linear, protocol
-from selfsup.recipe import parse_recipe
-from selfsup.training.clock import LINES_AT_FIRST_S, duration
+from selfsup.job.attempt import Attempt
+from selfsup.job.place import Place, discover_place
+from selfsup.recipe import canonical, parse_recipe
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_arguments(parser)
     parser.add_argument("--data", required=True, type=Path, help="folder of the packed dataset")
@@ -32,28 +31,94 @@ def main() -> None:
     add_compute_arguments(parser)
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
+    start_local_ranks(arguments)
+    place = discover_place(os.environ)
+    attempt = Attempt(
+        arguments.output,
+        stage="linear evaluation",
+        goal=f"epoch {recipe['linear']['epochs']}",
+        fingerprint=fingerprint(recipe, arguments.seed, arguments.encoder),
+        place=place,
+        time_limit_s=arguments.time_limit and arguments.time_limit * 60,
+        hang_s=arguments.hang_minutes * 60,
+    )
+    with attempt:
+        return evaluate(arguments, recipe, place, attempt)
+
+
+def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
+    """Return 64 hexadecimal digits that name an evaluation: recipe, seed, and the encoder by its card."""
+    card = encoder.with_suffix(".json")
+    text = canonical({"recipe": recipe, "seed": seed, "encoder": card.read_text() if card.exists() else ""})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
+    # From here on torch is loaded; whatever could be refused without it has been.
+    from selfsup.data.store import PackedStore
+    from selfsup.evaluation.encoder import load_encoder
+    from selfsup.evaluation.linear import LinearEvaluation
+    from selfsup.training.checkpoint import prune
+    from selfsup.training.compute import start_compute
+    from selfsup.training.saving import Saver
+
     store = PackedStore(arguments.data)
     encoder, card = load_encoder(arguments.encoder, recipe)
-    ranks, device, precision, workers = start_compute(arguments)
-    compute = Compute(device, precision, workers, ranks)
-    rows, epochs = [], recipe["linear"]["epochs"]
-    began = last_line = time.monotonic()
-    for row in evaluate_linear(encoder.to(device), store, recipe, seed=arguments.seed, compute=compute):
-        rows.append(row)
-        now = time.monotonic()
-        if ranks.is_main and (row["epoch"] == epochs or now - last_line >= LINES_AT_FIRST_S):
-            last_line, left = now, (now - began) / row["epoch"] * (epochs - row["epoch"])
-            print(
-                f"linear epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  "
-                f"top-1 {row['top1']:.2f} %  {row['images_per_s']:,.0f} images/s  left {duration(left)}",
-                flush=True,
-            )
-    if ranks.is_main:
-        write_results(arguments.output, pd.DataFrame(rows), card, recipe, store, arguments.seed)
-    ranks.close()
+    compute = start_compute(arguments, place)
+    attempt.know(**compute.ledger_columns())
+    identity = {"fingerprint": fingerprint(recipe, arguments.seed, arguments.encoder), "data": store.fingerprint}
+    evaluation = LinearEvaluation(
+        encoder.to(compute.device), store, recipe, seed=arguments.seed, compute=compute, identity=identity
+    )
+    partial = arguments.output / "partial"
+    source = evaluation.resume(partial)
+    if source and place.is_main:
+        print(f"continuing after {source}: step {evaluation.step} of {evaluation.total_steps}", flush=True)
+    saver = Saver(compute.ranks, attempt, arguments.checkpoint_minutes)
+    tell = Teller(evaluation.step / evaluation.steps_per_epoch, recipe["linear"]["epochs"])
+    for row in evaluation.train(attempt, saver, partial):
+        if place.is_main:
+            tell(row)
+    if place.is_main:
+        saver.finish()
+        if evaluation.finished:
+            write_results(arguments.output, evaluation.rows, card, recipe, store, arguments.seed)
+            prune(partial)
+            attempt.ended("reached its goal")
+        else:
+            print(f"stopped by {attempt.stop.reason} after step {evaluation.step}: saved, to be continued", flush=True)
+            attempt.ended(f"stopped by {attempt.stop.reason}")
+    compute.ranks.close()
+    return 0 if evaluation.finished else attempt.stop.exit_status
 
 
-def write_results(folder: Path, history: pd.DataFrame, card: dict, recipe: dict, store: PackedStore, seed: int) -> None:
+class Teller:
+    """Prints a line for a row now and then, with the time left."""
+
+    def __init__(self, done: float, epochs: int):
+        self._done, self._epochs = done, epochs
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, row: dict) -> None:
+        from selfsup.training.clock import LINES_AT_FIRST_S, duration
+
+        now, epoch = time.monotonic(), row["epoch"]
+        if epoch < self._epochs and now - self._last < LINES_AT_FIRST_S:
+            return
+        self._last, left = now, (now - self._began) / (epoch - self._done) * (self._epochs - epoch)
+        print(
+            f"linear epoch {epoch}/{self._epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  "
+            f"top-1 {row['top1']:.2f} %  {row['images_per_s']:,.0f} images/s  left {duration(left)}",
+            flush=True,
+        )
+
+
+def write_results(folder: Path, rows: list[dict], card: dict, recipe: dict, store, seed: int) -> None:
+    import pandas as pd
+
+    from selfsup.evaluation.linear import protocol
+
+    history = pd.DataFrame(rows)
     last, best = history.iloc[-1], history.loc[history["top1"].idxmax()]
     metrics = {
         "top1": last["top1"],
@@ -66,6 +131,7 @@ def write_results(folder: Path, history: pd.DataFrame, card: dict, recipe: dict,
         "protocol": protocol(recipe),
         "dataset_fingerprint": store.fingerprint,
         "encoder_sha256": card["encoder_sha256"],
+        "numerics_changes": card.get("training", {}).get("numerics_changes", 0),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history.to_csv(index=False))

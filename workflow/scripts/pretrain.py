@@ -3,21 +3,25 @@
     python workflow/scripts/pretrain.py --recipe digits --data data/digits \\
         --run-folder results/digits/seed0/pretrain --until-epoch 10
 
-One process per device: alone, or started by srun or torchrun. Reads the packed dataset, the boundary before this one
-(--previous) and the rolling checkpoints in <run-folder>/partial. Writes <run-folder>/epoch_<N>.pt and .json, rolling
-checkpoints, and history.csv. Exit status: 0 boundary reached, 75 stopped by a signal with all work saved, 1 error.
+One process per device: alone, --local-ranks of them on this machine, or started by srun or torchrun. Reads the packed
+dataset, the boundary before this one (--previous) and the rolling checkpoints in <run-folder>/partial. Writes
+<run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv and ledger.csv.
+
+Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, all work saved; 1 error, or stopped for good
+by a file STOP in <run-folder> or beside it. After an error that no retry mends, failed.json says which; delete it to
+try again.
 """
 
 import argparse
+import os
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_compute
-from selfsup.data.store import PackedStore
-from selfsup.errors import UserError, run_script
-from selfsup.recipe import parse_recipe
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_local_ranks
+from selfsup.errors import PermanentError, UserError, run_script
+from selfsup.job.attempt import Attempt
+from selfsup.job.place import Place, discover_place
+from selfsup.recipe import fingerprint, parse_recipe
 from selfsup.segments import boundary_name
-from selfsup.training.pretraining import Run, train_segment
-from selfsup.training.stopping import EXIT_RESUBMIT, StopRequest
 
 
 def main() -> int:
@@ -25,32 +29,50 @@ def main() -> int:
     recipe = parse_recipe(arguments.recipe)
     if not 0 < arguments.until_epoch <= recipe["epochs"]:
         raise UserError(f"--until-epoch is {arguments.until_epoch}, wanted 1 to the recipe's {recipe['epochs']} epochs")
-    store = PackedStore(arguments.data)
-    ranks, device, precision, workers = start_compute(arguments)
-    if recipe["global_batch"] % (ranks.size * recipe["micro_batches"]):
-        raise UserError(
-            f"global_batch {recipe['global_batch']} cannot be shared equally by {ranks.size} ranks of "
+    start_local_ranks(arguments)
+    place = discover_place(os.environ)
+    attempt = Attempt(
+        arguments.run_folder,
+        stage="pretraining",
+        goal=f"epoch {arguments.until_epoch}",
+        fingerprint=fingerprint(recipe, arguments.revision),
+        place=place,
+        time_limit_s=arguments.time_limit and arguments.time_limit * 60,
+        hang_s=arguments.hang_minutes * 60,
+    )
+    with attempt:
+        return train(arguments, recipe, place, attempt)
+
+
+def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
+    # From here on torch is loaded; whatever could be refused without it has been.
+    from selfsup.data.store import PackedStore
+    from selfsup.training.compute import start_compute
+    from selfsup.training.pretraining import Run, train_segment
+
+    if recipe["global_batch"] % (place.size * recipe["micro_batches"]):
+        raise PermanentError(
+            f"global_batch {recipe['global_batch']} cannot be shared equally by {place.size} ranks of "
             f"{recipe['micro_batches']} micro-batches"
         )
+    store = PackedStore(arguments.data)
+    compute = start_compute(arguments, place)
+    attempt.know(**compute.ledger_columns())
     run = Run(
         recipe=recipe,
         seed=arguments.seed,
         revision=arguments.revision,
         store=store,
         folder=arguments.run_folder,
-        device=device,
-        precision=precision,
-        threads=arguments.cpus,
-        workers=workers,
+        compute=compute,
         checkpoint_minutes=arguments.checkpoint_minutes,
     )
     output = arguments.run_folder / boundary_name(arguments.until_epoch)
-    arguments.run_folder.mkdir(parents=True, exist_ok=True)
-    reached = train_segment(
-        run, ranks, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output, stop=StopRequest()
-    )
-    ranks.close()
-    return 0 if reached else EXIT_RESUBMIT
+    reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output)
+    compute.ranks.close()
+    if reached:
+        attempt.ended("reached its goal")
+    return 0 if reached else attempt.stop.exit_status
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +86,6 @@ def parse_arguments() -> argparse.Namespace:
         "--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment"
     )
     add_compute_arguments(parser)
-    parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
     return parser.parse_args()
 
 

@@ -1,13 +1,12 @@
-"""Command-line arguments that several scripts share."""
+"""Command-line arguments that several scripts share. Imports no torch: what is refused, is refused at once."""
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-import torch
-
-from selfsup.training.device import choose_device, choose_precision
-from selfsup.training.distributed import Ranks, discover_place
+from selfsup.job.local_ranks import run_local_ranks
+from selfsup.job.place import discover_place
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --device, --precision and --cpus: how it is computed."""
+    """Add what says how, and for how long, it is computed."""
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     parser.add_argument(
         "--precision",
@@ -33,17 +32,31 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1",
     )
+    parser.add_argument(
+        "--local-ranks",
+        type=int,
+        default=1,
+        help="processes to start on this machine, one per device; default 1. Under srun or torchrun theirs count",
+    )
+    parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="MINUTES",
+        help="save and leave with status 75 before so many minutes are over; none by default, but Slurm's own limit",
+    )
+    parser.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=10,
+        help="end with the stacks of all ranks when a step takes longer; default 10",
+    )
 
 
-def start_compute(arguments: argparse.Namespace) -> tuple[Ranks, torch.device, str, int]:
-    """Join the other ranks and take the device. Returns ranks, device, precision, loader workers."""
-    torch.set_num_threads(arguments.cpus)
-    # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits. For speed there is bf16.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    place = discover_place(os.environ)
-    device = choose_device(arguments.device, place.local_rank, place.shared_node)
-    workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
-    return Ranks(place, device), device, choose_precision(arguments.precision, device), workers
+def start_local_ranks(arguments: argparse.Namespace) -> None:
+    """Where --local-ranks asks for several and nobody else has, start them and leave with their exit status."""
+    if arguments.local_ranks > 1 and "RANK" not in os.environ and discover_place(os.environ).size == 1:
+        sys.exit(run_local_ranks(arguments.local_ranks))
 
 
 def seed(text: str) -> int:

@@ -1,6 +1,7 @@
 """The errors that a user can do something about, and how a script ends on them."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,13 @@ class UserError(Exception):
     """A mistake or a condition that the user can mend.
 
     The message names the thing, the value found, the value wanted and the next step, in one or two lines.
+    """
+
+
+class PermanentError(UserError):
+    """A mistake that no retry mends: another recipe, a loss that is not finite, damaged data.
+
+    The job leaves failed.json, and retries end at once on it.
     """
 
 
@@ -34,4 +42,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         status = 130
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGINT,
+    ):  # the status is decided; Slurm's next signal is not to
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status or 0)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
+from selfsup.job.lock import living_holder
 from selfsup.recipe import differences, fingerprint, pretraining_part
 
 RECORD = "segments.json"
+BOUNDARIES = "epoch_*.pt"
+OF_A_REVISION = ("revision_*.json", "knn.csv", "linear", "encoder.*", "pretrain")
 
 
 def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), reached: float = 0) -> list[int]:
@@ -51,20 +54,50 @@ def work_done(folder: Path, recipe: Mapping, revision: int) -> Done:
     if record is None:
         return Done([], 0)
     if revision > record["revision"]:
-        run = folder.parent
         raise UserError(
-            f"{run} holds revision {record['revision']}, config.yaml asks for {revision}. "
-            f"Keep the old run and begin the new: mv {run} {run}_revision{record['revision']}"
+            f"{folder} holds revision {record['revision']}, wanted {revision}. Set the old run aside: "
+            f"python workflow/scripts/set_aside.py --run-folder {folder.parent} --revision {revision}"
         )
     if record["fingerprint"] != fingerprint(recipe, revision):
         lines = differences(pretraining_part(recipe), record["recipe"])
         if record["revision"] > revision:
             lines.append(f"revision: wanted {revision}, found {record['revision']}")
-        raise UserError(
+        raise PermanentError(
             f"{folder} holds a pretraining of another recipe; {'; '.join(lines)}. "
             "Restore the value, or raise the experiment's `revision` in config.yaml to train anew and keep this run"
         )
     return Done(record["boundaries"], record["reached"])
+
+
+def holds_older(folder: Path, revision: int) -> bool:
+    """Return whether the run in `folder` is of an older revision."""
+    record = _read_record(folder)
+    return record is not None and record["revision"] < revision
+
+
+def set_aside(run: Path, revision: int) -> Path | None:
+    """Move what an older revision has left in `run` to a folder beside it; return that folder, or None without one.
+
+    What does not depend on the training stays: the encoder at random initialisation and its evaluation. Raises
+    UserError while a job works there, or where the folder beside it has such files already.
+    """
+    folder = run / "pretrain"
+    if not holds_older(folder, revision):
+        return None
+    for stage in (folder, run / "linear"):
+        holder = living_holder(stage)
+        if holder:
+            raise UserError(f"{stage} is in use by {holder}: wait until it has ended, or end it; then start again")
+    aside = run.with_name(f"{run.name}_revision{_read_record(folder)['revision']}")
+    # The record goes last, with its folder: a move that was cut short is taken up again.
+    parts = [path for pattern in OF_A_REVISION for path in sorted(run.glob(pattern))]
+    taken = [aside / path.name for path in parts if (aside / path.name).exists()]
+    if taken:
+        raise UserError(f"{taken[0]} is in the way of revision {revision}: move {aside} elsewhere, then start again")
+    aside.mkdir(exist_ok=True)
+    for path in parts:
+        path.rename(aside / path.name)
+    return aside
 
 
 def record_run(

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from selfsup.augment import Views, augment_batch, draw
 from selfsup.data.store import Split
+from selfsup.errors import UserError
+from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.random_draws import Stream, permutation
 
 SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
@@ -68,22 +70,37 @@ class Batches(Dataset):
 
     def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one)."""
-        return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(start, stop),
-                num_workers=workers,
-                prefetch_factor=BATCHES_AHEAD if workers else None,
-                pin_memory=pin_memory,
-                worker_init_fn=_ignore_signals,
-            )
+        loader = DataLoader(
+            _ErrorsAsValues(self),
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Hands a worker's UserError over as it is: the DataLoader would put a traceback into its message."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self._batches[step]
+        except UserError as error:
+            return error
 
 
 def _ignore_signals(worker: int) -> None:
     """Let workers outlive a request to stop: Slurm sends it to all processes, and the main one still needs them."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
 
 FORMAT = 1
 PROGRESS_IMAGES = 10_000  # a line of progress after so many
@@ -49,7 +49,13 @@ class Split:
         if self._raw is not None:
             return torch.from_numpy(np.array(self._raw[index]))
         encoded = np.array(self._bytes[self._offsets[index] : self._offsets[index + 1]])
-        return decode_image(torch.from_numpy(encoded), ImageReadMode.RGB)
+        try:
+            return decode_image(torch.from_numpy(encoded), ImageReadMode.RGB)
+        except (RuntimeError, ValueError) as error:
+            raise PermanentError(
+                f"{self._folder}: {self._name} image {index} cannot be decoded ({str(error).split('. ')[0]}): the "
+                "store was damaged after it was packed; delete it and prepare the dataset again"
+            ) from error
 
     def __getstate__(self) -> tuple:
         return self._folder, self._name, self._entry

@@ -25,11 +25,12 @@ COLUMNS = [
     "encoder_sha256",
     "top1_std",
     "top5_std",
+    "numerics_changes",
     "experiment",
     "status",
     "source",
 ]
-WHOLE_NUMBERS = ("epochs", "global_batch", "n_test")
+WHOLE_NUMBERS = ("epochs", "global_batch", "n_test", "numerics_changes")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _line(row: Row) -> dict:
         "n_test": metrics["n_test"].iloc[0],
         "protocol": metrics["protocol"].iloc[0],
         "encoder_sha256": " ".join(metrics["encoder_sha256"]),
+        "numerics_changes": metrics["numerics_changes"].sum(),
         "status": "run",
         "source": "measured here",
     }
@@ -150,7 +152,7 @@ def _line(row: Row) -> dict:
 
 def _read_metrics(path: Path) -> pd.DataFrame:
     metrics = pd.read_csv(path)
-    missing = {"top1", "top5", "n_test", "protocol", "encoder_sha256"} - set(metrics.columns)
+    missing = {"top1", "top5", "n_test", "protocol", "encoder_sha256", "numerics_changes"} - set(metrics.columns)
     if missing or len(metrics) != 1:
         raise UserError(
             f"{path}: no metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "

@@ -32,13 +32,13 @@ class Method(Protocol):
         """The method's own schedules at a step, pure functions; logged as columns of history.csv."""
 
     def before_step(self, step: int) -> None:
-        """Called before the forward pass of a step."""
+        """Called before the forward pass of a step, unless the update of the step before was skipped."""
 
     def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """This rank's loss, a scalar whose mean over ranks is the global loss, and scalars to log."""
 
     def after_step(self, step: int) -> None:
-        """Called after the optimiser's update of a step."""
+        """Called after the optimiser's update of a step, unless that was skipped."""
 
     def encoder(self) -> nn.Module:
         """The network that is kept: its weights become encoder.safetensors."""

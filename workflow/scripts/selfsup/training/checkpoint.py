@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from selfsup.atomic_files import write_atomically
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
 
@@ -93,7 +93,7 @@ def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         if wanted[key] != found[key]:
             lines.append(f"{key}: wanted {wanted[key]}, found {found[key]}")
     if lines:
-        raise UserError(
+        raise PermanentError(
             f"{path} belongs to another run; "
             + "; ".join(lines)
             + ". Restore the value, or raise `revision` in config.yaml to train anew"
@@ -127,6 +127,11 @@ def prune(partial: Path, keep: Path | None = None) -> None:
         path.with_suffix(".json").unlink(missing_ok=True)
     for path in partial.glob("*.tmp"):  # of a process that was killed while it wrote
         path.unlink(missing_ok=True)
+
+
+def newest_by_card(candidates: list[Path]) -> Path | None:
+    """Return the existing checkpoint of the highest step by their cards, unread, for a message."""
+    return max(filter(Path.exists, candidates), key=step_of, default=None)
 
 
 def step_of(path: Path) -> int:

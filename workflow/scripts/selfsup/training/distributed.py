@@ -1,81 +1,21 @@
-"""Ranks: one process per device, started by srun, by torchrun, or alone in a plain shell."""
+"""Ranks: one process per device, and what they say to each other."""
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
 from selfsup.errors import UserError
+from selfsup.job.place import Place
 
 BUCKET_ELEMENTS = 8 * 2**20  # of a gradient all-reduce: 32 MB in float32, enough to fill a network link
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands: its rank of `size`, its place on its node, and where rank 0 listens.
-
-    `shared_node`: its node's other ranks see the same devices; srun may show each task a device of its own.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    address: str = "127.0.0.1"
-    port: int = 0
-    shared_node: bool = True
-
-
-def discover_place(environment: Mapping[str, str]) -> Place:
-    """Read the process's place from torchrun's or srun's variables; none of them means a single process.
-
-    Raises UserError when only a part of them is set: guessing would start a run with the wrong number of ranks.
-    """
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        values = _all_of(TORCHRUN, environment, "torchrun")
-        return Place(
-            int(values["RANK"]),
-            int(values["WORLD_SIZE"]),
-            int(values["LOCAL_RANK"]),
-            values["MASTER_ADDR"],
-            int(values["MASTER_PORT"]),
-        )
-    if "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
-        values = _all_of(SLURM, environment, "srun")
-        port = 20_000 + int(values["SLURM_JOB_ID"]) % 10_000
-        return Place(
-            int(values["SLURM_PROCID"]),
-            int(values["SLURM_NTASKS"]),
-            int(values["SLURM_LOCALID"]),
-            first_host(values["SLURM_STEP_NODELIST"]),
-            port,
-            shared_node=False,
-        )
-    return Place()
-
-
-def first_host(node_list: str) -> str:
-    """Return the first host of a Slurm node list: "gpu[003-005,9],login" gives "gpu003"."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?", node_list)
-    if not match:
-        raise UserError(f"SLURM_STEP_NODELIST is {node_list!r}, wanted a list of hosts")
-    prefix, numbers = match.groups()
-    return prefix + (re.split(r"[,-]", numbers)[0] if numbers else "")
-
-
-def _all_of(names: tuple[str, ...], environment: Mapping[str, str], launcher: str) -> Mapping[str, str]:
-    missing = [name for name in names if name not in environment]
-    if missing:
-        raise UserError(
-            f"half an environment of {launcher}: {', '.join(missing)} not set; start with {launcher}, or unset "
-            "the others for a single process"
-        )
-    return environment
+TIMEOUT = timedelta(minutes=30)  # the watchdog, which tells the stacks, is quicker
+LAST_S = 3.0  # the rank that failed is to speak first
 
 
 class Ranks:
@@ -87,9 +27,14 @@ class Ranks:
         self._control = None
         if self.size > 1:
             backend = "nccl" if device is not None and device.type == "cuda" else "gloo"
-            dist.init_process_group(
-                backend, init_method=f"tcp://{place.address}:{place.port}", rank=self.rank, world_size=self.size
-            )
+            with _others_may_die():
+                dist.init_process_group(
+                    backend,
+                    init_method=f"tcp://{place.address}:{place.port}",
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=TIMEOUT,
+                )
             # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
             self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
 
@@ -100,7 +45,8 @@ class Ranks:
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor`, made the sum over ranks in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _others_may_die():
+                dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -112,22 +58,29 @@ class Ranks:
         if self.size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with _others_may_die():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; does not touch the device."""
+        return bool(self.highest(int(flag)))
+
+    def highest(self, number: int) -> int:
+        """Return the highest of the ranks' numbers; does not touch the device."""
         if self.size == 1:
-            return flag
-        answer = torch.tensor(int(flag))
-        dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._control)
-        return bool(answer)
+            return number
+        answer = torch.tensor(number)
+        with _others_may_die():
+            dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._control)
+        return int(answer)
 
     def from_main(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0, group=self._control)
+            with _others_may_die():
+                dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
     def barrier(self) -> None:
@@ -145,7 +98,7 @@ class Ranks:
             return
         for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
+            self.all_reduce(flat)
             flat /= self.size
             for gradient, averaged in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
                 gradient.copy_(averaged.view_as(gradient))
@@ -155,6 +108,17 @@ class Ranks:
         if self.size > 1:
             self.barrier()
             dist.destroy_process_group()
+
+
+@contextmanager
+def _others_may_die() -> Iterator[None]:
+    """Turn the library's report of a connection that broke into one line, after the rank at fault has spoken."""
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(LAST_S)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the connection to another rank broke ({reason}); that rank's own message says why") from error
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:

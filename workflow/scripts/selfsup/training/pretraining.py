@@ -3,6 +3,7 @@
 All that a step needs besides the checkpointed state is a function of (recipe, seed, step).
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,34 +15,31 @@ import torch
 from selfsup import provenance
 from selfsup.data.loader import Batch, Batches
 from selfsup.data.store import PackedStore
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
+from selfsup.job.attempt import Attempt
 from selfsup.methods import build_method
 from selfsup.optim import LARS, learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import differences, fingerprint
-from selfsup.segments import boundary_name, record_run, work_done
+from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress
+from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
-from selfsup.training.distributed import Ranks
-from selfsup.training.stopping import StopRequest
+from selfsup.training.saving import Decision, Saver
 
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, and how this process computes. Nothing under "how" changes recipe or image stream."""
+    """What is trained, and with what. Nothing of `compute` changes recipe or image stream."""
 
     recipe: Mapping[str, Any]
     seed: int
     revision: int
     store: PackedStore
     folder: Path
-    # how
-    device: torch.device
-    precision: str
-    threads: int
-    workers: int
+    compute: Compute
     checkpoint_minutes: float
 
     @property
@@ -60,22 +58,27 @@ class Run:
 
 
 class Pretraining:
-    """The state of a pretraining: method, optimiser, gradient scaler. `step` counts attempted steps from 0."""
+    """The state of a pretraining: method, optimiser, gradient scaler. `step` counts attempted steps from 0.
 
-    def __init__(self, run: Run, ranks: Ranks):
+    `skipped` counts those whose fp16 gradients overflowed: they count as steps and change no weight and no average.
+    """
+
+    def __init__(self, run: Run):
+        ranks, device = run.compute.ranks, run.compute.device
         self.run, self.ranks, self.step = run, ranks, 0
+        self.skipped, self._last_skipped = 0, False
         self.batches = Batches(
             run.store.train, run.recipe, seed=run.seed, stage="pretrain", rank=ranks.rank, ranks=ranks.size
         )
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
-            raise UserError(
+            raise PermanentError(
                 f"global_batch is {run.recipe['global_batch']}, more than the {len(run.store.train)} training "
                 f"images of {run.store.folder}"
             )
         self.total_steps = run.recipe["epochs"] * self.steps_per_epoch
         self.method = build_method(run.recipe, seed=run.seed, total_steps=self.total_steps)
-        self.method.networks.to(run.device)
+        self.method.networks.to(device)
         self.method.connect(ranks)
         self.treatments = self.method.parameter_groups()
         settings = run.recipe["optimizer"]
@@ -86,9 +89,9 @@ class Pretraining:
             trust_coefficient=settings["trust_coefficient"],
             lr_in_momentum=settings["lr_in_momentum"],
         )
-        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
-        self.finite = torch.ones((), dtype=torch.bool, device=run.device)
-        self.numerics = provenance.numerics(run.device, run.precision, run.threads, ranks.size)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
+        self._bad_step = torch.full((), math.inf, device=device)  # first with a loss that is not finite
+        self.numerics = run.compute.numerics()
         self.code_revision = provenance.code_revision()  # now: a pull during the run changes nothing that runs
         self.attempts: list[dict[str, Any]] = []
 
@@ -105,26 +108,32 @@ class Pretraining:
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Do one optimiser step and return this rank's loss, a scalar still on the device."""
-        self.method.before_step(self.step)
+        if not self._last_skipped:
+            self.method.before_step(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._accumulate_gradients(batch)
-        self.finite &= torch.isfinite(loss)
+        bad = torch.where(torch.isfinite(loss), math.inf, float(self.step))
+        self._bad_step = torch.minimum(self._bad_step, bad)  # read late: here it would make the host wait
         self.ranks.average_gradients(one.parameter for one in self.treatments)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # an overflowed fp16 step counts, but moves nothing
+        self._last_skipped = self.scaler.get_scale() < scale  # on an overflow the scaler moves nothing and backs off
+        if self._last_skipped:
+            self.skipped += 1
+        else:
             self.method.after_step(self.step)
         self.step += 1
         return loss
 
     def _accumulate_gradients(self, batch: Batch) -> torch.Tensor:
         parts = self.run.recipe["micro_batches"]
-        total = torch.zeros((), device=self.run.device)
-        for views in batch.views.to(self.run.device).chunk(parts):
-            with autocast(self.run.device, self.run.precision):
+        compute = self.run.compute
+        total = torch.zeros((), device=compute.device)
+        for views in batch.views.to(compute.device).chunk(parts):
+            with autocast(compute.device, compute.precision):
                 loss, _ = self.method.loss(views, self.step, self.ranks)
             self.scaler.scale(loss / parts).backward()
             total += loss.detach() / parts
@@ -140,6 +149,8 @@ class Pretraining:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "last_skipped": self._last_skipped,
             "numerics": self.numerics,
             "attempts": self.attempts,
             "code_revision": self.code_revision,
@@ -154,47 +165,64 @@ class Pretraining:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.attempts = state["step"], list(state["attempts"])
+        self.skipped, self._last_skipped = state["skipped"], state["last_skipped"]
 
-    def save(self, path: Path, loss: torch.Tensor) -> None:
-        """Write a checkpoint from rank 0, once the loss and all parameters are known to be finite on every rank."""
-        finite = self.finite & torch.stack([torch.isfinite(p).all() for p in self.method.networks.parameters()]).all()
-        if self.ranks.any(not bool(finite)):
-            raise UserError(
-                f"loss or weights are not finite before step {self.step}: nothing was written. The last good "
-                f"checkpoint is in {self.run.folder}; "
-                "lower optimizer.peak_lr or use precision: fp32, then start again"
+    def checked_loss(self, loss: torch.Tensor, *, weights: bool) -> float:
+        """Return the mean over ranks of this step's loss, once all losses so far (and the weights) are known finite.
+
+        Waits for the device. Raises PermanentError on every rank, with the first bad step and the last good checkpoint.
+        """
+        bad_step = self._bad_step
+        if weights:
+            finite = torch.stack([torch.isfinite(p).all() for p in self.method.networks.parameters()]).all()
+            bad_step = torch.minimum(bad_step, torch.where(finite, math.inf, float(self.step - 1)))
+        place = float(bad_step)
+        first = self.ranks.highest(0 if math.isinf(place) else self.total_steps - int(place))
+        if first:
+            step = self.total_steps - first
+            good = checkpoint.newest_by_card([*self.run.partial.glob("*.pt"), *self.run.folder.glob(BOUNDARIES)])
+            raise PermanentError(
+                f"loss or weights are not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): nothing was "
+                f"written since; last good checkpoint: {good or 'none'}. Lower optimizer.peak_lr and raise `revision`, "
+                "or set precision: fp32"
             )
-        mean_loss = float(self.ranks.mean(loss))
-        if self.ranks.is_main:
-            card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
-            figures = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": mean_loss}
-            checkpoint.save_checkpoint(path, self.state(), {**card, **figures, "numerics": self.numerics})
-            checkpoint.prune(self.run.partial, keep=path)
-            record_run(self.run.folder, self.run.recipe, self.run.revision, reached=self.step / self.steps_per_epoch)
-        self.ranks.barrier()
+        return float(self.ranks.mean(loss))
+
+    def save(self, path: Path, loss: torch.Tensor, saver: Saver, *, wait: bool) -> None:
+        """Write a checkpoint, once the loss and all parameters are known to be finite on every rank."""
+        card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
+        mean_loss = self.checked_loss(loss, weights=True)
+        epoch, run = self.step / self.steps_per_epoch, self.run
+        card |= {"step": self.step, "epoch": epoch, "loss": mean_loss, "numerics": self.numerics}
+
+        def tidy() -> None:
+            checkpoint.prune(run.partial, keep=path)
+            record_run(run.folder, run.recipe, run.revision, reached=epoch)
+
+        saver.save(path, self.state, card, wait=wait, then=tidy)
 
 
-def train_segment(
-    run: Run, ranks: Ranks, *, until_epoch: int, previous: Path | None, output: Path, stop: StopRequest
-) -> bool:
+def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Path | None, output: Path) -> bool:
     """Train to the end of `until_epoch` and leave its checkpoint at `output`.
 
     Continues from the newest of `previous`, the boundary before, and the run's rolling checkpoints. Returns False when
     asked to stop before the boundary; all work is then in a rolling checkpoint.
     """
+    ranks = run.compute.ranks
     work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
     boundary = run.partial / boundary_name(until_epoch)
-    training = Pretraining(run, ranks)
+    training = Pretraining(run)
     end = until_epoch * training.steps_per_epoch
     source = _continue_from(training, [*run.partial.glob("*.pt"), *([previous] if previous else [])], end)
     if previous and training.step == 0:
         raise UserError(f"{previous}: the boundary to continue from is not there: run the segment before it again")
+    attempt.begin(training.step, run.recipe["global_batch"])
     if training.step < end:
         _announce(training, end, source)
         training.attempts.append(
             {**training.numerics, "start_step": training.step, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         )
-        if not _train(training, end, boundary, stop):
+        if not _train(training, end, boundary, attempt):
             return False
     if ranks.is_main:
         checkpoint.link_boundary(boundary, output)
@@ -231,17 +259,19 @@ def _announce(training: Pretraining, end: int, source: Path | None) -> None:
         f"pretraining {run.recipe['method']} with {run.recipe['model']['backbone']}, {len(run.store.train):,} images, "
         f"seed {run.seed}: steps {training.step} to {end} of {training.total_steps}, {where}\n"
         f"global batch {run.recipe['global_batch']} over {training.ranks.size} ranks on {training.numerics['device']}, "
-        f"{run.precision}, {run.threads} threads each",
+        f"{run.compute.precision}, {run.compute.threads} threads each",
         flush=True,
     )
     if source is None:
         print(treatment_table(training.treatments), flush=True)
 
 
-def _train(training: Pretraining, end: int, boundary: Path, stop: StopRequest) -> bool:
+def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) -> bool:
     """The loop. Returns False when it was asked to stop."""
-    run, ranks = training.run, training.ranks
+    run, ranks, compute = training.run, training.ranks, training.run.compute
     start, spe = training.step, training.steps_per_epoch
+    if ranks.any(attempt.stop.reason is not None):
+        return _stopped(training, attempt)
     progress = Progress(
         start=start,
         segment_end=end,
@@ -249,24 +279,26 @@ def _train(training: Pretraining, end: int, boundary: Path, stop: StopRequest) -
         steps_per_epoch=spe,
         batch=run.recipe["global_batch"],
     )
-    schedules = tuple(training.method.schedules(start))
-    history = History(run.folder / "history.csv", start=start, columns=schedules) if ranks.is_main else None
+    columns = (*training.method.schedules(start), *(["skipped"] if training.scaler.is_enabled() else []))
+    history = History(run.folder / "history.csv", start=start, columns=columns) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
-    saved = time.monotonic()
-    for batch in training.batches.read(start, end, workers=run.workers, pin_memory=run.device.type == "cuda"):
+    saver = Saver(ranks, attempt, run.checkpoint_minutes)
+    for batch in training.batches.read(start, end, workers=compute.workers, pin_memory=compute.device.type == "cuda"):
         step = training.step
         loss = training.train_step(batch)
         done = training.step
+        attempt.at(done)
         logged = done % row_interval == 0
         if logged or done == end:
-            mean_loss = float(ranks.mean(loss))
             row = {
                 "step": step,
                 "epoch": step // spe,
-                "loss": mean_loss,
+                "loss": training.checked_loss(loss, weights=False),
                 "lr": training.learning_rate(step),
                 **training.method.schedules(step),
             }
+            if training.scaler.is_enabled():
+                row["skipped"] = training.skipped
             if ranks.is_main:
                 row["images_per_s"] = progress.images_per_s(done)
                 if logged:
@@ -274,14 +306,19 @@ def _train(training: Pretraining, end: int, boundary: Path, stop: StopRequest) -
                 if progress.due(done):
                     print(progress.line(done, row), flush=True)
         if done == end:
-            training.save(boundary, loss)
+            training.save(boundary, loss, saver, wait=True)
             return True
-        stopping = ranks.any(stop.reason is not None)
-        if stopping or ranks.any(time.monotonic() - saved > run.checkpoint_minutes * 60):
-            training.save(run.partial / f"step_{done:09d}.pt", loss)
-            saved = time.monotonic()
-        if stopping:
-            if ranks.is_main:
-                print(f"stopped by {stop.reason} after step {done}: saved, to be continued", flush=True)
-            return False
+        decision = saver.decide()
+        if decision is not Decision.GO_ON:
+            training.save(run.partial / f"step_{done:09d}.pt", loss, saver, wait=decision is Decision.STOP)
+        if decision is Decision.STOP:
+            return _stopped(training, attempt)
     return True
+
+
+def _stopped(training: Pretraining, attempt: Attempt) -> bool:
+    if training.ranks.is_main:
+        reason = attempt.stop.reason or "another rank's request"
+        print(f"stopped by {reason} after step {training.step}: saved, to be continued", flush=True)
+        attempt.ended(f"stopped by {reason}")
+    return False

@@ -1,0 +1,68 @@
+"""Runs of the tiny recipe inside a test's own process, and stops at a chosen moment."""
+
+import torch
+
+from selfsup.job.attempt import Attempt
+from selfsup.job.place import Place
+from selfsup.segments import boundary_name
+from selfsup.training import checkpoint
+from selfsup.training.compute import Compute
+from selfsup.training.distributed import Ranks
+from selfsup.training.pretraining import Run, train_segment
+
+
+def on_cpu(ranks: Ranks | None = None, *, threads: int = 2, precision: str = "fp32", workers: int = 0) -> Compute:
+    return Compute(ranks or Ranks(), torch.device("cpu"), precision, threads, workers)
+
+
+class StopAfter:
+    """Asks to stop once `checks` steps have been done, as a signal at that moment would."""
+
+    exit_status = 75
+
+    def __init__(self, checks: int):
+        self._left = checks + 1  # the first question comes before the first step
+
+    @property
+    def reason(self) -> str | None:
+        self._left -= 1
+        return "SIGTERM" if self._left < 0 else None
+
+    def request(self, reason: str) -> None:
+        self._left = 0
+
+    def close(self) -> None:
+        pass
+
+
+def attempt_at(run: Run, end: int, stop: StopAfter | None = None) -> Attempt:
+    """An attempt of this process, or of its rank, entered by `with`; `stop` replaces signals."""
+    ranks = run.compute.ranks
+    place = Place(ranks.rank, ranks.size)
+    return Attempt(run.folder, stage="pretraining", goal=f"epoch {end}", fingerprint="a test", place=place, stop=stop)
+
+
+def train(run: Run, *ends: int, stop: StopAfter | None = None) -> bool:
+    """Train segment by segment; False when stopped before the last one's end."""
+    previous = None
+    for end in ends:
+        output = run.folder / boundary_name(end)
+        with attempt_at(run, end, stop) as attempt:
+            if not train_segment(run, attempt, until_epoch=end, previous=previous, output=output):
+                return False
+        previous = output
+    return True
+
+
+def state_of(run: Run, end: int = 4) -> dict:
+    return checkpoint.load_checkpoint(run.folder / boundary_name(end))
+
+
+def equal_states(one: dict, other: dict) -> bool:
+    """Whether weights, buffers and momenta are equal to the bit."""
+    tensors = [one["method"][name].equal(value) for name, value in other["method"].items()]
+    momenta = [
+        one["optimizer"]["state"][key]["momentum_buffer"].equal(value["momentum_buffer"])
+        for key, value in other["optimizer"]["state"].items()
+    ]
+    return all(tensors + momenta) and one["method"].keys() == other["method"].keys() and one["step"] == other["step"]

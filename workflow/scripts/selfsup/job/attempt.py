@@ -1,0 +1,170 @@
+"""One attempt of a job at a stage of a run: what must hold before it begins, and what it leaves however it ends.
+
+A stage has a folder: `pretrain` or `linear`. In it lie lock.json while a job works, ledger.csv, failed.json after an
+error that no retry mends, and STOP where a person wants the run to stop.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from selfsup.atomic_files import write_atomically
+from selfsup.errors import PermanentError, UserError
+from selfsup.job.ledger import Ledger, note_refused, now
+from selfsup.job.local_ranks import LAUNCHER
+from selfsup.job.lock import BEAT_S, Lock
+from selfsup.job.place import Place
+from selfsup.job.stopping import StopRequest, stop_file
+from selfsup.job.watchdog import Watchdog
+
+FAILED_FILE = "failed.json"
+HANG_S = 600.0  # longest silence between two steps: a checkpoint of a large model on a slow disk, a compilation
+
+
+class Attempt:
+    """A context in which a stage is worked at. Raises UserError on entry where it must not be.
+
+    folder: the stage's. stage, goal: in words, for messages and ledger. fingerprint: of what is computed; failed.json
+    of another one does not count. stop: asked for reasons to stop, instead of signals, files and clocks. Every rank
+    makes one; lock, ledger and heartbeat are rank 0's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stage: str,
+        goal: str,
+        fingerprint: str,
+        place: Place | None = None,
+        time_limit_s: float | None = None,
+        hang_s: float = HANG_S,
+        stop: StopRequest | None = None,
+    ):
+        self.folder, self._stage, self._goal = folder, stage, goal
+        self._fingerprint, self._place, self._hang_s = fingerprint, place or Place(), hang_s
+        self._time_limit_s, self._given_stop = time_limit_s, stop
+        self._row = {"stage": stage, "goal": goal, "host": socket.gethostname(), "started": now()}
+        self._row["job_id"] = os.environ.get("SLURM_JOB_ID", "")
+        self._how = "ended"
+        self._figures: dict[str, Any] = {}
+        self._batch, self._began = 0, time.monotonic()
+
+    def __enter__(self) -> "Attempt":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop = self._given_stop or StopRequest(self.folder if self._place.is_main else None, self._time_limit_s)
+        self._refuse_if_stopped_or_failed()
+        if self._place.is_main:
+            self._lock = Lock(self.folder, f"{self._stage} to {self._goal}")
+            try:
+                self._lock.acquire()
+            except UserError:
+                note_refused(self.folder, self._row, "refused: another job is at work")
+                raise
+            self._ledger = Ledger(self.folder)
+            self._ledger.open(self._row)
+            self._leaving = threading.Event()
+            self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+            self._heart.start()
+        self._watchdog = Watchdog(self._hang_s, f"rank {self._place.rank} of {self._place.size} on {self._row['host']}")
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        self._watchdog.close()
+        self.stop.close()
+        if isinstance(error, PermanentError):
+            self._write_failed(str(error))
+        if not self._place.is_main:
+            return
+        self._leaving.set()
+        self._heart.join()
+        if self._lock.is_mine():
+            self._ledger.update(_ending(error) or self._how, **self._known())
+            self._lock.release()
+
+    def know(self, **columns: Any) -> None:
+        """Fill columns of the ledger that were not known at the start."""
+        self._figures.update(columns)
+
+    def begin(self, step: int, batch: int) -> None:
+        """The first step is about to be done. batch: images of all ranks in a step."""
+        self._batch, self._began = batch, time.monotonic()
+        self._figures.update(start_step=step, end_step=step, saved_step=step, checkpoints=0, stall_s=0.0)
+        self._watchdog.beat(f"continuing at step {step}")
+
+    def at(self, step: int) -> None:
+        """`step` steps are done."""
+        self._figures["end_step"] = step
+        self._watchdog.beat(f"step {step}")
+
+    def saved(self, step: int) -> None:
+        """All that is done up to `step` is safe on disk."""
+        self._figures["saved_step"] = step
+        self._figures["checkpoints"] += 1
+
+    def stalled(self, seconds: float) -> None:
+        """The training has waited so long for a checkpoint."""
+        self._figures["stall_s"] += seconds
+
+    def ended(self, how: str) -> None:
+        """How the attempt has ended, in a few words for the ledger; an exception tells for itself."""
+        self._how = how
+
+    def check_ours(self) -> None:
+        """Raise UserError if another job has taken the run over, as it may when this one stood still for long."""
+        if self._place.is_main and not self._lock.is_mine():
+            raise UserError(
+                f"{self.folder} was taken over by another job while this one stood still: nothing was written"
+            )
+
+    def _refuse_if_stopped_or_failed(self) -> None:
+        file = stop_file(self.folder)
+        if file:
+            raise UserError(f"{file} is there, so the run stays stopped: delete it and start again to continue")
+        path = self.folder / FAILED_FILE
+        try:
+            failed = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        if failed.get("fingerprint") == self._fingerprint:
+            raise UserError(
+                f"{self._stage} failed for good on {failed.get('when')}: {failed.get('message')}. When that is mended, "
+                f"delete {path} and start again"
+            )
+
+    def _write_failed(self, message: str) -> None:
+        failed = {"fingerprint": self._fingerprint, "stage": self._stage, "goal": self._goal, "message": message}
+        failed |= {"when": now(), "host": self._row["host"], "job_id": self._row["job_id"]}
+        write_atomically(self.folder / FAILED_FILE, json.dumps(failed, indent=1) + "\n")
+
+    def _known(self) -> dict[str, Any]:
+        figures = dict(self._figures)
+        if "start_step" in figures:
+            seconds = max(time.monotonic() - self._began, 1e-9)
+            images = (figures["end_step"] - figures["start_step"]) * self._batch
+            figures.update(images_per_s=round(images / seconds, 1), stall_s=round(figures["stall_s"], 3))
+        return figures
+
+    def _beat(self) -> None:
+        launcher = os.environ.get(LAUNCHER)
+        while not self._leaving.wait(BEAT_S):
+            if launcher and int(launcher) != os.getppid():
+                self.stop.request("the end of its launcher")
+            with contextlib.suppress(OSError):  # a disk that is full or away for a moment; the next beat tries again
+                if not self._lock.beat():
+                    self.stop.request("another job, which has taken the run over")
+                    return
+                self._ledger.update(**self._known())
+
+
+def _ending(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    kind = "failed" if isinstance(error, UserError) else f"crashed: {type(error).__name__}"
+    first = str(error).splitlines()[0][:200] if str(error) else ""
+    return f"{kind}: {first}"

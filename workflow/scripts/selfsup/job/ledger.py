@@ -1,0 +1,122 @@
+"""ledger.csv: a row for every attempt at a stage, killed ones included.
+
+The row is there from the start and is kept up while the job lives; a killed job cannot close its row, so the next one
+does. What is not known at the start (devices, numerics) comes when it is.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from selfsup.atomic_files import write_atomically
+
+LEDGER_FILE = "ledger.csv"
+RUNNING, KILLED = "running", "killed"
+COLUMNS = (
+    "attempt",
+    "stage",
+    "goal",
+    "how_it_ended",
+    "started",  # ISO 8601, UTC
+    "ended",  # of a running or killed attempt: when it was last heard of
+    "host",
+    "job_id",
+    "devices",
+    "device",
+    "device_hours",  # devices times hours, waiting and starting included
+    "gpu_hours",  # the same where the devices are GPUs, else 0
+    "start_step",
+    "end_step",
+    "saved_step",
+    "steps_done",
+    "steps_lost",  # done after the last save, to be done again
+    "steps_redone",  # done before by an earlier attempt, and lost
+    "images_per_s",  # from the first step of the attempt to its end, saving included
+    "checkpoints",
+    "stall_s",  # the training waited so long for its checkpoints
+    "ranks",
+    "threads",
+    "precision",
+    "torch",
+    "code_revision",
+)
+
+
+class Ledger:
+    """The ledger of a folder, for the job that holds the folder's lock."""
+
+    def __init__(self, folder: Path):
+        self._path, self._number = folder / LEDGER_FILE, 0
+        self._row: dict[str, Any] = {}
+
+    def open(self, row: Mapping[str, Any]) -> None:
+        """Begin this attempt's row, and close those of attempts that were killed."""
+        rows = read_ledger(self._path)
+        for one in rows:
+            if one["how_it_ended"] == RUNNING:
+                one["how_it_ended"] = KILLED
+        self._number = len(rows) + 1
+        self._row = _reckoned({"attempt": self._number, "how_it_ended": RUNNING, "started": now(), **row}, rows)
+        self._write([*rows, self._row])
+
+    def update(self, how: str = RUNNING, **known: Any) -> None:
+        """Bring this attempt's row up to date."""
+        rows = read_ledger(self._path)
+        earlier = [one for one in rows if int(one["attempt"]) < self._number]
+        others = [one for one in rows if int(one["attempt"]) > self._number]  # refused meanwhile
+        self._row = _reckoned({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
+        self._write([*earlier, self._row, *others], durable=how != RUNNING)
+
+    def _write(self, rows: list[Mapping[str, Any]], durable: bool = True) -> None:
+        write_atomically(self._path, _text(rows), durable=durable)
+
+
+def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
+    """Add the row of an attempt that was refused before it could begin; the folder is another job's."""
+    path = folder / LEDGER_FILE
+    rows = read_ledger(path)
+    full = _reckoned({"attempt": len(rows) + 1, **row, "ended": now(), "how_it_ended": reason}, [])
+    text = _text([full]).split("\n", 1)[1] if rows else _text([full])
+    with open(path, "a", newline="") as file:
+        file.write(text)
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ledger, oldest first, values as text; none where there is no ledger."""
+    try:
+        with open(path, newline="") as file:
+            return [row for row in csv.DictReader(file) if (row.get("attempt") or "").isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def now() -> str:
+    """Return this moment as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _reckoned(row: dict[str, Any], earlier: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row with the figures that follow from the others."""
+    row = {**row, "ended": row.get("ended") or row["started"]}
+    hours = (datetime.fromisoformat(row["ended"]) - datetime.fromisoformat(row["started"])).total_seconds() / 3600
+    devices = int(row.get("devices") or 0)
+    row["device_hours"] = round(devices * hours, 6)
+    row["gpu_hours"] = 0 if row.get("device", "cpu") == "cpu" else row["device_hours"]
+    start, end = row.get("start_step"), row.get("end_step")
+    if start is not None and end is not None:
+        reached = max((int(one["end_step"]) for one in earlier if one.get("end_step")), default=0)
+        row["steps_done"] = end - start
+        row["steps_lost"] = end - max(row.get("saved_step", start), start)
+        row["steps_redone"] = max(0, min(end, reached) - start)
+    return row
+
+
+def _text(rows: list[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,202 @@
+"""One job at a time in a folder: a lock that names its holder and shows by a heartbeat that the holder lives.
+
+File locks of the operating system do not hold on every cluster's file system, and tell a refused job nothing.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from selfsup.errors import UserError
+
+LOCK_FILE = "lock.json"
+BEAT_S = 10.0
+STALE_S = 40.0  # without a beat the holder is dead: four beats missed
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock. `process_started` tells a process from a later one of the same number."""
+
+    token: str
+    host: str
+    pid: int
+    process_started: str
+    job_id: str
+    restarts: str
+    since: str
+    stage: str
+
+    def __str__(self) -> str:
+        job = f"Slurm job {self.job_id}" if self.job_id else f"process {self.pid}"
+        return f"{job} on {self.host} ({self.stage}, since {self.since})"
+
+
+def this_process(stage: str, environment: Mapping[str, str] = os.environ) -> Holder:
+    """Return this process as a holder, with a new token."""
+    return Holder(
+        token=secrets.token_hex(8),
+        host=_host(),
+        pid=os.getpid(),
+        process_started=_process_started(os.getpid()) or "",
+        job_id=environment.get("SLURM_JOB_ID", ""),
+        restarts=environment.get("SLURM_RESTART_COUNT", "0"),
+        since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        stage=stage,
+    )
+
+
+class Lock:
+    """The lock of a folder, held by this process between `acquire` and `release`."""
+
+    def __init__(self, folder: Path, stage: str):
+        self._path, self._me = folder / LOCK_FILE, this_process(stage)
+
+    def acquire(self) -> None:
+        """Take the lock. Waits up to STALE_S where it cannot be known at once whether the holder lives.
+
+        Raises UserError naming a holder that lives.
+        """
+        while not self._create():
+            seen = _read(self._path)
+            if seen is None:
+                continue  # just released
+            self._set_aside(self._wait_until_dead(*seen))
+
+    def beat(self) -> bool:
+        """Show that the holder lives. Returns whether this process still holds the lock."""
+        if not self.is_mine():
+            return False
+        os.utime(self._path)  # the file server's clock, not this host's
+        return True
+
+    def is_mine(self) -> bool:
+        """Return whether this process still holds the lock: after a long suspension another may have taken it."""
+        seen = _read(self._path)
+        return seen is not None and seen[0] is not None and seen[0].token == self._me.token
+
+    def release(self) -> None:
+        """Give the lock up, unless another has taken it."""
+        if self.is_mine():
+            self._path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        try:
+            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(file, "w") as out:
+                json.dump(asdict(self._me), out)
+        except OSError:  # a full disk: an empty lock would only hold up the next job
+            self._path.unlink(missing_ok=True)
+            raise
+        return True
+
+    def _wait_until_dead(self, holder: Holder | None, beat: float) -> Holder | None:
+        """Return the holder once it is known to be dead or gone; raise UserError when it lives."""
+        while True:
+            alive = _lives(holder, self._me, self._now() - beat)
+            seen = _read(self._path)
+            if alive is False or seen is None:
+                return holder
+            holder = seen[0] or holder  # a file seen between its creation and its first line has none yet
+            if alive or seen[1] > beat:
+                raise UserError(
+                    f"{self._path.parent} is in use by {holder or 'another job'}: wait until it has ended, or end it; "
+                    "nothing was changed"
+                )
+            time.sleep(POLL_S)
+
+    def _set_aside(self, holder: Holder | None) -> None:
+        """Remove a dead holder's lock, and no other's: another job may have taken it over meanwhile."""
+        aside = self._path.with_name(f"{LOCK_FILE}.{self._me.token}")
+        try:
+            os.rename(self._path, aside)
+        except FileNotFoundError:
+            return
+        found = _read(aside)
+        if found is not None and found[0] is not None and found[0] != holder:
+            try:
+                os.link(aside, self._path)
+            except OSError:
+                os.rename(aside, self._path)
+        aside.unlink(missing_ok=True)
+
+    def _now(self) -> float:
+        """The time by the clock that stamps the lock's beats."""
+        probe = self._path.with_name(f"{LOCK_FILE}.{self._me.token}.now")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def living_holder(folder: Path) -> Holder | None:
+    """Return the holder of a folder's lock if it is known at once to live: a process of this host, or a fresh beat.
+
+    Looks only; for those who want to know, on any host, whether a run is going on.
+    """
+    seen = _read(folder / LOCK_FILE)
+    if seen is None or seen[0] is None:
+        return None
+    holder, beat = seen
+    alive = _lives(holder, this_process("look"), time.time() - beat)
+    return None if alive is False else holder
+
+
+def _lives(holder: Holder | None, me: Holder, silent_s: float) -> bool | None:
+    """Return whether a holder lives that has been silent for so long; None when only waiting can tell."""
+    if holder is not None and holder.host == me.host:
+        return _process_started(holder.pid) == holder.process_started
+    if holder is not None and holder.job_id and holder.job_id == me.job_id and holder.restarts != me.restarts:
+        return False  # this very job, requeued
+    return False if silent_s > STALE_S else None
+
+
+def _read(path: Path) -> tuple[Holder | None, float] | None:
+    """Return holder and last beat; no holder for a file that a killed process has left empty; None without a file."""
+    try:
+        with open(path) as file:  # opened, not only asked: a network file system answers from a cache otherwise
+            beat = os.fstat(file.fileno()).st_mtime
+            try:
+                return Holder(**json.load(file)), beat
+            except (ValueError, TypeError):
+                return None, beat
+    except FileNotFoundError:
+        return None
+
+
+def _host() -> str:
+    """This host, and the process numbers that count on it: containers may share a name."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return socket.gethostname()
+    initial = 0xEFFFFFFC  # the kernel's number of a machine's own namespace
+    return socket.gethostname() + ("" if namespace == initial else f" (pid namespace {namespace})")
+
+
+def _process_started(pid: int) -> str | None:
+    """Return when a process of this host has started, in kernel ticks; "" where that is not told; None if gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

@@ -1,0 +1,122 @@
+"""When a job saves, and how: copied to the host's memory at once, written to disk while the training goes on."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.errors import UserError
+from selfsup.job.attempt import Attempt
+from selfsup.training.checkpoint import save_checkpoint
+from selfsup.training.distributed import Ranks
+
+
+class Decision(IntEnum):
+    """What all ranks do after a step. The highest of their wishes counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Saver:
+    """Decides after each step, and writes checkpoints from rank 0. Its methods are collective but for `finish`."""
+
+    def __init__(self, ranks: Ranks, attempt: Attempt, minutes: float):
+        """minutes: between rolling checkpoints."""
+        self._ranks, self._attempt, self._interval = ranks, attempt, minutes * 60
+        self._saved = time.monotonic()
+        self._copy: Any = None
+        self._thread: threading.Thread | None = None
+        self._problem: UserError | None = None  # of the write in the background; looked at before the next one
+
+    def decide(self) -> Decision:
+        """Return what to do now; the same on every rank."""
+        due = self._ranks.is_main and (time.monotonic() - self._saved > self._interval or self._problem is not None)
+        wish = Decision.STOP if self._attempt.stop.reason else Decision.SAVE if due else Decision.GO_ON
+        return Decision(self._ranks.highest(wish))
+
+    def save(
+        self,
+        path: Path,
+        state: Callable[[], dict[str, Any]],
+        card: Mapping[str, Any],
+        *,
+        wait: bool,
+        then: Callable[[], None],
+    ) -> None:
+        """Write `state()` to `path`, and `card` beside it; `then` is called when the file is safe.
+
+        wait: until it is on disk; else that happens in the background. card: has the "step". A write in the background
+        that has failed is made up for by this one, which then waits and raises UserError if it fails as well.
+        """
+        began = time.monotonic()
+        if self._ranks.is_main:
+            failed = self.finish()
+            self._attempt.check_ours()
+            if wait or failed:
+                self._write(path, state(), card, then, began)
+            else:
+                self._copy = host_copy(state(), self._copy)
+                work = (path, self._copy, card, then, began)
+                self._thread = threading.Thread(target=self._write_in_background, args=work, name="checkpoint")
+                self._thread.start()
+            self._attempt.stalled(time.monotonic() - began)
+        self._saved = time.monotonic()
+
+    def finish(self) -> bool:
+        """Wait for the write in the background. Returns whether it has failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            print(f"warning: {problem}; trying again with the newest state", flush=True)
+        return problem is not None
+
+    def _write_in_background(self, *work) -> None:
+        try:
+            self._write(*work)
+        except UserError as error:
+            self._problem = error
+        except OSError as error:  # of the files beside the checkpoint
+            self._problem = UserError(f"{error.filename}: {error.strerror}")
+
+    def _write(
+        self, path: Path, state: dict[str, Any], card: Mapping[str, Any], then: Callable[[], None], began: float
+    ) -> None:
+        waited = time.monotonic() - began
+        save_checkpoint(path, state, card)
+        self._attempt.saved(card["step"])
+        then()
+        megabytes, seconds = path.stat().st_size / 1e6, time.monotonic() - began
+        print(f"saved {path.name}: {megabytes:.1f} MB in {seconds:.2f} s, training held up {waited:.2f} s", flush=True)
+
+
+def host_copy(value: Any, former: Any = None) -> Any:
+    """Return a copy of nested dicts and lists with all tensors in the host's memory, reusing `former` where it fits.
+
+    From a GPU all tensors travel at once, into page-locked memory, and the call waits for the last of them.
+    """
+    copied = _copied(value, former)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _copied(value: Any, former: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        fits = isinstance(former, torch.Tensor) and (former.shape, former.dtype) == (value.shape, value.dtype)
+        target = former if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return target.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        old = former if isinstance(former, dict) else {}
+        return {key: _copied(part, old.get(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        old = former if isinstance(former, list | tuple) and len(former) == len(value) else [None] * len(value)
+        return type(value)(_copied(part, other) for part, other in zip(value, old, strict=True))
+    return value
