@@ -17,7 +17,7 @@ from selfsup.job.place import Place, discover_place, first_host
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name
-from selfsup.training.checkpoint import load_checkpoint
+from selfsup.training.checkpoint import load_checkpoint, save_checkpoint
 from selfsup.training.device import build_problem, choose_device, choose_precision
 from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Pretraining, Run
@@ -208,6 +208,34 @@ def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     assert all(part[2] == parts[0][2] for part in parts)
     wanted, found = as_double(weights), as_double(parts[0][2])
     assert (wanted - found).norm() < 1e-9 * wanted.norm()
+
+
+def _train_part(ranks: Ranks, store, path, until: int) -> list[float]:
+    """Go on in float64 from the state at `path`, if there is one, and leave it there after step `until`."""
+    run = Run(load_recipe("digits", TINY), 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60)
+    training = Pretraining(run)
+    training.method.networks.double()
+    if path.exists():
+        training.restore(path, load_checkpoint(path))
+    while training.step < until:
+        batch = training.batches[training.step]
+        views = Views(tuple(view.double() for view in batch.views), batch.views.parameters)
+        training.train_step(dataclasses.replace(batch, views=views))
+    ranks.barrier()
+    if ranks.is_main:
+        save_checkpoint(path, training.state(), {"step": training.step})
+    return torch.cat([p.detach().flatten() for p in training.method.networks.parameters()]).tolist()
+
+
+def test_a_run_may_change_its_number_of_ranks_at_any_resume(tiny_store, tmp_path):
+    """7 steps on one rank, 6 on four, 7 on two, in float64: the weights of 20 steps on one, to 1e-9 relative."""
+    torch.set_num_threads(1)
+    wanted = as_double(_train_part(Ranks(), tiny_store, tmp_path / "whole.pt", 20))
+    path = tmp_path / "changing.pt"
+    _train_part(Ranks(), tiny_store, path, 7)
+    on_ranks(_train_part, 4, tiny_store, path, 13)
+    for weights in on_ranks(_train_part, 2, tiny_store, path, 20):
+        assert (as_double(weights) - wanted).norm() < 1e-9 * wanted.norm()
 
 
 SEVEN = {**TINY, "epochs": 7, "global_batch": 16}

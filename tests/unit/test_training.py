@@ -17,6 +17,7 @@ from selfsup.segments import boundary_name
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, duration
 from selfsup.training.pretraining import Pretraining, Run
+from selfsup.training.saving import host_copy
 from tiny import TINY
 
 STEPS_PER_EPOCH = 5  # 43 images in batches of 8
@@ -107,6 +108,61 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be written.*free space"):
         train(run(), 1)
     assert not list(run().partial.iterdir())
+
+
+def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted, monkeypatch, capsys):
+    """A disk that is full for a moment costs nothing; torch.save fails on the checkpoint of step 1 alone."""
+    honest, calls = torch.save, []
+
+    def full_at_first(state, file):
+        calls.append(state["step"])
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        honest(state, file)
+
+    monkeypatch.setattr(torch, "save", full_at_first)
+    briefly = run(checkpoint_minutes=1e-9)
+    assert train(briefly, 4)
+    told = capsys.readouterr().out
+    assert "step_000000001.pt: the checkpoint cannot be written" in told
+    assert "trying again with the newest state" in told
+    assert equal_states(state_of(briefly), uninterrupted)
+    assert [call for call in calls if call <= 3] == [1, 2, 3]
+
+
+def test_a_disk_that_stays_full_stops_the_run(run, monkeypatch, uninterrupted):
+    """The checkpoint before is whole, no retry is in vain: it is no failure for good."""
+    full, honest = run(checkpoint_minutes=1e-9), torch.save
+
+    def full_after_step_5(state, file):
+        if state["step"] > 5:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        honest(state, file)
+
+    monkeypatch.setattr(torch, "save", full_after_step_5)
+    with pytest.raises(UserError, match=r"step_0000000\d\d\.pt: the checkpoint cannot be written.*free space"):
+        train(full, 4)
+    assert sorted(path.name for path in full.partial.iterdir() if path.suffix != ".json") == [
+        "step_000000004.pt",
+        "step_000000005.pt",
+    ]
+    assert not (full.folder / "failed.json").exists()
+    monkeypatch.undo()
+    assert train(full, 4) and equal_states(state_of(full), uninterrupted)
+
+
+def test_a_copy_for_the_background_is_a_copy():
+    weights = torch.zeros(3)
+    state = {"a": [weights, 1], "b": {"c": torch.ones(2)}, "d": "text", "e": torch.tensor(4)}
+    copied = host_copy(state)
+    weights += 1
+    assert copied["a"][0].tolist() == [0, 0, 0] and copied["d"] == "text" and copied["a"][1] == 1
+    again = host_copy(state, copied)
+    assert again["a"][0] is copied["a"][0] and again["a"][0].tolist() == [1, 1, 1]  # memory is taken once
+    assert host_copy({"a": [torch.zeros(5)]}, copied)["a"][0].tolist() == [0] * 5
+    column = torch.arange(6.0).view(2, 3).t()
+    assert host_copy({"x": column})["x"].equal(column)
 
 
 def test_an_encoder_is_at_random_initialisation_what_training_starts_from(run, tiny_recipe):

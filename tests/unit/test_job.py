@@ -1,0 +1,369 @@
+"""Attempts at a stage: lock, ledger, stops, failures, watchdog, and several ranks on one machine."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfsup.errors import PermanentError, UserError
+from selfsup.job import attempt as attempt_module
+from selfsup.job import lock as lock_module
+from selfsup.job.attempt import Attempt
+from selfsup.job.ledger import Ledger, read_ledger
+from selfsup.job.lock import STALE_S, Lock, living_holder, this_process
+from selfsup.job.stopping import StopRequest, stop_file
+
+SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
+
+
+def python(code: str, *arguments, **options) -> subprocess.Popen:
+    """Start a process that imports selfsup; what it prints is read by the caller."""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), **options.pop("environment", {})}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from selfsup.job.lock import Lock
+Lock(Path(sys.argv[1]), "pretraining to epoch 7").acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process of this host that holds the lock of tmp_path."""
+    process = python(HOLD, tmp_path)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def of_another_host(folder: Path, *, silent_s: float, **fields) -> None:
+    """Leave a lock as a job on another node would, its last beat so long ago."""
+    holder = dataclasses.replace(this_process("pretraining to epoch 7"), host="node7", pid=12, job_id="4711", **fields)
+    path = folder / "lock.json"
+    path.write_text(json.dumps(dataclasses.asdict(holder)))
+    os.utime(path, (time.time() - silent_s, time.time() - silent_s))
+
+
+def test_a_second_job_on_this_host_is_refused_with_the_first_ones_name(tmp_path, holder):
+    with pytest.raises(UserError, match=rf"in use by process {holder.pid} on {socket.gethostname()}.*to epoch 7"):
+        Lock(tmp_path, "another").acquire()
+    assert living_holder(tmp_path).pid == holder.pid
+
+
+def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    began = time.monotonic()
+    lock = Lock(tmp_path, "the next")
+    lock.acquire()
+    assert time.monotonic() - began < 1 and lock.is_mine()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
+    lock.release()
+    assert not list(tmp_path.iterdir()) and living_holder(tmp_path) is None
+
+
+def test_a_process_number_used_again_is_not_taken_for_the_holder(tmp_path):
+    me = dataclasses.replace(this_process("gone"), process_started="1")
+    (tmp_path / "lock.json").write_text(json.dumps(dataclasses.asdict(me)))
+    assert living_holder(tmp_path) is None
+    Lock(tmp_path, "the next").acquire()
+
+
+def test_a_job_on_another_host_is_refused_when_the_first_shows_a_sign_of_life(tmp_path, monkeypatch):
+    of_another_host(tmp_path, silent_s=5)
+
+    def beat_of_the_other(seconds):
+        os.utime(tmp_path / "lock.json")
+
+    monkeypatch.setattr(lock_module.time, "sleep", beat_of_the_other)
+    with pytest.raises(UserError, match=r"in use by Slurm job 4711 on node7 \(pretraining to epoch 7, since"):
+        Lock(tmp_path, "another").acquire()
+
+
+def test_a_silent_job_on_another_host_is_dead_after_a_while(tmp_path, monkeypatch):
+    of_another_host(tmp_path, silent_s=STALE_S + 1)
+    Lock(tmp_path, "at once").acquire()
+    of_another_host(tmp_path, silent_s=STALE_S - 2)
+    began, waited = time.monotonic(), []
+    honest = time.sleep
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: waited.append(seconds) or honest(0.2))
+    lock = Lock(tmp_path, "after waiting")
+    lock.acquire()
+    assert lock.is_mine() and 1.5 < time.monotonic() - began < 10 and len(waited) > 1
+
+
+def test_a_requeued_job_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
+    of_another_host(tmp_path, silent_s=0, restarts="0")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    began = time.monotonic()
+    Lock(tmp_path, "again").acquire()
+    assert time.monotonic() - began < 1
+
+
+def test_a_lock_that_was_taken_over_meanwhile_is_left_alone(tmp_path):
+    """Two jobs found the same dead holder; the other was quicker and holds the lock now."""
+    of_another_host(tmp_path, silent_s=STALE_S + 1)
+    dead, _ = lock_module._read(tmp_path / "lock.json")
+    quicker = Lock(tmp_path, "quicker")
+    quicker.acquire()
+    Lock(tmp_path, "slower")._set_aside(dead)
+    assert quicker.is_mine() and quicker.beat()
+
+
+def test_an_empty_lock_file_counts_by_its_age(tmp_path):
+    (tmp_path / "lock.json").touch()
+    os.utime(tmp_path / "lock.json", (0, 0))
+    Lock(tmp_path, "next").acquire()
+
+
+def make_attempt(folder: Path, **changes) -> Attempt:
+    return Attempt(folder, **{"stage": "pretraining", "goal": "epoch 4", "fingerprint": "f", **changes})
+
+
+def rows(folder: Path) -> list[dict]:
+    return read_ledger(folder / "ledger.csv")
+
+
+def test_a_holder_that_lost_its_lock_writes_nothing_more(tmp_path):
+    with make_attempt(tmp_path) as attempt:
+        attempt.begin(0, 8)
+        attempt.check_ours()
+        of_another_host(tmp_path, silent_s=0)
+        with pytest.raises(UserError, match="taken over by another job"):
+            attempt.check_ours()
+    assert rows(tmp_path)[-1]["how_it_ended"] == "running"  # the row is the other's to close
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+
+
+def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
+    with make_attempt(tmp_path) as attempt:
+        attempt.know(devices=4, device="NVIDIA H100", ranks=4)
+        attempt.begin(0, 512)
+        attempt.at(50)
+        attempt.saved(50)
+        attempt.stalled(0.25)
+        attempt.ended("stopped by SIGTERM")
+    # The next one is killed at step 120, its newest checkpoint that of step 90.
+    ledger = Ledger(tmp_path)
+    ledger.open({"stage": "pretraining", "goal": "epoch 4", "started": "2026-01-01T00:00:00+00:00"})
+    ledger.update(devices=4, device="NVIDIA H100", start_step=50, end_step=120, saved_step=90)
+    assert rows(tmp_path)[1]["how_it_ended"] == "running"
+    with make_attempt(tmp_path) as attempt:
+        attempt.begin(90, 512)
+        attempt.at(200)
+        attempt.saved(200)
+        attempt.ended("reached its goal")
+    first, killed, last = rows(tmp_path)
+    figures = ("how_it_ended", "steps_done", "steps_lost", "steps_redone")
+    assert [first[key] for key in figures] == ["stopped by SIGTERM", "50", "0", "0"]
+    assert [killed[key] for key in figures] == ["killed", "70", "30", "0"]
+    assert [last[key] for key in figures] == ["reached its goal", "110", "0", "30"]
+    assert (first["checkpoints"], first["stall_s"], first["ranks"]) == ("1", "0.25", "4")
+    assert float(killed["gpu_hours"]) == float(killed["device_hours"]) > 4  # four devices since the first of January
+    assert float(last["gpu_hours"]) == 0  # devices unknown: none
+
+
+def test_a_processors_hours_are_no_gpu_hours(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00", "device": "cpu", "devices": 2})
+    ledger.update("reached its goal")
+    assert float(rows(tmp_path)[0]["gpu_hours"]) == 0 < float(rows(tmp_path)[0]["device_hours"])
+
+
+def test_a_refused_attempt_leaves_a_row_too(tmp_path, holder):
+    with pytest.raises(UserError, match="in use"), make_attempt(tmp_path):
+        raise AssertionError("must not be reached")
+    with pytest.raises(UserError), make_attempt(tmp_path):
+        raise AssertionError
+    assert [row["how_it_ended"] for row in rows(tmp_path)] == ["refused: another job is at work"] * 2
+    assert [row["attempt"] for row in rows(tmp_path)] == ["1", "2"]
+
+
+def test_a_row_refused_meanwhile_survives_the_holders_updates(tmp_path):
+    from selfsup.job.ledger import note_refused
+
+    with make_attempt(tmp_path) as attempt:
+        attempt.begin(0, 8)
+        note_refused(tmp_path, {"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"}, "refused")
+        attempt.ended("reached its goal")
+    assert [row["how_it_ended"] for row in rows(tmp_path)] == ["reached its goal", "refused"]
+
+
+def test_the_heartbeat_keeps_the_row_and_the_lock_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt_module, "BEAT_S", 0.05)
+    with make_attempt(tmp_path) as attempt:
+        os.utime(tmp_path / "lock.json", (0, 0))
+        attempt.begin(0, 8)
+        attempt.at(7)
+        deadline = time.monotonic() + 10
+        while rows(tmp_path)[0]["end_step"] != "7" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert rows(tmp_path)[0]["how_it_ended"] == "running" and rows(tmp_path)[0]["steps_lost"] == "7"
+        assert (tmp_path / "lock.json").stat().st_mtime > time.time() - 60
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted", "for_good"),
+    [
+        (PermanentError("the loss is not finite"), "failed: the loss is not finite", True),
+        (UserError("the disk is full"), "failed: the disk is full", False),
+        (ValueError("surprise\nin two lines"), "crashed: ValueError: surprise", False),
+    ],
+)
+def test_how_an_attempt_ended_stands_in_the_ledger(tmp_path, error, wanted, for_good):
+    with pytest.raises(type(error)), make_attempt(tmp_path):
+        raise error
+    assert rows(tmp_path)[0]["how_it_ended"] == wanted
+    assert (tmp_path / "failed.json").exists() == for_good
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_failure_of_another_fingerprint_does_not_count(tmp_path):
+    with pytest.raises(PermanentError), make_attempt(tmp_path):
+        raise PermanentError("no good")
+    with pytest.raises(UserError, match=r"failed for good .*no good.*delete .*failed\.json"), make_attempt(tmp_path):
+        raise AssertionError
+    with make_attempt(tmp_path, fingerprint="another recipe"):
+        pass
+
+
+@pytest.mark.parametrize("where", ["pretrain/STOP", "STOP"])
+def test_a_stop_file_stops_the_run_and_keeps_it_stopped(tmp_path, where):
+    folder = tmp_path / "pretrain"
+    with make_attempt(folder) as attempt:
+        assert attempt.stop.reason is None
+        (tmp_path / where).touch()
+        attempt.stop._next_look = 0
+        assert attempt.stop.reason == f"the file {tmp_path / where}, for good" and attempt.stop.exit_status == 1
+    with pytest.raises(UserError, match="STOP is there, so the run stays stopped: delete it"), make_attempt(folder):
+        raise AssertionError
+    stop_file(folder).unlink()
+    with make_attempt(folder):
+        pass
+
+
+def test_the_time_limit_is_a_reason_to_stop(tmp_path):
+    assert StopRequest(tmp_path, 0.0, {}).reason == "the approaching time limit"
+    assert StopRequest(tmp_path, 3600.0, {}).reason is None
+    ends = {"SLURM_JOB_END_TIME": str(int(time.time()) + 100)}
+    assert StopRequest(tmp_path, None, ends).reason is None  # 90 s to go: the margin of a short limit is a tenth
+    assert StopRequest(tmp_path, 3600.0, {"SLURM_JOB_END_TIME": str(int(time.time()))}).reason is not None
+    later = StopRequest(tmp_path, 3600.0, {})
+    later._end -= 3600 - 119
+    assert later.reason == "the approaching time limit"  # two minutes ahead of a long one
+
+
+def test_sigcont_is_no_reason_to_stop(tmp_path):
+    stop = StopRequest(tmp_path, None, {})
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert stop.reason is None
+
+
+HANG = """
+import sys, time
+from selfsup.job.watchdog import Watchdog
+import selfsup.job.watchdog as module
+module.LINGER_S = 0.2
+watchdog = Watchdog(float(sys.argv[1]), "rank 3 of 8 on node7")
+for step in range(4):
+    time.sleep(0.3)
+    watchdog.beat(f"step {step}")
+def waiting_for_the_others():
+    if sys.argv[2] == "lock":
+        import re
+        re.match(r"(a+)+$", "a" * 60 + "b")   # C code that keeps Python's lock for longer than anyone waits
+    time.sleep(600)
+waiting_for_the_others()
+"""
+
+
+@pytest.mark.parametrize("kind", ["sleep", "lock"])
+def test_a_job_that_stands_still_ends_with_its_stacks(kind):
+    began = time.monotonic()
+    process = python(HANG, 1.0, kind)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 20
+    assert "waiting_for_the_others" in told
+    if kind == "sleep":
+        assert process.returncode == 70
+        assert "rank 3 of 8 on node7: no progress for" in told and "after step 3" in told
+
+
+def test_a_refusal_takes_no_torch(tmp_path):
+    """What a retry runs when there is nothing to do: well under a second of processor time."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "STOP").touch()
+    code = (
+        "import sys; import pretrain; sys.argv = sys.argv[1:]\ntry: pretrain.main()\nexcept Exception as e: print(e)\n"
+    )
+    code += "print('torch' in sys.modules)"
+    arguments = ["pretrain.py", "--recipe", "digits", "--data", "none", "--run-folder", tmp_path / "run"]
+    told, _ = python(code, *arguments, "--until-epoch", "2").communicate(timeout=60)
+    assert "STOP is there" in told and told.endswith("False\n")
+
+
+RANK = """
+import os, signal, sys, time
+from selfsup.job.local_ranks import run_local_ranks
+if "RANK" not in os.environ:
+    sys.exit(run_local_ranks(3))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], flush=True)
+if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
+    sys.exit(3)
+if sys.argv[1] == "die" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] in ("fail", "die", "wait"):
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def rank_script(tmp_path):
+    path = tmp_path / "ranks.py"
+    path.write_text(
+        RANK.replace(
+            "import os, signal", "from selfsup.job import local_ranks\nlocal_ranks.GRACE_S = 0.5\nimport os, signal"
+        )
+    )
+
+    def start(what: str) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+        return subprocess.Popen(
+            [sys.executable, path, what], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(("what", "status"), [("end", 0), ("fail", 3), ("die", 128 + signal.SIGKILL)])
+def test_local_ranks_end_together_with_the_status_of_the_one_that_failed(rank_script, what, status):
+    process = rank_script(what)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert sorted(told.splitlines()) == [f"rank {rank} of 3" for rank in range(3)]
+
+
+def test_a_signal_to_the_launcher_reaches_all_ranks_and_75_comes_back(rank_script):
+    process = rank_script("wait")
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
