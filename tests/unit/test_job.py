@@ -165,18 +165,27 @@ def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
     ledger.update(devices=4, device="NVIDIA H100", start_step=50, end_step=120, saved_step=90)
     assert rows(tmp_path)[1]["how_it_ended"] == "running"
     with make_attempt(tmp_path) as attempt:
-        attempt.begin(90, 512)
+        attempt.begin(90, 512, reached=125)  # history.csv knows of five steps after the last heartbeat
         attempt.at(200)
         attempt.saved(200)
         attempt.ended("reached its goal")
     first, killed, last = rows(tmp_path)
     figures = ("how_it_ended", "steps_done", "steps_lost", "steps_redone")
     assert [first[key] for key in figures] == ["stopped by SIGTERM", "50", "0", "0"]
-    assert [killed[key] for key in figures] == ["killed", "70", "30", "0"]
-    assert [last[key] for key in figures] == ["reached its goal", "110", "0", "30"]
+    assert [killed[key] for key in figures] == ["killed", "75", "35", "0"]
+    assert [last[key] for key in figures] == ["reached its goal", "110", "0", "35"]
     assert (first["checkpoints"], first["stall_s"], first["ranks"]) == ("1", "0.25", "4")
     assert float(killed["gpu_hours"]) == float(killed["device_hours"]) > 4  # four devices since the first of January
     assert float(last["gpu_hours"]) == 0  # devices unknown: none
+
+
+def test_a_killed_attempt_has_done_at_least_what_it_saved(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"})
+    ledger.update(start_step=0, end_step=0, saved_step=0)
+    with make_attempt(tmp_path) as attempt:
+        attempt.begin(47, 8, reached=46)  # history.csv has a row for every other step
+    assert [rows(tmp_path)[0][key] for key in ("steps_done", "steps_lost")] == ["47", "0"]
 
 
 def test_a_processors_hours_are_no_gpu_hours(tmp_path):

@@ -2,14 +2,10 @@
 
 import copy
 import json
-import re
 
 import pandas as pd
 
-
-def jobs(printed: str, rule: str) -> int:
-    found = re.search(rf"^{rule}\s+(\d+)$", printed, re.MULTILINE)
-    return int(found.group(1)) if found else 0
+from conftest import jobs
 
 
 def test_every_segment_is_a_process_that_resumes_from_the_one_before(finished_run):
@@ -32,15 +28,18 @@ def test_the_run_leaves_the_files_that_the_readme_names(finished_run):
         "digits/seed0/pretrain/epoch_0003.json",
         "digits/seed0/pretrain/segments.json",
         "digits/seed0/pretrain/history.csv",
+        "digits/seed0/pretrain/ledger.csv",
         "digits/seed0/encoder.safetensors",
         "digits/seed0/encoder.json",
         "digits/seed0/linear/metrics.csv",
         "digits/seed0/linear/history.csv",
+        "digits/seed0/linear/ledger.csv",
         "digits/seed0/random_init/encoder.safetensors",
         "digits/seed0/random_init/linear/metrics.csv",
     ):
         assert run.path(f"results/{name}").stat().st_size > 0, name
     assert not list(run.path("results/digits/seed0/pretrain/partial").iterdir())
+    assert not list(run.path("results").rglob("lock.json"))
 
 
 def test_the_table_is_printed_and_holds_what_was_measured(finished_run):
@@ -107,17 +106,3 @@ def test_one_segment_or_three_give_the_same_encoder(finished_run, workflow):
     workflow.run("results/digits/seed0/encoder.safetensors")
     encoders = [run.path("results/digits/seed0/encoder.safetensors").read_bytes() for run in (workflow, finished_run())]
     assert encoders[0] == encoders[1]
-
-
-def test_a_raised_revision_trains_anew_once_the_old_run_is_moved_aside(finished_run):
-    run = finished_run()
-    run.digits["revision"] = 2
-    run.digits["overrides"]["optimizer"]["peak_lr"] = 1.0
-    printed = run.run("results/demo.csv", ok=False)
-    assert "mv results/digits/seed0 results/digits/seed0_revision1" in printed
-    run.path("results/digits/seed0").rename(run.path("results/digits/seed0_revision1"))
-    assert jobs(run.run("-n", "results/demo.csv"), "pretrain_segment") == 3
-    run.path("results/digits/seed0_revision1").rename(run.path("results/digits/seed0"))
-    run.digits["revision"] = 1
-    run.digits["overrides"]["optimizer"].pop("peak_lr")
-    assert "Nothing to be done" in run.run("results/demo.csv")

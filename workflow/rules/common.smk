@@ -16,7 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.job.lock import living_holder
-from selfsup.recipe import canonical, pretraining_part
+from selfsup.recipe import canonical, evaluation_part, pretraining_part
 from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
 

@@ -23,7 +23,9 @@ rule linear_eval:
         runtime=minutes("evaluate"),
         slurm_extra=sbatch_flags("evaluate"),
     params:
-        recipe=lambda wildcards: canonical(experiment_of(wildcards).recipe),
+        # What decides the figures, beside the encoder, is tracked; so the untrained one is not evaluated again for nothing.
+        evaluation=lambda wildcards: canonical(evaluation_part(experiment_of(wildcards).recipe)),
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         code=EVALUATION_CODE,
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
         script=lambda wildcards, input: script("linear_eval.py"),

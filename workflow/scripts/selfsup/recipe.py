@@ -85,6 +85,11 @@ def pretraining_part(recipe: Mapping) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key != "linear"}
 
 
+def evaluation_part(recipe: Mapping) -> dict[str, Any]:
+    """Return what a linear evaluation depends on, beside the encoder's weights."""
+    return {key: recipe[key] for key in ("model", "augment", "linear", "micro_batches")}
+
+
 def fingerprint(recipe: Mapping, revision: int) -> str:
     """Return 64 hexadecimal digits that name a pretraining: its recipe and `revision`, and nothing of how it is run."""
     text = canonical({"recipe": pretraining_part(recipe), "revision": revision})

@@ -91,10 +91,16 @@ class Attempt:
         """Fill columns of the ledger that were not known at the start."""
         self._figures.update(columns)
 
-    def begin(self, step: int, batch: int) -> None:
-        """The first step is about to be done. batch: images of all ranks in a step."""
+    def begin(self, step: int, batch: int, reached: int = 0) -> None:
+        """The first step is about to be done.
+
+        batch: images of all ranks in a step. reached: steps that earlier attempts had done, as far as files tell.
+        """
         self._batch, self._began = batch, time.monotonic()
         self._figures.update(start_step=step, end_step=step, saved_step=step, checkpoints=0, stall_s=0.0)
+        if self._place.is_main:
+            self._ledger.learn(reached, step)
+            self._ledger.update(**self._known())
         self._watchdog.beat(f"continuing at step {step}")
 
     def at(self, step: int) -> None:

@@ -70,6 +70,22 @@ class Ledger:
         self._row = _reckoned({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
         self._write([*earlier, self._row, *others], durable=how != RUNNING)
 
+    def learn(self, reached: int, continued_at: int) -> None:
+        """Complete the row of the attempt before this one, if it was killed: it had done `reached` steps at least.
+
+        Its own row stops at its last heartbeat. continued_at: the step of the checkpoint that it has left.
+        """
+        rows = read_ledger(self._path)
+        before = next((one for one in reversed(rows) if int(one["attempt"]) < self._number), None)
+        if before is None or before["how_it_ended"] != KILLED or not before["start_step"]:
+            return
+        place, start = rows.index(before), int(before["start_step"])
+        end = max(start, reached, continued_at, int(before["end_step"] or 0))
+        rows[place] = _reckoned(
+            {**before, "start_step": start, "end_step": end, "saved_step": continued_at}, rows[:place]
+        )
+        self._write(rows)
+
     def _write(self, rows: list[Mapping[str, Any]], durable: bool = True) -> None:
         write_atomically(self._path, _text(rows), durable=durable)
 

@@ -68,6 +68,11 @@ class History:
             csv.DictWriter(file, self._columns).writerow(row)
 
 
+def steps_logged(path: Path) -> int:
+    """Return how many steps a history.csv tells of, those included whose work was lost."""
+    return max((int(row["step"]) + 1 for row in _read_rows(path)), default=0)
+
+
 def duration(seconds: float) -> str:
     """Return seconds as h:mm:ss."""
     minutes, rest = divmod(int(seconds + 0.5), 60)

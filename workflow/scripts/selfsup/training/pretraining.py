@@ -22,11 +22,12 @@ from selfsup.optim import LARS, learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import differences, fingerprint
 from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done
 from selfsup.training import checkpoint
-from selfsup.training.clock import History, Progress
+from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
 from selfsup.training.saving import Decision, Saver
 
+HISTORY = "history.csv"
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
 
 
@@ -216,7 +217,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Pat
     source = _continue_from(training, [*run.partial.glob("*.pt"), *([previous] if previous else [])], end)
     if previous and training.step == 0:
         raise UserError(f"{previous}: the boundary to continue from is not there: run the segment before it again")
-    attempt.begin(training.step, run.recipe["global_batch"])
+    attempt.begin(training.step, run.recipe["global_batch"], steps_logged(run.folder / HISTORY) if ranks.is_main else 0)
     if training.step < end:
         _announce(training, end, source)
         training.attempts.append(
@@ -280,7 +281,7 @@ def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) ->
         batch=run.recipe["global_batch"],
     )
     columns = (*training.method.schedules(start), *(["skipped"] if training.scaler.is_enabled() else []))
-    history = History(run.folder / "history.csv", start=start, columns=columns) if ranks.is_main else None
+    history = History(run.folder / HISTORY, start=start, columns=columns) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
     saver = Saver(ranks, attempt, run.checkpoint_minutes)
     for batch in training.batches.read(start, end, workers=compute.workers, pin_memory=compute.device.type == "cuda"):

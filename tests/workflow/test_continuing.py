@@ -1,0 +1,194 @@
+"""What Snakemake does with a run that is not as planned: other segments, another revision, another job, a stop."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from conftest import QUICK, Workflow, jobs
+from selfsup.job.ledger import read_ledger
+from selfsup.recipe import canonical, load_recipe
+
+RUN = "results/digits/seed0"
+
+pytestmark = pytest.mark.slow
+
+
+def quick(workflow: Workflow, **overrides) -> Workflow:
+    workflow.digits.update(overrides={**copy.deepcopy(QUICK), **overrides}, segment_epochs=1)
+    return workflow
+
+
+def planned(printed: str) -> list[int]:
+    return sorted(map(int, re.findall(r"Pretrain digits, seed 0, to epoch 0*(\d+)", printed)))
+
+
+def endings(workflow: Workflow, stage: str = "pretrain") -> list[str]:
+    return [row["how_it_ended"] for row in read_ledger(workflow.path(f"{RUN}/{stage}/ledger.csv"))]
+
+
+def test_another_segment_length_cuts_only_the_epochs_that_remain(workflow):
+    run = quick(workflow, epochs=12)
+    run.digits["segment_epochs"] = 4
+    run.run(f"{RUN}/pretrain/epoch_0008.pt")
+    run.digits["segment_epochs"] = 3
+    printed = run.run(f"{RUN}/encoder.safetensors")
+    assert planned(printed) == [11, 12] and "steps 40 to 55 of 60" in printed
+    run.digits["segment_epochs"] = 5
+    assert planned(run.run(f"{RUN}/encoder.safetensors")) == []
+    whole = Workflow(workflow.folder / "whole", workflow.repository)
+    quick(whole, epochs=12).digits["segment_epochs"] = 12
+    whole.run(f"{RUN}/encoder.safetensors")
+    encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, whole)]
+    assert encoders[0] == encoders[1]
+
+
+def test_a_raised_revision_sets_the_old_run_aside_and_trains_anew(workflow):
+    run = quick(workflow)
+    run.run("results/demo.csv")
+    old = {path.name: path.read_bytes() for path in run.path(RUN).glob("encoder.*")}
+    metrics = run.read(f"{RUN}/linear/metrics.csv")
+    untrained = run.path(f"{RUN}/random_init/linear/metrics.csv").stat().st_mtime_ns
+    run.digits["revision"] = 2
+    run.digits["overrides"]["optimizer"] = {**run.digits["overrides"]["optimizer"], "peak_lr": 1.0}
+    assert planned(run.run("-n", "results/demo.csv")) == [1, 2, 3]
+    assert run.path(f"{RUN}/pretrain/epoch_0003.pt").exists()  # a dry run moves nothing
+    printed = run.run("results/demo.csv")
+    assert planned(printed) == [1, 2, 3] and jobs(printed, "linear_eval_random_init") == 0
+    aside = run.path(f"{RUN}_revision1")
+    assert {path.name: path.read_bytes() for path in aside.glob("encoder.*")} == old
+    assert (aside / "linear/metrics.csv").read_text() == metrics
+    assert json.loads((aside / "pretrain/segments.json").read_text())["boundaries"] == [1, 2, 3]
+    assert run.path(f"{RUN}/encoder.safetensors").read_bytes() != old["encoder.safetensors"]
+    assert json.loads(run.read(f"{RUN}/encoder.json"))["training"]["revision"] == 2
+    assert run.path(f"{RUN}/random_init/linear/metrics.csv").stat().st_mtime_ns == untrained
+    assert "Nothing to be done" in run.run("results/demo.csv")
+    run.path(f"{RUN}/revision_2.json").unlink()
+    assert planned(run.run("results/demo.csv")) == []  # the mark alone is made again
+    run.digits["segment_epochs"] = 2
+    assert planned(run.run("-n", "results/demo.csv")) == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_retries_at_once(workflow):
+    run = quick(workflow, optimizer={"warmup_epochs": 1, "peak_lr": 1e30})
+    printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
+    assert printed.count("error: loss or weights are not finite at step") == 1
+    assert printed.count("error: pretraining failed for good") == 2 and "delete results/digits" in printed
+    (ending,) = endings(run)
+    assert ending.startswith("failed: loss or weights are not finite at step")
+    run.digits["overrides"]["optimizer"]["peak_lr"] = 2.0
+    run.digits["revision"] = 2
+    run.run(f"{RUN}/encoder.safetensors")
+
+
+def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflow):
+    run = quick(workflow, epochs=20, global_batch=64)
+    run.digits["segment_epochs"] = 20
+    process = run.start("--retries", "3", f"{RUN}/encoder.safetensors")
+    history = run.path(f"{RUN}/pretrain/history.csv")
+    deadline = time.monotonic() + 120
+    while not (history.exists() and len(history.read_text().splitlines()) > 5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.path(f"{RUN}/STOP").touch()
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    step = int(re.search(r"stopped by the file .*STOP, for good after step (\d+): saved", printed)[1])
+    assert printed.count("STOP is there, so the run stays stopped") == 3
+    assert endings(run) == ["stopped by the file results/digits/seed0/STOP, for good"]
+    run.path(f"{RUN}/STOP").unlink()
+    assert f"steps {step} to 440 of 440, continuing" in run.run(f"{RUN}/encoder.safetensors")
+
+
+@pytest.fixture
+def by_hand(workflow, repository):
+    """Start the first segment of the quick run without Snakemake, as an earlier job that is still running."""
+    scripts = repository / "workflow" / "scripts"
+    data = workflow.folder / "elsewhere"
+    prepare = [sys.executable, scripts / "prepare_dataset.py", "--source", "digits", "--output", data]
+    subprocess.run(prepare, check=True, capture_output=True)
+
+    def start(overrides: dict, until: int) -> subprocess.Popen:
+        recipe = canonical(load_recipe("digits", overrides))
+        command = [sys.executable, scripts / "pretrain.py", "--recipe", recipe, "--data", data, "--cpus", "2"]
+        command += ["--run-folder", f"{RUN}/pretrain", "--until-epoch", str(until), "--device", "cpu"]
+        return subprocess.Popen([*map(str, command)], cwd=workflow.folder, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(workflow, by_hand):
+    """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
+    run = quick(workflow, epochs=20)
+    run.digits["segment_epochs"] = 10
+    process = run.start("--retries", "30", f"{RUN}/pretrain/epoch_0020.pt")
+    while not run.path("logs/prepare_dataset").exists():  # planned, and busy with another rule
+        time.sleep(0.01)
+    first = by_hand(run.digits["overrides"], until=10)
+    printed, _ = process.communicate(timeout=180)
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and process.returncode == 0, printed
+    assert re.search(rf"error: .*pretrain is in use by process {first.pid} on ", printed)
+    ends = endings(run)
+    refused = ends.count("refused: another job is at work")
+    assert refused >= 1 and ends.count("reached its goal") == 3 and len(ends) == refused + 3
+    # The first job did all steps of the segment; Snakemake's own attempt found its boundary.
+    rows = [row for row in read_ledger(run.path(f"{RUN}/pretrain/ledger.csv")) if row["start_step"]]
+    assert [(row["goal"], row["steps_done"]) for row in rows] == [
+        ("epoch 10", "50"),
+        ("epoch 10", "0"),
+        ("epoch 20", "50"),
+    ]
+
+
+def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, by_hand):
+    run = quick(workflow)
+    first = by_hand({**run.digits["overrides"], "epochs": 300}, until=300)
+    while not run.path(f"{RUN}/pretrain/lock.json").exists():
+        time.sleep(0.01)
+    printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
+    first.kill()
+    first.communicate()
+    assert f"pretrain is in use by process {first.pid} on " in printed and "Traceback" not in printed
+    assert jobs(printed, "pretrain_segment") == 0
+    shutil.rmtree(run.path(RUN))
+    run.run(f"{RUN}/pretrain/epoch_0001.pt")
+
+
+def test_a_change_of_numerics_is_counted_in_the_table(workflow):
+    run = quick(workflow)
+    run.run(f"{RUN}/pretrain/epoch_0001.pt")
+    run.digits["compute"]["pretrain"]["cpus_per_device"] = 1
+    printed = run.run("results/demo.csv")
+    assert "the run continues under other numerics" in printed and "threads: wanted 2, found 1" not in printed
+    table = pd.read_csv(run.path("results/demo.csv")).set_index("implementation")
+    assert table["numerics_changes"].to_dict() == {"This work": 1, "Random initialisation": 0}
+
+
+def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
+    """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
+    run = quick(workflow)
+    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 150}
+    run.run(f"{RUN}/encoder.safetensors")
+    process = run.start("--retries", "1", f"{RUN}/linear/metrics.csv")
+    lock = run.path(f"{RUN}/linear/lock.json")
+    while not lock.exists():
+        time.sleep(0.01)
+    log = run.path("logs/linear_eval/digits_seed0.log")
+    while "linear epoch" not in log.read_text():
+        time.sleep(0.05)
+    subprocess.run(["kill", "-USR1", str(json.loads(lock.read_text())["pid"])], check=True)
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
+    step = re.search(r"stopped by SIGUSR1 after step (\d+)", printed)[1]
+    assert f"continuing after results/digits/seed0/linear/partial/step_{int(step):09d}.pt" in printed
+    assert endings(run, "linear") == ["stopped by SIGUSR1", "reached its goal"]
+    stopped = [run.read(f"{RUN}/linear/{name}.csv") for name in ("metrics", "history")]
+    run.run("--force", f"{RUN}/linear/metrics.csv")
+    assert run.read(f"{RUN}/linear/metrics.csv") == stopped[0]
+    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 151
