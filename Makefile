@@ -6,10 +6,10 @@ BIN := .venv/bin
 # Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
 export GOMP_SPINCOUNT ?= 1000
 SMK := Snakefile workflow/rules
-PY := workflow/scripts tests
+PY := workflow/scripts tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format lock
+.PHONY: help env demo test chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,12 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest
+
+chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
+	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos
+
+bench: env  ## measurements, each with its ratio: what a checkpoint costs
+	$(BIN)/python benchmarks/checkpoint_stall.py
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)

@@ -126,7 +126,7 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
     run = quick(workflow, epochs=20)
     run.digits["segment_epochs"] = 10
-    process = run.start("--retries", "30", f"{RUN}/pretrain/epoch_0020.pt")
+    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.pt")
     while not run.path("logs/prepare_dataset").exists():  # planned, and busy with another rule
         time.sleep(0.01)
     first = by_hand(run.digits["overrides"], until=10)

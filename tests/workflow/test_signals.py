@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
 
 LONG = {"epochs": 40, "global_batch": 64, "model": {"width": 4}, "augment": {"size": 8}}
@@ -61,3 +62,42 @@ def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tm
     assert f"steps {step} to 880 of 880, continuing after" in again.stdout.readline()
     again.kill()
     again.communicate()
+
+
+def start(command: list[str], *more: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *more], env=environment, **pipes)
+
+
+def test_the_approaching_time_limit_saves_everything_too(command, tmp_path):
+    process = start(command, "--time-limit", "0.15")
+    printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75 and "stopped by the approaching time limit after step" in printed, printed
+    (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
+    assert row["how_it_ended"] == "stopped by the approaching time limit" and row["steps_lost"] == "0"
+    assert row["saved_step"] == row["end_step"] != "0"
+
+
+def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
+    """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving."""
+    process = start(command)
+    while len(logged_steps(tmp_path / "run")) < 5:
+        time.sleep(0.02)
+    while process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGINT):
+            process.send_signal(number)
+        time.sleep(0.001)
+    assert process.returncode == 75, process.stdout.read()
+    (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
+    assert row["how_it_ended"].startswith("stopped by SIG") and row["steps_lost"] == "0"
+
+
+def test_a_signal_before_the_first_step_is_no_crash(command, tmp_path):
+    process = start(command)
+    while not (tmp_path / "run" / "lock.json").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75 and "stopped by SIGUSR1 after step 0" in printed, printed
+    assert not list((tmp_path / "run").rglob("*.pt"))

@@ -1,0 +1,145 @@
+"""A disk that is full, played by a limit on the size of files, or not to be written: one line, nothing half done."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfsup.job.ledger import read_ledger
+from selfsup.recipe import canonical, load_recipe
+from tiny import TINY
+
+LIMIT_BYTES = 200_000
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "unfinished"),
+    [
+        ("prepare_dataset.py", ["--source", "digits", "--output", "store"], "store/store.json"),
+        ("export_encoder.py", ["--recipe", "digits", "--random-init", "--output", "e.safetensors"], "e.safetensors"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(repository, tmp_path, script, arguments, unfinished):
+    done = subprocess.run(
+        [sys.executable, repository / "workflow" / "scripts" / script, *arguments],
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and unfinished.split("/")[0] in line
+    assert "cannot be written" in line and "free space" in line
+    assert not (tmp_path / unfinished).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(repository, tmp_path):
+    script = repository / "workflow" / "scripts" / "make_table.py"
+    command = [sys.executable, script, "--table", "demo", "--output", "/proc/demo.csv", "--results", tmp_path]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and line.startswith("error: /proc/demo.md.tmp: No such file or directory")
+
+
+@pytest.fixture
+def pretraining(repository, tmp_path, tiny_store):
+    """The command of a tiny pretraining, with a checkpoint after every step, and its environment."""
+    scripts = repository / "workflow" / "scripts"
+    command = [sys.executable, scripts / "pretrain.py", "--recipe", canonical(load_recipe("digits", TINY))]
+    command += ["--data", tiny_store.folder, "--run-folder", tmp_path / "run", "--device", "cpu", "--cpus", "2"]
+    return [*map(str, [*command, "--checkpoint-minutes", "1e-9"])]
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_harms_none(pretraining, tmp_path):
+    """Two epochs with enough space; then files may grow to half a checkpoint; then there is space again."""
+    folder = tmp_path / "run"
+    assert run([*pretraining, "--until-epoch", "2"]).returncode == 0
+    whole = (folder / "epoch_0002.pt").read_bytes()
+    half = len(whole) // 2
+    full = run(
+        [*pretraining, "--until-epoch", "4", "--previous", str(folder / "epoch_0002.pt")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+    )
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    (error,) = full.stderr.strip().splitlines()
+    assert "the checkpoint cannot be written" in error and "free space" in error and str(folder) in error
+    assert (folder / "epoch_0002.pt").read_bytes() == whole
+    assert [path.name for path in (folder / "partial").iterdir() if path.suffix != ".json"] == ["epoch_0002.pt"]
+    assert not (folder / "failed.json").exists()  # no failure for good: a retry may find space
+    done = run([*pretraining, "--until-epoch", "4", "--previous", str(folder / "epoch_0002.pt")])
+    assert done.returncode == 0 and "steps 10 to 20 of 20" in done.stdout
+    ends = [row["how_it_ended"] for row in read_ledger(folder / "ledger.csv")]
+    assert ends[0] == ends[2] == "reached its goal" and "cannot be written" in ends[1]
+
+
+# Root may write everywhere: privileges are dropped once all that lies in root's own folders has been loaded.
+UNPRIVILEGED = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import pretrain, torch, selfsup.training.pretraining, selfsup.training.compute, selfsup.data.store
+from selfsup.errors import run_script
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+run_script(pretrain.main)
+"""
+
+
+@pytest.mark.parametrize("where", ["run", "run/partial"])
+def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository, tmp_path, tiny_store, where):
+    folder = tmp_path / "run"
+    (folder / "partial").mkdir(parents=True)
+    for path in (folder, folder / "partial"):
+        path.chmod(0o555 if path == tmp_path / where else 0o777)
+    opened = [tmp_path, *tmp_path.parents, tiny_store.folder, *tiny_store.folder.parents]
+    made_by_pytest = [path for path in opened if "pytest-" in str(path)]
+    modes = {path: path.stat().st_mode for path in made_by_pytest}
+    try:
+        for path in made_by_pytest:
+            path.chmod(0o755)
+        code = ["-c", UNPRIVILEGED, str(repository / "workflow" / "scripts")]
+        told = run([sys.executable, *code, *pretraining[2:], "--until-epoch", "4"])
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+        for path in (folder, folder / "partial"):
+            path.chmod(0o755)
+    assert told.returncode == 1, told.stdout + told.stderr
+    error = told.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "ermission denied" in error and str(tmp_path / where) in error
+    assert "Traceback" not in told.stderr
+    assert not list(folder.rglob("*.pt")) and not (folder / "lock.json").exists()
+
+
+def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_again(pretraining, tmp_path):
+    from selfsup.data.sources import prepare
+
+    for place in range(20):
+        path = tmp_path / "images" / ("train" if place else "test") / "ant" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_png(path, place)
+    prepare("folder", tmp_path / "images", tmp_path / "store")
+    packed = tmp_path / "store" / "train_images.bin"
+    packed.write_bytes(bytes(packed.stat().st_size))
+    command = [str(tmp_path / "store") if "store" in word else word for word in pretraining]
+    for attempt in ("cannot be decoded", "failed for good"):
+        told = run([*command, "--until-epoch", "4"])
+        (error,) = told.stderr.strip().splitlines()
+        assert told.returncode == 1 and attempt in error and "train image" in error
+
+
+def _write_png(path: Path, value: int) -> None:
+    import torch
+    from torchvision.io import write_png
+
+    write_png(torch.full((3, 12, 12), value, dtype=torch.uint8), str(path))
