@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="a folder to make")
     arguments = parser.parse_args()
     # The demo, with a checkpoint every 1.2 seconds.
-    plan = Plan({}, arguments.kills, arguments.seed, checkpoint_minutes=0.02, latest_s=10)
+    plan = Plan({}, arguments.kills, arguments.seed, checkpoint_minutes=0.02, latest_s=6)
     compare(arguments.folder, plan)
 
 
