@@ -9,7 +9,7 @@ SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test chaos bench lint format lock
+.PHONY: help env demo test test-slurm chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest
+
+test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
+	$(BIN)/pytest tests/slurm
 
 chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos

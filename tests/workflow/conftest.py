@@ -1,77 +1,10 @@
-"""The workflow run as a user runs it, in a folder of its own with a configuration of its own."""
-
 import copy
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from selfsup.schema import read_yaml
-
-# A run of seconds: 3 epochs of a narrow network, in three segments.
-QUICK = {
-    "epochs": 3,
-    "global_batch": 256,
-    "model": {"width": 4},
-    "optimizer": {"warmup_epochs": 1},
-    "augment": {"size": 8},
-    "linear": {"epochs": 2, "test": {"resize": 9, "crop": 8}},
-}
-
-
-def jobs(printed: str, rule: str) -> int:
-    """How many jobs of a rule a plan counts."""
-    found = re.search(rf"^{rule}\s+(\d+)$", printed, re.MULTILINE)
-    return int(found.group(1)) if found else 0
-
-
-class Workflow:
-    """A folder in which snakemake runs: `config` is written out anew before each call."""
-
-    def __init__(self, folder: Path, repository: Path):
-        self.folder, self.repository = folder, repository
-        folder.mkdir(exist_ok=True)
-        self.config = read_yaml(repository / "config.yaml")
-
-    @property
-    def digits(self) -> dict:
-        return self.config["experiments"]["digits"]
-
-    def run(self, *arguments: str, ok: bool = True) -> str:
-        """Run snakemake and return what it printed; `ok` says whether it is to succeed."""
-        process = self.start(*arguments)
-        printed, _ = process.communicate()
-        assert (process.returncode == 0) == ok, printed[-6000:]
-        return printed
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        """Start snakemake; its standard output has all that it prints."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "-s",
-            str(self.repository / "Snakefile"),
-            "--cores",
-            "2",
-            *arguments,
-        ]
-        # What a surrounding Slurm job or torchrun would tell its processes is not for these.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SNAKEMAKE_"))}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
-
-    def read(self, path: str) -> str:
-        return (self.folder / path).read_text()
-
-    def path(self, path: str) -> Path:
-        return self.folder / path
+from workflows import QUICK, Workflow
 
 
 @pytest.fixture

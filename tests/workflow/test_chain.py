@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 
-from conftest import jobs
+from workflows import jobs
 
 
 def test_every_segment_is_a_process_that_resumes_from_the_one_before(finished_run):

@@ -11,9 +11,9 @@ import time
 import pandas as pd
 import pytest
 
-from conftest import QUICK, Workflow, jobs
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
+from workflows import QUICK, Workflow, jobs
 
 RUN = "results/digits/seed0"
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
-from selfsup.job.lock import living_holder
+from selfsup.job.slurm import holder_at_work
 from selfsup.recipe import canonical, evaluation_part, pretraining_part
 from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
@@ -172,8 +172,9 @@ def compute_arguments(wildcards, stage):
     block = experiment_of(wildcards).compute[stage]
     words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
     words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
-    # Under Slurm srun starts the ranks, and Slurm's own end of the job is the time limit.
-    return words if in_slurm() else f"{words} --local-ranks {block['devices_per_node']}"
+    # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
+    more = f"--time-limit {minutes(stage)(wildcards)}" if in_slurm() else f"--local-ranks {block['devices_per_node']}"
+    return f"{words} {more}"
 
 
 def image_source(wildcards):
@@ -205,7 +206,7 @@ def segment_ends(wildcards):
 @cache
 def refuse_if_busy(folder):
     """Stop where another job, of a Snakemake that was killed perhaps, is still at work; asked once, before ours begin."""
-    holder = None if workflow.remote_exec or workflow.dryrun else living_holder(folder)
+    holder = None if workflow.remote_exec or workflow.dryrun else holder_at_work(folder)
     if holder:
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
 

@@ -139,6 +139,12 @@ class Lock:
             probe.unlink(missing_ok=True)
 
 
+def read_holder(folder: Path) -> Holder | None:
+    """Return who holds a folder's lock, dead or alive; None where there is none."""
+    seen = _read(folder / LOCK_FILE)
+    return seen[0] if seen else None
+
+
 def living_holder(folder: Path) -> Holder | None:
     """Return the holder of a folder's lock if it is known at once to live: a process of this host, or a fresh beat.
 

@@ -1,0 +1,37 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from slurm_workflow import LONG, RUN, SlurmWorkflow
+
+from workflows import Workflow
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    one = Cluster()
+    one.up()
+    yield one
+    one.down()
+
+
+@pytest.fixture
+def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
+    """A workflow whose dataset lies ready, of a run of half a minute in one segment."""
+    made = SlurmWorkflow(tmp_path, repository, cluster)
+    shutil.copytree(undisturbed.path("data"), tmp_path / "data")
+    made.digits.update(overrides=LONG, segment_epochs=6)
+    yield made
+    cluster.ask("scancel", "--user=root")
+    made.wait_for("an empty queue", lambda: not cluster.ask("squeue", "-h").strip())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> Workflow:
+    """The same run without Slurm and without interference, on four ranks of this machine."""
+    local = Workflow(tmp_path_factory.mktemp("local"), Path(__file__).parents[2])
+    local.digits.update(overrides=LONG, segment_epochs=6)
+    local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
+    local.run(f"{RUN}/encoder.safetensors")
+    return local

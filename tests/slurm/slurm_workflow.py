@@ -1,0 +1,62 @@
+"""The workflow through the shipped profile and the executor plugin, on the test cluster."""
+
+import json
+import time
+from pathlib import Path
+
+from cluster import Cluster
+
+from workflows import QUICK, Workflow
+
+# 132 steps of a narrow network: half a minute on four ranks of two cores, time enough to interfere.
+LONG = {**QUICK, "epochs": 6, "global_batch": 64}
+PATIENCE_S = 240.0
+RUN = "results/digits/seed0"
+
+
+class SlurmWorkflow(Workflow):
+    """A folder in which snakemake runs on the cluster: two nodes with two ranks each, on the processor."""
+
+    def __init__(self, folder: Path, repository: Path, cluster: Cluster):
+        super().__init__(folder, repository)
+        self.cluster = cluster
+        self.config["cluster"]["partition"] = "main"
+        how = {"nodes": 2, "devices_per_node": 2, "cpus_per_device": 1, "hours": 0.2, "checkpoint_minutes": 0.05}
+        self.digits["compute"]["pretrain"].update(how)
+        self.digits["compute"]["evaluate"].update({**how, "devices_per_node": 1})
+
+    def options(self) -> list[str]:
+        checks = ["--slurm-init-seconds-before-status-checks", "5"]
+        return ["--profile", str(self.repository / "profiles" / "slurm"), *checks]
+
+    def environment(self) -> dict[str, str]:
+        return self.cluster.environment()
+
+    def job(self, stage: str = "pretrain") -> str:
+        """Wait for the job that holds the lock of a stage; return its number."""
+        lock = self.path(f"{RUN}/{stage}/lock.json")
+        self.wait_for(f"a job that holds {lock}", lock.exists)
+        return json.loads(lock.read_text())["job_id"]
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the training has done so many steps."""
+
+        def reached() -> bool:
+            history = self.path(f"{RUN}/pretrain/history.csv")
+            rows = history.read_text().splitlines() if history.exists() else []
+            return len(rows) > 1 and int(rows[-1].split(",")[0] or 0) >= step
+
+        self.wait_for(f"step {step}", reached)
+
+    def wait_for(self, what: str, condition) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError(f"waited {PATIENCE_S} s for {what}:\n{self.queue()}")
+            time.sleep(0.1)
+
+    def queue(self) -> str:
+        return self.cluster.ask("squeue", "--states=all", "-o", "%A %T %r %k")
+
+    def state(self, job: str) -> str:
+        return self.cluster.ask("squeue", "-h", "--states=all", "-j", job, "-o", "%T").strip()

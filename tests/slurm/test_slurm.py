@@ -1,0 +1,156 @@
+"""What happens to jobs on a cluster, for real: each case ends with the encoder of an undisturbed run, to the bit."""
+
+import re
+import signal
+
+import pandas as pd
+from slurm_workflow import RUN, SlurmWorkflow
+
+from selfsup.job.ledger import read_ledger
+from workflows import QUICK, Workflow, jobs
+
+
+def endings(run: Workflow) -> list[str]:
+    return [row["how_it_ended"] for row in read_ledger(run.path(f"{RUN}/pretrain/ledger.csv"))]
+
+
+def lost(run: Workflow) -> int:
+    return sum(int(row["steps_lost"] or 0) for row in read_ledger(run.path(f"{RUN}/pretrain/ledger.csv")))
+
+
+def finish(run: SlurmWorkflow, process, undisturbed: Workflow) -> str:
+    """Wait for snakemake's end, and compare the encoder with the undisturbed one."""
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed[-6000:]
+    encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, undisturbed)]
+    assert encoders[0] == encoders[1]
+    return printed
+
+
+def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_path, repository, cluster):
+    """Three segments of 2 nodes x 2 ranks, exports, evaluations, table; one resource is set on the command line."""
+    run = SlurmWorkflow(tmp_path / "slurm", repository, cluster)
+    run.digits.update(overrides=QUICK, segment_epochs=1)
+    before = len(cluster.sbatch_calls.read_text().splitlines()) if cluster.sbatch_calls.exists() else 0
+    run.run("--set-resources", "pretrain_segment:mem_mb=1500", "--", "results/demo.csv")
+    calls = cluster.sbatch_calls.read_text().splitlines()[before:]
+    segments = [call for call in calls if "rule_pretrain_segment" in call]
+    assert len(segments) == 3 and len(calls) == 8
+    for call in segments:
+        for flag in ("1500", "--signal=USR1@120", "--ntasks-per-node=2", "--nodes=2", "--cpus-per-task=1"):
+            assert flag in call.replace("\\", ""), (flag, call)
+    for epoch, goal in enumerate(["0 to 5", "5 to 10", "10 to 15"], 1):
+        log = run.read(f"logs/pretrain/digits_seed0_epoch000{epoch}.log")
+        assert f"steps {goal} of 15" in log and "over 4 ranks" in log
+    rows = read_ledger(run.path(f"{RUN}/pretrain/ledger.csv"))
+    assert [(row["how_it_ended"], row["devices"]) for row in rows] == [("reached its goal", "4")] * 3
+    assert all(row["job_id"] for row in rows)
+    table = pd.read_csv(run.path("results/demo.csv")).set_index("implementation")
+    assert table.loc["This work", ["n_test", "numerics_changes"]].tolist() == [360, 0]
+    local = Workflow(tmp_path / "local", repository)
+    local.digits.update(overrides=QUICK, segment_epochs=3)
+    local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
+    local.run(f"{RUN}/encoder.safetensors")
+    encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, local)]
+    assert encoders[0] == encoders[1]  # four ranks of one thread are four ranks, on however many nodes
+    assert "Nothing to be done" in run.run("results/demo.csv")
+    printed = run.run("--force", f"{RUN}/linear/metrics.csv")
+    assert (jobs(printed, "linear_eval"), jobs(printed, "total")) == (1, 1)
+    assert len(cluster.sbatch_calls.read_text().splitlines()) - before == len(calls) + 1
+
+
+def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undisturbed):
+    """A real limit of three minutes: Slurm signals two minutes ahead of it, in mid-run if the run is long enough."""
+    slurm.digits["compute"]["pretrain"]["hours"] = 0.05
+    slurm.digits["overrides"] = {**slurm.digits["overrides"], "epochs": 24}
+    slurm.digits["segment_epochs"] = 24
+    process = slurm.start(f"{RUN}/pretrain/epoch_0024.pt")
+    printed, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, printed[-6000:]
+    ends = endings(slurm)
+    assert ends[-1] == "reached its goal" and len(ends) > 1
+    assert all(
+        re.fullmatch("stopped by (SIGUSR1|SIGTERM|the approaching time limit|another rank's request)", end)
+        for end in ends[:-1]
+    )
+    assert lost(slurm) == 0
+    local = Workflow(slurm.folder / "local", slurm.repository)
+    local.digits.update(overrides=slurm.digits["overrides"], segment_epochs=24)
+    local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
+    local.run(f"{RUN}/encoder.safetensors")
+    slurm.run(f"{RUN}/encoder.safetensors")
+    encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (slurm, local)]
+    assert encoders[0] == encoders[1]
+
+
+def test_a_preempted_job_goes_back_to_the_queue_and_loses_nothing(slurm, undisturbed):
+    slurm.config["cluster"]["partition"] = "low"
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    job = slurm.job()
+    slurm.wait_for_step(20)
+    slurm.cluster.ask("sbatch", "-p", "main", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    slurm.wait_for("the preemption", lambda: slurm.state(job) != "RUNNING")
+    finish(slurm, process, undisturbed)
+    assert endings(slurm) == ["stopped by SIGTERM", "reached its goal"] and lost(slurm) == 0
+    rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
+    assert {row["job_id"] for row in rows} == {job}  # the same job, requeued
+
+
+def test_a_cancelled_job_is_continued_by_a_retry(slurm, undisturbed):
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    job = slurm.job()
+    slurm.wait_for_step(20)
+    slurm.cluster.ask("scancel", job)
+    finish(slurm, process, undisturbed)
+    assert endings(slurm) == ["stopped by SIGTERM", "reached its goal"] and lost(slurm) == 0
+
+
+def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    slurm.wait_for_step(10)
+    slurm.path(f"{RUN}/STOP").touch()
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and endings(slurm) == [f"stopped by the file {RUN}/STOP, for good"]
+    assert printed.count("Submitted") or "submitted" in printed
+    slurm.path(f"{RUN}/STOP").unlink()
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    slurm.wait_for_step(40)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    slurm.wait_for("an empty queue", lambda: not slurm.cluster.ask("squeue", "-h").strip())
+    assert endings(slurm)[1:] == ["stopped by SIGTERM"] and lost(slurm) == 0
+    finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)
+
+
+def test_a_node_that_dies_costs_no_more_than_the_last_seconds(slurm, undisturbed):
+    """The first node, with the batch script and rank 0: daemon, steps and tasks end at once; it comes back later."""
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    slurm.job()
+    slurm.wait_for_step(30)
+    slurm.wait_for("a checkpoint", lambda: list(slurm.path(f"{RUN}/pretrain/partial").glob("*.pt")))
+    slurm.cluster.kill_node("node1")
+    slurm.wait_for(
+        "the loss to be noticed", lambda: "node1" in slurm.cluster.ask("sinfo", "-hN", "-t", "down", "-o", "%N")
+    )
+    slurm.cluster.start_node("node1")
+    finish(slurm, process, undisturbed)
+    assert endings(slurm) == ["killed", "reached its goal"]
+    rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
+    assert 0 < int(rows[1]["start_step"]) <= 132 and int(rows[1]["steps_redone"]) < 60
+
+
+def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, undisturbed):
+    process = slurm.start(f"{RUN}/encoder.safetensors")
+    job = slurm.job()
+    slurm.wait_for_step(10)
+    process.kill()
+    process.communicate()
+    slurm.run("--unlock")
+    printed = slurm.run(f"{RUN}/encoder.safetensors", ok=False)
+    assert f"is in use by Slurm job {job} on " in printed and "which Slurm says is RUNNING" in printed
+    assert slurm.cluster.ask("squeue", "-h", "-o", "%A").split() == [job]  # nothing was submitted
+    slurm.wait_for("the job's end", lambda: slurm.state(job) == "COMPLETED")
+    finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)
+    rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
+    assert [row["steps_done"] for row in rows] in (["132"], ["132", "0"])  # nothing was trained again
