@@ -94,8 +94,11 @@ def disturb(run: Run, kinds: list[str], draw: random.Random, latest_s: float) ->
         pid = _trainer(run, snakemake)
         if pid is None:
             break  # the run has ended already
-        if not _kill(run, snakemake, kinds[kills], pid, draw.uniform(0, latest_s)):
+        kind = kinds[kills]
+        if not _kill(run, snakemake, kind, pid, draw.uniform(0, latest_s)):
             continue
+        if kind == TERMINATED and draw.random() < 0.5:  # else the next kill may meet it while it saves and leaves
+            _wait_until_gone(run, pid)
         kills += 1
         _check_files(run)
         if snakemake.poll() is not None:
@@ -136,12 +139,16 @@ def _kill(run: Run, snakemake: subprocess.Popen, kind: str, pid: int, moment: fl
         print(f"{kind} {moment:.2f} s after its start, newest checkpoint of step {newest}", flush=True)
         if kind in (TERMINATED, SNAKEMAKE):
             return True
-        while living_holder(run.pretrain) is not None and living_holder(run.pretrain).pid == pid:
-            time.sleep(0.01)
+        _wait_until_gone(run, pid)
         if kind == WRITE and not list(run.pretrain.rglob("*.tmp")):
             print("  (it had just finished the file)", flush=True)
         return True
     return False
+
+
+def _wait_until_gone(run: Run, pid: int) -> None:
+    while (holder := living_holder(run.pretrain)) is not None and holder.pid == pid:
+        time.sleep(0.01)
 
 
 def _wait_for_a_write(run: Run, pid: int) -> float:

@@ -69,6 +69,12 @@ def work_done(folder: Path, recipe: Mapping, revision: int) -> Done:
     return Done(record["boundaries"], record["reached"])
 
 
+def finished_boundaries(folder: Path) -> list[int]:
+    """Return the finished boundaries of the run in `folder`, of whatever recipe."""
+    record = _read_record(folder)
+    return record["boundaries"] if record else []
+
+
 def holds_older(folder: Path, revision: int) -> bool:
     """Return whether the run in `folder` is of an older revision."""
     record = _read_record(folder)

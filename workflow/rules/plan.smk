@@ -1,0 +1,56 @@
+# Before the large jobs: what they will cost, and how fast the devices are.
+
+
+localrules:
+    plan,
+
+
+rule plan:
+    log:
+        "logs/plan.log",
+    benchmark:
+        "logs/benchmarks/plan.tsv"
+    params:
+        config=lambda wildcards, input: canonical(config),
+        python=PYTHON,
+        script=script("plan.py"),
+    message:
+        "What the experiments will cost"
+    shell:
+        "{params.python} {params.script} --config {params.config:q} 2>&1 | tee -i {log}"
+
+
+# Three minutes of the experiment's training with its own resources, for the images/s; its weights are thrown away.
+rule probe:
+    input:
+        data=dataset_of,
+    output:
+        "results/{experiment}/probe/ledger.csv",
+    log:
+        "logs/probe/{experiment}.log",
+    benchmark:
+        "logs/benchmarks/probe/{experiment}.tsv"
+    threads: local_threads("pretrain")
+    resources:
+        **CLUSTER,
+        mpi=mpi("pretrain"),
+        nodes=compute("pretrain", "nodes"),
+        tasks=tasks("pretrain"),
+        cpus_per_task=compute("pretrain", "cpus_per_device"),
+        mem_mb=0,
+        runtime=15,
+        slurm_extra=sbatch_flags("pretrain"),
+    params:
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],
+        launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
+        script=lambda wildcards, input: script("pretrain.py"),
+        data=lambda wildcards, input: os.path.dirname(input.data),
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+        compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+    message:
+        "Three minutes of {wildcards.experiment}, to measure its speed"
+    shell:
+        "(rm -rf {params.folder:q}; {params.launcher} {params.script} --recipe {params.recipe:q} --data {params.data:q}"
+        " --run-folder {params.folder:q} --until-epoch {params.epochs} {params.compute} --time-limit 3.3"
+        " || [ $? -eq 75 ] || exit 1; rm -rf {params.folder:q}/*.pt {params.folder:q}/partial) 2>&1 | tee -i {log}"

@@ -1,0 +1,29 @@
+"""Print what the experiments of config.yaml will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
+
+    python workflow/scripts/plan.py
+
+Reads config.yaml, the ledgers and probes under --results, and the packed datasets' numbers of images. Speed is what was
+measured there, on as many devices as the experiment asks for; where nothing was, it says how to measure it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from selfsup.config import check_config, load_config
+from selfsup.errors import run_script
+from selfsup.plan import costs, to_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
+    arguments = parser.parse_args()
+    is_json = arguments.config.lstrip().startswith("{")
+    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    print(to_text(list(costs(config, arguments.results))), end="")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,153 @@
+"""What the experiments of config.yaml will cost: segments, GPU-hours, days, and whether a segment fits its job.
+
+Imports no torch. Speed is what was measured: the newest attempts in the ledgers, or a probe; nothing is guessed.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfsup.config import Config, Experiment
+from selfsup.job.ledger import read_ledger
+from selfsup.recipe import RECIPES
+from selfsup.segments import boundaries, finished_boundaries
+
+REFERENCE = RECIPES.parent / "reference" / "published.csv"
+TRAINING_IMAGES = {"digits": 1_437, "cifar10": 50_000, "imagenet": 1_281_167}  # of sources, before they are packed
+FILL = 0.9  # of a time limit that a segment may take by its measured speed: nodes and file systems vary
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one experiment costs, all seeds. images_per_s: of all its devices together; None where not measured."""
+
+    experiment: str
+    seeds: int
+    segments: int
+    finished: int
+    devices: int
+    images: int | None
+    images_per_s: float | None
+    measured_on: str
+    hours: float | None  # of one seed's pretraining from its beginning to its end, without waiting in a queue
+    gpu_hours: float | None
+    paper_gpu_hours: float | None
+    warnings: list[str]
+
+
+def costs(config: Config, results: Path) -> Iterator[Cost]:
+    """Yield the cost of each experiment in config.yaml."""
+    for experiment in config.experiments.values():
+        yield _cost(config, experiment, results)
+
+
+def to_text(lines: list[Cost]) -> str:
+    """Return the costs for people: a table, and below it what does not fit."""
+    head = [
+        "experiment",
+        "seeds",
+        "segments",
+        "finished",
+        "devices",
+        "images/s",
+        "GPU-hours",
+        "the paper's",
+        "days",
+        "measured",
+    ]
+    rows = [head]
+    for line in lines:
+        numbers = [line.seeds, line.segments, line.finished, line.devices]
+        days = None if line.hours is None else line.hours / 24
+        figures = [line.images_per_s, line.gpu_hours, line.paper_gpu_hours, days]
+        rows.append([line.experiment, *map(str, numbers), *map(_figure, figures), line.measured_on])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = [f"{line.experiment}: {warning}" for line in lines for warning in line.warnings]
+    return "\n".join([*table, "", "days: of one seed's pretraining, without the time in the queue", *notes]) + "\n"
+
+
+def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
+    block, recipe = experiment.compute["pretrain"], experiment.recipe
+    devices = block["nodes"] * block["devices_per_node"]
+    ends = boundaries(recipe["epochs"], experiment.segment_epochs)
+    done = [finished_boundaries(results / experiment.name / f"seed{seed}" / "pretrain") for seed in experiment.seeds]
+    steps = _steps_per_epoch(config, experiment)
+    rate, measured_on = _measured(experiment, results, devices)
+    images = hours = None
+    warnings = []
+    if steps is None:
+        warnings.append(f"the dataset {experiment.dataset} is not packed yet: its number of images is not known")
+    else:
+        images = steps * recipe["global_batch"] * recipe["epochs"]
+    if rate is None:
+        warnings.append(
+            f"speed not measured on {devices} devices: snakemake --profile profiles/slurm "
+            f"{results}/{experiment.name}/probe/ledger.csv (three minutes of training)"
+        )
+    if rate is not None and images is not None:
+        hours = images / rate / 3600
+        warnings += _misfit(experiment, hours / recipe["epochs"])
+    return Cost(
+        experiment=experiment.name,
+        seeds=len(experiment.seeds),
+        segments=len(ends) * len(experiment.seeds),
+        finished=sum(map(len, done)),
+        devices=devices,
+        images=images,
+        images_per_s=rate,
+        measured_on=measured_on,
+        hours=hours,
+        gpu_hours=None if hours is None else hours * devices * len(experiment.seeds),
+        paper_gpu_hours=_paper_gpu_hours(config.datasets[experiment.dataset]["source"]),
+        warnings=warnings,
+    )
+
+
+def _misfit(experiment: Experiment, hours_per_epoch: float) -> Iterator[str]:
+    limit, length = experiment.compute["pretrain"]["hours"], min(experiment.segment_epochs, experiment.recipe["epochs"])
+    needed = hours_per_epoch * length
+    if needed > limit * FILL:
+        fits = math.floor(limit * FILL / hours_per_epoch)
+        way = (
+            f"segment_epochs: {fits} fits"
+            if fits
+            else "not even one epoch fits; the job saves and is continued by retries"
+        )
+        yield f"a segment of {length} epochs takes {needed:.1f} h, its time limit is {limit:g} h: {way}"
+
+
+def _steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
+    store = Path(config.data_dir) / experiment.dataset / "store.json"
+    try:
+        images = json.loads(store.read_text())["splits"]["train"]["images"]
+    except (OSError, ValueError, KeyError):
+        images = TRAINING_IMAGES.get(config.datasets[experiment.dataset]["source"])
+    return None if images is None else images // experiment.recipe["global_batch"]
+
+
+def _measured(experiment: Experiment, results: Path, devices: int) -> tuple[float | None, str]:
+    """Return the newest measured images/s on as many devices, and on which."""
+    folder = results / experiment.name
+    ledgers = [folder / f"seed{seed}" / "pretrain" / "ledger.csv" for seed in experiment.seeds]
+    rows = [row for path in [folder / "probe" / "ledger.csv", *ledgers] for row in read_ledger(path)]
+    rows = [row for row in rows if row["devices"] == str(devices) and float(row["images_per_s"] or 0) > 0]
+    if not rows:
+        return None, ""
+    newest = max(rows, key=lambda row: row["ended"])
+    return float(newest["images_per_s"]), newest["device"]
+
+
+def _paper_gpu_hours(source: str) -> float | None:
+    with open(REFERENCE, newline="") as file:
+        found = [row["gpu_hours"] for row in csv.DictReader(file) if row["dataset"] == source and row["gpu_hours"]]
+    return float(found[0]) if found else None
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
