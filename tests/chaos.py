@@ -54,7 +54,7 @@ class Run:
     """A folder in which Snakemake makes the encoder of the experiment `digits`."""
 
     def __init__(self, folder: Path, plan: Plan):
-        self.folder = folder
+        self.folder, self.writes_hit = folder, 0
         self.pretrain = folder / "results" / "digits" / "seed0" / "pretrain"
         self.encoder = self.pretrain.parent / "encoder.safetensors"
         config = read_yaml(REPOSITORY / "config.yaml")
@@ -140,7 +140,9 @@ def _kill(run: Run, snakemake: subprocess.Popen, kind: str, pid: int, moment: fl
         if kind in (TERMINATED, SNAKEMAKE):
             return True
         _wait_until_gone(run, pid)
-        if kind == WRITE and not list(run.pretrain.rglob("*.tmp")):
+        hit = kind == WRITE and any((run.pretrain / "partial").glob("*.tmp"))
+        run.writes_hit += hit
+        if kind == WRITE and not hit:
             print("  (it had just finished the file)", flush=True)
         return True
     return False
@@ -152,10 +154,13 @@ def _wait_until_gone(run: Run, pid: int) -> None:
 
 
 def _wait_for_a_write(run: Run, pid: int) -> float:
-    began = time.monotonic()
+    began, folder = time.monotonic(), run.pretrain / "partial"
+    leftover = {name for name in _names(folder) if name.endswith(".tmp")}  # of an earlier kill
     while time.monotonic() - began < PATIENCE_S:
-        if any(name.endswith(".tmp") for name in _names(run.pretrain / "partial")):
+        now = {name for name in _names(folder) if name.endswith(".tmp")}
+        if now - leftover:
             break
+        leftover &= now
         holder = living_holder(run.pretrain)
         if holder is None or holder.pid != pid:
             break
@@ -185,11 +190,12 @@ def _outlive_or_end_the_trainer(run: Run, draw: random.Random) -> None:
 def _check_files(run: Run) -> None:
     """No checkpoint that stands under its name is damaged."""
     for path in run.pretrain.rglob("*.pt"):
-        with contextlib.suppress(FileNotFoundError):  # replaced by a newer one while we look
-            card = json.loads(path.with_suffix(".json").read_text())
-            found = sha256(path)
-            if found != card["sha256"] and path.exists():
-                raise AssertionError(f"{path} is damaged")
+        try:
+            whole = sha256(path) == json.loads(path.with_suffix(".json").read_text())["sha256"]
+        except FileNotFoundError:
+            whole = False
+        if not whole and path.exists():  # else replaced by a newer one while we looked
+            raise AssertionError(f"{path} is damaged, or lacks its card")
     if list(run.pretrain.rglob("*.damaged")):
         raise AssertionError("a checkpoint was found damaged")
 
@@ -238,8 +244,12 @@ def compare(folder: Path, plan: Plan) -> list[Run]:
     ends = [row["how_it_ended"] for row in rows]
     summary = ", ".join(f"{ends.count(one)} {one}" for one in dict.fromkeys(ends))
     redone = sum(int(row["steps_redone"] or 0) for row in rows)
-    total = undisturbed.state()["step"]
-    print(f"{done} kills in {len(runs)} runs of {total} steps, {len(rows)} attempts ({summary})")
+    total, hits = undisturbed.state()["step"], sum(run.writes_hit for run in runs)
+    if WRITE in kinds and not hits:
+        raise AssertionError("no kill met a checkpoint's write")
+    print(
+        f"{done} kills in {len(runs)} runs of {total} steps, {len(rows)} attempts ({summary}), {hits} in the middle of a write"
+    )
     print(f"{redone} steps done again; every encoder, and all state, equal to the bit")
     return runs
 

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -25,6 +27,14 @@ def jobs(printed: str, rule: str) -> int:
     """How many jobs of a rule a plan counts."""
     found = re.search(rf"^{rule}\s+(\d+)$", printed, re.MULTILINE)
     return int(found.group(1)) if found else 0
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+    """Wait until `condition` holds; an AssertionError after so many seconds, for a test must end."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
 
 
 class Workflow:

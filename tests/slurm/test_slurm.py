@@ -62,9 +62,9 @@ def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_pat
 def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undisturbed):
     """A real limit of three minutes: Slurm signals two minutes ahead of it, in mid-run if the run is long enough."""
     slurm.digits["compute"]["pretrain"]["hours"] = 0.05
-    slurm.digits["overrides"] = {**slurm.digits["overrides"], "epochs": 24}
-    slurm.digits["segment_epochs"] = 24
-    process = slurm.start(f"{RUN}/pretrain/epoch_0024.pt")
+    slurm.digits["overrides"] = {**slurm.digits["overrides"], "epochs": 8}
+    slurm.digits["segment_epochs"] = 8
+    process = slurm.start(f"{RUN}/pretrain/epoch_0008.pt")
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed[-6000:]
     ends = endings(slurm)
@@ -75,7 +75,7 @@ def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undist
     )
     assert lost(slurm) == 0
     local = Workflow(slurm.folder / "local", slurm.repository)
-    local.digits.update(overrides=slurm.digits["overrides"], segment_epochs=24)
+    local.digits.update(overrides=slurm.digits["overrides"], segment_epochs=8)
     local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
     local.run(f"{RUN}/encoder.safetensors")
     slurm.run(f"{RUN}/encoder.safetensors")
@@ -109,9 +109,10 @@ def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
     process = slurm.start(f"{RUN}/encoder.safetensors")
     slurm.wait_for_step(10)
     slurm.path(f"{RUN}/STOP").touch()
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode != 0 and endings(slurm) == [f"stopped by the file {RUN}/STOP, for good"]
-    assert printed.count("Submitted") or "submitted" in printed
+    process.communicate(timeout=300)
+    assert process.returncode != 0 and endings(slurm)[0] == f"stopped by the file {RUN}/STOP, for good"
+    refused = len(endings(slurm)) - 1
+    assert refused == 3 and "STOP is there, so the run stays stopped" in endings(slurm)[-1]
     slurm.path(f"{RUN}/STOP").unlink()
     process = slurm.start(f"{RUN}/encoder.safetensors")
     slurm.wait_for_step(40)
@@ -119,7 +120,7 @@ def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
     process.communicate(timeout=120)
     assert process.returncode != 0
     slurm.wait_for("an empty queue", lambda: not slurm.cluster.ask("squeue", "-h").strip())
-    assert endings(slurm)[1:] == ["stopped by SIGTERM"] and lost(slurm) == 0
+    assert endings(slurm)[1 + refused :] == ["stopped by SIGTERM"] and lost(slurm) == 0
     finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)
 
 
@@ -148,7 +149,7 @@ def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, un
     process.communicate()
     slurm.run("--unlock")
     printed = slurm.run(f"{RUN}/encoder.safetensors", ok=False)
-    assert f"is in use by Slurm job {job} on " in printed and "which Slurm says is RUNNING" in printed
+    assert f"is in use by Slurm job {job} on " in printed
     assert slurm.cluster.ask("squeue", "-h", "-o", "%A").split() == [job]  # nothing was submitted
     slurm.wait_for("the job's end", lambda: slurm.state(job) == "COMPLETED")
     finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)

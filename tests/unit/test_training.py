@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
+from selfsup.job.ledger import read_ledger
 from selfsup.job.stopping import StopRequest
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
@@ -90,13 +92,82 @@ def test_rolling_checkpoints_come_by_time_and_two_are_kept(run):
     assert [path.name for path in rolling.partial.glob("*.pt")] == [boundary_name(4)]
 
 
-def test_a_shorter_segment_keeps_the_newer_checkpoints(run):
-    """Asked by hand to end at epoch 1 when epoch 2 is nearly done: its own checkpoints live beside the newer ones."""
+def test_a_late_job_for_an_earlier_segment_undoes_nothing(run):
+    """One that sat in the queue while others went on: it is refused; the newer checkpoints stay."""
     early = run("early", checkpoint_minutes=1e-9)
+    assert train(early, 1)
     assert not train(early, 4, stop=StopAfter(8))
-    assert not train(early, 1, stop=StopAfter(2))
-    names = sorted(path.name for path in early.partial.glob("*.pt"))
-    assert names == [f"step_{step:09d}.pt" for step in (2, 3, 8, 9)]
+    (early.folder / boundary_name(1)).unlink()
+    before = sorted(path.name for path in early.partial.iterdir())
+    with pytest.raises(UserError, match=r"has reached epoch 2\.8 already; to train up to 1 once more would undo that"):
+        train(early, 1)
+    assert sorted(path.name for path in early.partial.iterdir()) == before
+    assert not (early.folder / "failed.json").exists()
+
+
+def test_pruning_never_deletes_what_is_newer(run):
+    rolling = run("rolling", checkpoint_minutes=1e-9)
+    assert not train(rolling, 4, stop=StopAfter(8))
+    for step in (3, 7):  # as a slower job would write them now
+        path = rolling.partial / f"step_{step:09d}.pt"
+        checkpoint.save_checkpoint(path, {}, {"step": step})
+        checkpoint.prune(rolling.partial, keep=path)
+    names = sorted(path.name for path in rolling.partial.glob("*.pt"))
+    assert names == [f"step_{step:09d}.pt" for step in (3, 7, 8, 9)]
+    boundary = rolling.partial / boundary_name(1)
+    checkpoint.save_checkpoint(boundary, {}, {"step": 5})
+    checkpoint.prune(rolling.partial, keep=boundary)
+    assert [step for step in (3, 7, 8, 9) if (rolling.partial / f"step_{step:09d}.pt").exists()] == [7, 8, 9]
+
+
+def test_a_rolling_checkpoint_at_a_boundary_that_was_cut_anew_becomes_it(run, uninterrupted):
+    cut = run("cut")
+    assert not train(cut, 4, stop=StopAfter(9))  # after step 10: the end of epoch 2
+    assert train(cut, 2, 4)
+    assert state_of(cut, 2)["step"] == 10 and equal_states(state_of(cut), uninterrupted)
+
+
+def test_a_file_system_that_is_away_for_a_moment_costs_no_checkpoint(run, monkeypatch, uninterrupted):
+    away = run("away", checkpoint_minutes=1e-9)
+    assert not train(away, 4, stop=StopAfter(8))
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint, "sha256", stale)
+    with pytest.raises(UserError, match="cannot be read .*Stale file handle.*start again when it can"):
+        train(away, 4)
+    assert not list(away.partial.glob("*.damaged")) and not (away.folder / "failed.json").exists()
+    monkeypatch.undo()
+    assert train(away, 4) and equal_states(state_of(away), uninterrupted)
+
+
+def test_a_job_that_fails_waits_for_its_last_checkpoint(run, monkeypatch):
+    """The lock is given up when the file is there, and the ledger knows of it."""
+    slow, honest = run(checkpoint_minutes=1e-9), torch.save
+
+    def slowly(state, file):
+        time.sleep(0.5)
+        honest(state, file)
+
+    monkeypatch.setattr(torch, "save", slowly)
+    monkeypatch.setattr(Pretraining, "train_step", _fails_after(2))
+    with pytest.raises(ValueError, match="surprise"):
+        train(slow, 4)
+    (row,) = read_ledger(slow.folder / "ledger.csv")
+    assert (row["saved_step"], row["end_step"], row["steps_lost"]) == ("2", "2", "0")
+    assert (slow.partial / "step_000000002.pt").exists()
+
+
+def _fails_after(steps: int):
+    honest = Pretraining.train_step
+
+    def train_step(self, batch):
+        if self.step == steps:
+            raise ValueError("surprise")
+        return honest(self, batch)
+
+    return train_step
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
@@ -229,8 +300,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(run, changes
     overrides = changes.pop("overrides", None)
     if overrides:
         changes["recipe"] = load_recipe("digits", {**TINY, **overrides})
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as refusal:
         train(run(**changes), 4)
+    assert isinstance(refusal.value, PermanentError) == (
+        "seed" not in words
+    )  # a slip on the command line blocks nothing
 
 
 def test_a_checkpoint_of_another_dataset_is_refused(run, tmp_path):
@@ -263,10 +337,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, unint
 
 
 def test_nothing_is_begun_anew_when_all_checkpoints_are_damaged(run):
+    """Nor by the retry, which finds them set aside."""
     assert not train(run(), 4, stop=StopAfter(2))
     (only,) = run().partial.glob("*.pt")
     only.write_bytes(b"")
     with pytest.raises(UserError, match="no valid checkpoint is left"):
+        train(run(), 4)
+    with pytest.raises(UserError, match=r"has reached epoch 0\.6, but no checkpoint of it is left: restore one"):
         train(run(), 4)
 
 

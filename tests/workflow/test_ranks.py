@@ -97,7 +97,7 @@ def test_a_rank_that_is_killed_takes_the_other_along_and_the_run_goes_on_later(t
 
 
 def test_a_collective_that_hangs_ends_the_job_with_the_stacks_of_all_ranks(two_ranks):
-    process = two_ranks("hangs", "--hang-minutes", "0.1")
+    process = two_ranks("hangs", "--hang-minutes", "0.4")
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 70, told
     assert "stuck_at_step_3" in told  # of the rank at fault

@@ -12,6 +12,7 @@ import pytest
 
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
+from workflows import wait_until
 
 LONG = {"epochs": 40, "global_batch": 64, "model": {"width": 4}, "augment": {"size": 8}}
 PATIENCE_S = 120
@@ -82,8 +83,7 @@ def test_the_approaching_time_limit_saves_everything_too(command, tmp_path):
 def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
     """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving."""
     process = start(command)
-    while len(logged_steps(tmp_path / "run")) < 5:
-        time.sleep(0.02)
+    wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
     while process.poll() is None:
         for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGINT):
             process.send_signal(number)
@@ -95,8 +95,7 @@ def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
 
 def test_a_signal_before_the_first_step_is_no_crash(command, tmp_path):
     process = start(command)
-    while not (tmp_path / "run" / "lock.json").exists():
-        time.sleep(0.001)
+    wait_until((tmp_path / "run" / "lock.json").exists, "the lock")
     process.send_signal(signal.SIGUSR1)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75 and "stopped by SIGUSR1 after step 0" in printed, printed

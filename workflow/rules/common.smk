@@ -71,6 +71,10 @@ def script(name):
     return shlex.quote(str(SCRIPTS / name))
 
 
+# Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
+TEE = """bash -c 'trap "" TERM USR1 INT; exec tee "$0"'"""
+
+
 def code_digest(*names):
     """A digest of scripts and packages under workflow/scripts, so that a rule runs again when its code has changed."""
     files = sorted(
@@ -177,6 +181,27 @@ def compute_arguments(wildcards, stage):
     return f"{words} {more}"
 
 
+def largest_experiment():
+    """The experiment with the most devices; without Slurm, of those that ask for a single node."""
+
+    def devices(experiment):
+        return experiment.compute["pretrain"]["nodes"] * experiment.compute["pretrain"]["devices_per_node"]
+
+    here = [one for one in CONFIG.experiments.values() if in_slurm() or one.compute["pretrain"]["nodes"] == 1]
+    return max(here or CONFIG.experiments.values(), key=devices)
+
+
+class Largest:
+    """Stands for the wildcards of a job of the largest experiment."""
+
+    experiment = largest_experiment().name
+
+
+def packed_datasets():
+    folders = [dataset_folder(name) for name in CONFIG.datasets]
+    return [folder for folder in folders if os.path.exists(f"{folder}/store.json")]
+
+
 def image_source(wildcards):
     """The file that Snakemake must make first. A path of the user's is a parameter: its file times mean nothing here."""
     problem = dataset_problem(CONFIG, wildcards.dataset)
@@ -209,6 +234,16 @@ def refuse_if_busy(folder):
     holder = None if workflow.remote_exec or workflow.dryrun else holder_at_work(folder)
     if holder:
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
+
+
+def dataset_evaluated(stage):
+    """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
+
+    def dataset(wildcards):
+        refuse_if_busy(Path(f"results/{wildcards.experiment}/seed{wildcards.seed}/{stage}"))
+        return dataset_of(wildcards)
+
+    return dataset
 
 
 def revision_begun(wildcards):

@@ -3,7 +3,7 @@
 
 rule linear_eval:
     input:
-        data=dataset_of,
+        data=dataset_evaluated("linear"),
         encoder="results/{experiment}/seed{seed}/encoder.safetensors",
     output:
         metrics="results/{experiment}/seed{seed}/linear/metrics.csv",
@@ -28,6 +28,7 @@ rule linear_eval:
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         code=EVALUATION_CODE,
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
+        tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("linear_eval.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.metrics),
@@ -36,12 +37,12 @@ rule linear_eval:
         "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --data {params.data:q}"
-        " --encoder {input.encoder:q} --output {params.folder:q} {params.compute} 2>&1 | tee -i {log}"
+        " --encoder {input.encoder:q} --output {params.folder:q} {params.compute} 2>&1 | {params.tee} {log}"
 
 
 use rule linear_eval as linear_eval_random_init with:
     input:
-        data=dataset_of,
+        data=dataset_evaluated("random_init/linear"),
         encoder="results/{experiment}/seed{seed}/random_init/encoder.safetensors",
     output:
         metrics="results/{experiment}/seed{seed}/random_init/linear/metrics.csv",

@@ -1,8 +1,52 @@
-# Before the large jobs: what they will cost, and how fast the devices are.
+# Before the large jobs: what they will cost, how fast the devices are, and whether all that they need is there.
 
 
 localrules:
     plan,
+    preflight,
+
+
+rule preflight:
+    input:
+        "results/preflight.txt",
+    log:
+        "logs/preflight.log",
+    benchmark:
+        "logs/benchmarks/preflight.tsv"
+    message:
+        "The verdicts"
+    shell:
+        "(cat {input} && ! grep -q ^FAILED {input}) 2>&1 | tee -i {log}"
+
+
+rule preflight_checks:
+    output:
+        temp("results/preflight.txt"),
+    log:
+        "logs/preflight_checks.log",
+    benchmark:
+        "logs/benchmarks/preflight_checks.tsv"
+    threads: local_threads("pretrain")(Largest)
+    resources:
+        **CLUSTER,
+        mpi=mpi("pretrain")(Largest),
+        nodes=compute("pretrain", "nodes")(Largest),
+        tasks=tasks("pretrain")(Largest),
+        cpus_per_task=compute("pretrain", "cpus_per_device")(Largest),
+        mem_mb=0,
+        runtime=15,
+        slurm_extra=sbatch_flags("pretrain")(Largest),
+    params:
+        launcher=lambda wildcards, input: launcher(Largest, "pretrain"),
+        script=lambda wildcards, input: script("preflight.py"),
+        data=lambda wildcards, input: " ".join(f"--data {shlex.quote(folder)}" for folder in packed_datasets()),
+        ranks=lambda wildcards, input: tasks("pretrain")(Largest),
+        compute=lambda wildcards, input: compute_arguments(Largest, "pretrain"),
+    message:
+        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them"
+    shell:
+        "{params.launcher} {params.script} {params.data} --results results --ranks {params.ranks} --output {output:q}"
+        " {params.compute} 2>&1 | tee -i {log}"
 
 
 rule plan:
@@ -44,6 +88,7 @@ rule probe:
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
+        tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
@@ -53,4 +98,4 @@ rule probe:
     shell:
         "(rm -rf {params.folder:q}; {params.launcher} {params.script} --recipe {params.recipe:q} --data {params.data:q}"
         " --run-folder {params.folder:q} --until-epoch {params.epochs} {params.compute} --time-limit 3.3"
-        " || [ $? -eq 75 ] || exit 1; rm -rf {params.folder:q}/*.pt {params.folder:q}/partial) 2>&1 | tee -i {log}"
+        " || [ $? -eq 75 ] || exit 1; rm -rf {params.folder:q}/*.pt {params.folder:q}/partial) 2>&1 | {params.tee} {log}"

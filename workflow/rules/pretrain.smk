@@ -51,6 +51,7 @@ rule pretrain_segment:
         revision=lambda wildcards: experiment_of(wildcards).revision,
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
+        tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
@@ -62,7 +63,7 @@ rule pretrain_segment:
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
-        " {params.compute} 2>&1 | tee -i {log}"
+        " {params.compute} 2>&1 | {params.tee} {log}"
 
 
 rule export_encoder:

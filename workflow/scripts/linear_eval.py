@@ -9,6 +9,7 @@ checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 an
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import time
@@ -76,18 +77,20 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
         print(f"continuing after {source}: step {evaluation.step} of {evaluation.total_steps}", flush=True)
     saver = Saver(compute.ranks, attempt, arguments.checkpoint_minutes)
     tell = Teller(evaluation.step / evaluation.steps_per_epoch, recipe["linear"]["epochs"])
-    for row in evaluation.train(attempt, saver, partial):
-        if place.is_main:
-            tell(row)
+    with contextlib.closing(saver):
+        for row in evaluation.train(attempt, saver, partial):
+            if place.is_main:
+                tell(row)
     if place.is_main:
-        saver.finish()
         if evaluation.finished:
             write_results(arguments.output, evaluation.rows, card, recipe, store, arguments.seed)
+            attempt.saved(evaluation.step)
             prune(partial)
             attempt.ended("reached its goal")
         else:
-            print(f"stopped by {attempt.stop.reason} after step {evaluation.step}: saved, to be continued", flush=True)
-            attempt.ended(f"stopped by {attempt.stop.reason}")
+            reason = attempt.stop.reason or "another rank's request"
+            print(f"stopped by {reason} after step {evaluation.step}: saved, to be continued", flush=True)
+            attempt.ended(f"stopped by {reason}")
     compute.ranks.close()
     return 0 if evaluation.finished else attempt.stop.exit_status
 

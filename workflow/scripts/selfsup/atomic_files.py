@@ -1,18 +1,22 @@
 """Writing text files so that a reader, or a kill, never meets half of one."""
 
 import os
+import secrets
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace the content of `path`: a reader sees the old text or the new, never a part.
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the content of `path`: a reader sees the old text or the new, never a part; on disk when this returns.
 
-    durable: on disk when this returns, at the price of a flush; without it only a crash of the machine loses the text.
+    Several processes may write at once: the last one's text stays, whole.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        if durable:
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
             os.fsync(file.fileno())
-    os.replace(temporary, path)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

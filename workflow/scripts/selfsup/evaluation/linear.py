@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from selfsup.augment import centre_view
 from selfsup.data.loader import Batch, Batches
-from selfsup.data.store import PackedStore, Split
+from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError
 from selfsup.evaluation.metrics import top_k_hits
 from selfsup.job.attempt import Attempt
@@ -42,7 +42,7 @@ def protocol(recipe: Mapping) -> str:
 class LinearEvaluation:
     """The state of a linear evaluation: classifier, optimiser, rows so far. `step` counts its steps from 0.
 
-    encoder: frozen, in eval mode, on the device. Test features are computed once: neither they nor the encoder change.
+    encoder: frozen, in eval mode, on the device. Test features are computed once a job: they and the encoder are fixed.
     identity: what a saved state must share with this evaluation to be continued.
     """
 
@@ -68,7 +68,8 @@ class LinearEvaluation:
                 f"linear.batch is {self._linear['batch']}, more than the {len(store.train)} training images of "
                 f"{store.folder}: make it smaller"
             )
-        self._test_features, self._test_labels = _test_features(encoder, store.test, recipe, compute)
+        self._store, self._recipe = store, recipe
+        self._test_features = self._test_labels = torch.empty(0)
         with seeded_weights(seed, 2):
             self._classifier = nn.Linear(encoder.out_features, len(store.classes))
         self._classifier.to(compute.device)
@@ -91,6 +92,8 @@ class LinearEvaluation:
         Ends early, all work saved in `partial`, when asked to stop: then not `finished`.
         """
         attempt.begin(self.step, self._linear["batch"])
+        if not self._extract_test_features(attempt):
+            return
         began, first = time.monotonic(), self.step
         pinned = self.compute.device.type == "cuda"
         for batch in self._batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
@@ -117,11 +120,31 @@ class LinearEvaluation:
             with contextlib.suppress(DamagedCheckpointError):
                 path, state = newest_checkpoint(list(partial.glob("*.pt"))) or (None, None)
             if state is not None and state["identity"] != self._identity:
-                path = None
+                path = state = None
+                prune(partial)
         path = self.compute.ranks.from_main(path)
         if path is not None:
             self._restore(state or load_checkpoint(path))
         return path
+
+    @torch.no_grad()
+    def _extract_test_features(self, attempt: Attempt) -> bool:
+        """Compute this rank's part of the test features, each image on one rank. Returns False when asked to stop."""
+        compute, split = self.compute, self._store.test
+        precision = "fp32" if self._linear["test_precision"] == "fp32" else compute.precision
+        ranks = compute.ranks
+        mine = np.arange(ranks.rank, len(split), ranks.size)
+        parts = []
+        for start in range(0, -(-len(split) // ranks.size), TEST_BATCH):  # as often on every rank
+            if ranks.any(attempt.stop.reason is not None):
+                return False
+            pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH]))
+            with autocast(compute.device, precision):
+                parts.append(self._encoder(pictures.to(compute.device)).float())
+            attempt.alive(f"test image {start}")
+        self._test_features = torch.cat(parts)
+        self._test_labels = torch.from_numpy(split.labels[mine]).to(compute.device)
+        return True
 
     def _train_step(self, batch: Batch) -> float:
         """Do one step and return its learning rate; `_losses` grows by this rank's share of the mean cross entropy."""
@@ -167,21 +190,6 @@ class LinearEvaluation:
             self._losses.copy_(losses[ranks.rank])
         elif ranks.is_main:  # another number of ranks: the sum is what counts
             self._losses.copy_(losses.sum())
-
-
-@torch.no_grad()
-def _test_features(
-    encoder: Backbone, split: Split, recipe: Mapping, compute: Compute
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features and labels of this rank's test images; over all ranks each image stands once."""
-    precision = "fp32" if recipe["linear"]["test_precision"] == "fp32" else compute.precision
-    mine = np.arange(compute.ranks.rank, len(split), compute.ranks.size)
-    parts = []
-    for start in range(0, len(mine), TEST_BATCH):
-        pictures = centre_view(recipe, map(split.image, mine[start : start + TEST_BATCH]))
-        with autocast(compute.device, precision):
-            parts.append(encoder(pictures.to(compute.device)).float())
-    return torch.cat(parts), torch.from_numpy(split.labels[mine]).to(compute.device)
 
 
 @torch.no_grad()

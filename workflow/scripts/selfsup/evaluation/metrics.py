@@ -2,17 +2,17 @@
 
 import torch
 
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> int:
     """Return how many labels are among their row's k largest logits.
 
     logits: float [N, classes]; labels: int64 [N]. Of equal logits the lower class counts as the larger, so that ties
-    have one answer on every device. Raises UserError for logits that are not finite: they would rank nothing.
+    have one answer on every device. Raises PermanentError for logits that are not finite: they would rank nothing.
     """
     if not torch.isfinite(logits).all():
-        raise UserError(
+        raise PermanentError(
             "the classifier's logits are not finite: lower linear.peak_lr, or look at the encoder's features"
         )
     of_label = logits.gather(1, labels[:, None])

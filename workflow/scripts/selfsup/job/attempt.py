@@ -5,6 +5,7 @@ error that no retry mends, and STOP where a person wants the run to stop.
 """
 
 import contextlib
+import csv
 import json
 import os
 import socket
@@ -58,14 +59,18 @@ class Attempt:
     def __enter__(self) -> "Attempt":
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stop = self._given_stop or StopRequest(self.folder if self._place.is_main else None, self._time_limit_s)
-        self._refuse_if_stopped_or_failed()
-        if self._place.is_main:
-            self._lock = Lock(self.folder, f"{self._stage} to {self._goal}")
-            try:
+        self._lock = Lock(self.folder, f"{self._stage} to {self._goal}")
+        try:
+            self._refuse_if_stopped_or_failed()
+            if self._place.is_main:
                 self._lock.acquire()
-            except UserError:
-                note_refused(self.folder, self._row, "refused: another job is at work")
-                raise
+        except UserError as error:
+            if self._place.is_main:
+                note_refused(self.folder, self._row, f"refused: {_first_line(error)}")
+            raise
+        if self._place.is_main:
+            for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
             self._ledger = Ledger(self.folder)
             self._ledger.open(self._row)
             self._leaving = threading.Event()
@@ -78,7 +83,8 @@ class Attempt:
         self._watchdog.close()
         self.stop.close()
         if isinstance(error, PermanentError):
-            self._write_failed(str(error))
+            with contextlib.suppress(OSError):  # the error itself is what the user has to see
+                self._write_failed(str(error))
         if not self._place.is_main:
             return
         self._leaving.set()
@@ -108,14 +114,18 @@ class Attempt:
         self._figures["end_step"] = step
         self._watchdog.beat(f"step {step}")
 
+    def alive(self, what: str) -> None:
+        """Something goes on that is no step."""
+        self._watchdog.beat(what)
+
     def saved(self, step: int) -> None:
         """All that is done up to `step` is safe on disk."""
         self._figures["saved_step"] = step
-        self._figures["checkpoints"] += 1
 
     def stalled(self, seconds: float) -> None:
         """The training has waited so long for a checkpoint."""
         self._figures["stall_s"] += seconds
+        self._figures["checkpoints"] += 1
 
     def ended(self, how: str) -> None:
         """How the attempt has ended, in a few words for the ledger; an exception tells for itself."""
@@ -165,6 +175,7 @@ class Attempt:
                 if not self._lock.beat():
                     self.stop.request("another job, which has taken the run over")
                     return
+            with contextlib.suppress(OSError, ValueError, KeyError, csv.Error):  # or a ledger edited by hand
                 self._ledger.update(**self._known())
 
 
@@ -172,5 +183,8 @@ def _ending(error: BaseException | None) -> str | None:
     if error is None:
         return None
     kind = "failed" if isinstance(error, UserError) else f"crashed: {type(error).__name__}"
-    first = str(error).splitlines()[0][:200] if str(error) else ""
-    return f"{kind}: {first}"
+    return f"{kind}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else ""

@@ -6,6 +6,7 @@ does. What is not known at the start (devices, numerics) comes when it is.
 
 import csv
 import io
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,7 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self._path, self._number = folder / LEDGER_FILE, 0
+        self._busy = threading.Lock()  # the heartbeat writes too
         self._row: dict[str, Any] = {}
 
     def open(self, row: Mapping[str, Any]) -> None:
@@ -64,20 +66,29 @@ class Ledger:
 
     def update(self, how: str = RUNNING, **known: Any) -> None:
         """Bring this attempt's row up to date."""
+        with self._busy:
+            self._update(how, known)
+
+    def _update(self, how: str, known: Mapping[str, Any]) -> None:
         rows = read_ledger(self._path)
         earlier = [one for one in rows if int(one["attempt"]) < self._number]
         others = [one for one in rows if int(one["attempt"]) > self._number]  # refused meanwhile
         self._row = _reckoned({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
-        self._write([*earlier, self._row, *others], durable=how != RUNNING)
+        self._write([*earlier, self._row, *others])
 
     def learn(self, reached: int, continued_at: int) -> None:
-        """Complete the row of the attempt before this one, if it was killed: it had done `reached` steps at least.
+        """Complete the row of the last attempt that took a step, if it was killed: it had done `reached` at least.
 
         Its own row stops at its last heartbeat. continued_at: the step of the checkpoint that it has left.
         """
+        with self._busy:
+            self._learn(reached, continued_at)
+
+    def _learn(self, reached: int, continued_at: int) -> None:
         rows = read_ledger(self._path)
-        before = next((one for one in reversed(rows) if int(one["attempt"]) < self._number), None)
-        if before is None or before["how_it_ended"] != KILLED or not before["start_step"]:
+        earlier = [one for one in rows if int(one["attempt"]) < self._number and one["start_step"]]
+        before = earlier[-1] if earlier else None
+        if before is None or before["how_it_ended"] != KILLED:
             return
         place, start = rows.index(before), int(before["start_step"])
         end = max(start, reached, continued_at, int(before["end_step"] or 0))
@@ -86,8 +97,8 @@ class Ledger:
         )
         self._write(rows)
 
-    def _write(self, rows: list[Mapping[str, Any]], durable: bool = True) -> None:
-        write_atomically(self._path, _text(rows), durable=durable)
+    def _write(self, rows: list[Mapping[str, Any]]) -> None:
+        write_atomically(self._path, _text(rows))
 
 
 def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:

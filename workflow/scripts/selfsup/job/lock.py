@@ -3,6 +3,7 @@
 File locks of the operating system do not hold on every cluster's file system, and tell a refused job nothing.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,7 +17,8 @@ from selfsup.errors import UserError
 
 LOCK_FILE = "lock.json"
 BEAT_S = 10.0
-STALE_S = 40.0  # without a beat the holder is dead: four beats missed
+STALE_S = 120.0  # without a beat the holder is dead: a file system, or a processor, may stand still for a while
+WATCHED_S = 2.5 * BEAT_S  # and none was seen for so long by the clock of the one who asks: clocks of hosts differ
 POLL_S = 1.0
 
 
@@ -29,7 +31,6 @@ class Holder:
     pid: int
     process_started: str
     job_id: str
-    restarts: str
     since: str
     stage: str
 
@@ -46,7 +47,6 @@ def this_process(stage: str, environment: Mapping[str, str] = os.environ) -> Hol
         pid=os.getpid(),
         process_started=_process_started(os.getpid()) or "",
         job_id=environment.get("SLURM_JOB_ID", ""),
-        restarts=environment.get("SLURM_RESTART_COUNT", "0"),
         since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         stage=stage,
     )
@@ -59,15 +59,14 @@ class Lock:
         self._path, self._me = folder / LOCK_FILE, this_process(stage)
 
     def acquire(self) -> None:
-        """Take the lock. Waits up to STALE_S where it cannot be known at once whether the holder lives.
+        """Take the lock. Waits, up to STALE_S, where it cannot be known at once whether the holder lives.
 
         Raises UserError naming a holder that lives.
         """
         while not self._create():
             seen = _read(self._path)
-            if seen is None:
-                continue  # just released
-            self._set_aside(self._wait_until_dead(*seen))
+            if seen is not None:  # else it was just released
+                self._set_aside(*self._wait_until_dead(*seen))
 
     def beat(self) -> bool:
         """Show that the holder lives. Returns whether this process still holds the lock."""
@@ -87,34 +86,35 @@ class Lock:
             self._path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
+        whole = self._path.with_name(f"{LOCK_FILE}.{self._me.token}.new")
         try:
-            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            whole.write_text(json.dumps(asdict(self._me)))
+            os.link(whole, self._path)  # appears whole or not at all, and for one of several only
         except FileExistsError:
             return False
-        try:
-            with os.fdopen(file, "w") as out:
-                json.dump(asdict(self._me), out)
-        except OSError:  # a full disk: an empty lock would only hold up the next job
-            self._path.unlink(missing_ok=True)
-            raise
+        finally:
+            whole.unlink(missing_ok=True)
         return True
 
-    def _wait_until_dead(self, holder: Holder | None, beat: float) -> Holder | None:
-        """Return the holder once it is known to be dead or gone; raise UserError when it lives."""
+    def _wait_until_dead(self, holder: Holder | None, beat: float) -> tuple[Holder | None, float]:
+        """Return holder and last beat once the holder is known to be dead or gone; raise UserError when it lives."""
+        began = time.monotonic()
         while True:
-            alive = _lives(holder, self._me, self._now() - beat)
+            alive = _lives(holder, self._me)
+            silent = self._now() - beat > STALE_S and time.monotonic() - began > WATCHED_S
             seen = _read(self._path)
-            if alive is False or seen is None:
-                return holder
-            holder = seen[0] or holder  # a file seen between its creation and its first line has none yet
+            if seen is None:
+                return holder, beat
             if alive or seen[1] > beat:
                 raise UserError(
-                    f"{self._path.parent} is in use by {holder or 'another job'}: wait until it has ended, or end it; "
-                    "nothing was changed"
+                    f"{self._path.parent} is in use by {seen[0] or holder or 'another job'}: wait until it has ended, "
+                    "or end it; nothing was changed"
                 )
+            if alive is False or silent:
+                return holder, beat
             time.sleep(POLL_S)
 
-    def _set_aside(self, holder: Holder | None) -> None:
+    def _set_aside(self, holder: Holder | None, beat: float) -> None:
         """Remove a dead holder's lock, and no other's: another job may have taken it over meanwhile."""
         aside = self._path.with_name(f"{LOCK_FILE}.{self._me.token}")
         try:
@@ -122,11 +122,9 @@ class Lock:
         except FileNotFoundError:
             return
         found = _read(aside)
-        if found is not None and found[0] is not None and found[0] != holder:
-            try:
+        if found is not None and (found[0] != holder or found[1] > beat):
+            with contextlib.suppress(OSError):  # a third job's lock stands there already
                 os.link(aside, self._path)
-            except OSError:
-                os.rename(aside, self._path)
         aside.unlink(missing_ok=True)
 
     def _now(self) -> float:
@@ -154,17 +152,15 @@ def living_holder(folder: Path) -> Holder | None:
     if seen is None or seen[0] is None:
         return None
     holder, beat = seen
-    alive = _lives(holder, this_process("look"), time.time() - beat)
-    return None if alive is False else holder
+    alive = _lives(holder, this_process("look"))
+    return holder if alive or (alive is None and time.time() - beat < STALE_S) else None
 
 
-def _lives(holder: Holder | None, me: Holder, silent_s: float) -> bool | None:
-    """Return whether a holder lives that has been silent for so long; None when only waiting can tell."""
-    if holder is not None and holder.host == me.host:
-        return _process_started(holder.pid) == holder.process_started
-    if holder is not None and holder.job_id and holder.job_id == me.job_id and holder.restarts != me.restarts:
-        return False  # this very job, requeued
-    return False if silent_s > STALE_S else None
+def _lives(holder: Holder | None, me: Holder) -> bool | None:
+    """Return whether a holder of this host lives; None for one of another host, or of nobody known."""
+    if holder is None or holder.host != me.host:
+        return None
+    return _process_started(holder.pid) == holder.process_started
 
 
 def _read(path: Path) -> tuple[Holder | None, float] | None:

@@ -66,7 +66,8 @@ class StopRequest:
 
 def stop_file(folder: Path) -> Path | None:
     """Return the file STOP of a stage's folder or of the run that it belongs to, where there is one."""
-    return next((path for path in (folder / STOP_FILE, folder.parent / STOP_FILE) if path.exists()), None)
+    run = folder.parent.parent if folder.parent.name == "random_init" else folder.parent
+    return next((path for path in (folder / STOP_FILE, run / STOP_FILE) if path.exists()), None)
 
 
 def _end_of_time(time_limit_s: float | None, environment: Mapping[str, str]) -> float:

@@ -7,6 +7,7 @@ import threading
 import time
 
 EXIT_HUNG = 70  # EX_SOFTWARE: retried, from the newest checkpoint
+LAST_RESORT = 6  # times the patience: it counts the time of a suspension too
 STDERR = 2  # the file descriptor: faulthandler wants a real one
 LINGER_S = 15.0  # srun ends the other ranks with the first; they stand still too and tell their stacks meanwhile
 
@@ -33,13 +34,16 @@ class Watchdog:
         interval = min(self._patience / 4, 10.0)
         while True:
             # A thread that cannot run, because another never gives up Python's lock, re-arms nothing: then this fires.
-            faulthandler.dump_traceback_later(self._patience + LINGER_S, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(LAST_RESORT * self._patience, exit=True, file=STDERR)
+            began = time.monotonic()
             if self._closed.wait(interval):
                 faulthandler.cancel_dump_traceback_later()
                 return
-            silent = time.monotonic() - self._last
-            if silent > self._patience:
-                self._end(silent)
+            now = time.monotonic()
+            if now - began > interval + self._patience / 2:  # the whole process was suspended: that is no fault of its
+                self._last = now
+            elif now - self._last > self._patience:
+                self._end(now - self._last)
 
     def _end(self, silent: float) -> None:
         print(

@@ -49,16 +49,26 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint. Raises DamagedCheckpointError; UserError for one of a newer format."""
+    """Read and check a checkpoint.
+
+    Raises DamagedCheckpointError for a file whose content is wrong; PermanentError for one of a newer format; UserError
+    where it cannot be read now (a file system that is away, no memory), which says nothing of the file.
+    """
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        if card["format"] > FORMAT:
-            raise UserError(f"{path}: format {card['format']}, this code reads up to {FORMAT}: update the code")
-        if sha256(path) != card["sha256"]:
+        version, checksum = card["format"], card["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: its card cannot be read ({str(error).splitlines()[0]})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read now ({error}): start again when it can") from error
+    if version > FORMAT:
+        raise PermanentError(f"{path}: format {version}, this code reads up to {FORMAT}: update the code")
+    try:
+        if sha256(path) != checksum:
             raise DamagedCheckpointError(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, RuntimeError, EOFError, MemoryError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}): start again when it can") from error
 
 
 def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
@@ -89,11 +99,13 @@ def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | N
 def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UserError with a readable difference when a checkpoint is of another recipe, revision, seed or dataset."""
     lines = differences(pretraining_part(wanted["recipe"]), pretraining_part(found["recipe"]))
-    for key in ("revision", "seed", "dataset_fingerprint"):
-        if wanted[key] != found[key]:
-            lines.append(f"{key}: wanted {wanted[key]}, found {found[key]}")
+    keys = [key for key in ("revision", "seed", "dataset_fingerprint") if wanted[key] != found[key]]
+    lines += [f"{key}: wanted {wanted[key]}, found {found[key]}" for key in keys]
+    others = len(keys)
     if lines:
-        raise PermanentError(
+        # A seed or a dataset of another run is a slip on the command line: no reason to block the right command.
+        kind = PermanentError if len(lines) > others or wanted["revision"] != found["revision"] else UserError
+        raise kind(
             f"{path} belongs to another run; "
             + "; ".join(lines)
             + ". Restore the value, or raise `revision` in config.yaml to train anew"
@@ -104,24 +116,33 @@ def link_boundary(boundary: Path, output: Path) -> None:
     """Make `output` and its JSON file the same files as the boundary kept in `partial/`; copies where links fail."""
     for suffix in (".json", ".pt"):
         source, target = boundary.with_suffix(suffix), output.with_suffix(suffix)
-        target.unlink(missing_ok=True)
+        temporary = output.with_suffix(f"{suffix}.tmp")
+        temporary.unlink(missing_ok=True)
         try:
-            os.link(source, target)
+            os.link(source, temporary)
+        except FileNotFoundError:
+            raise
         except OSError:  # a file system without hard links
-            shutil.copy2(source, target)
+            shutil.copy2(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # stays where both were the same file already
 
 
 def prune(partial: Path, keep: Path | None = None) -> None:
     """Delete what `keep`, just written, makes needless: boundaries before it and rolling ones older than the last two.
 
-    Without `keep` the run is over, and all that lies in `partial` goes.
+    What is newer than `keep` stays. Without `keep` the run is over, and all that lies in `partial` goes.
     """
     rolling, boundaries = sorted(partial.glob("step_*.pt")), set(partial.glob("epoch_*.pt"))
-    if keep in rolling:
-        place = rolling.index(keep) + 1
-        needless = {*rolling[: max(place - KEPT_ROLLING, 0)], *boundaries}
+    if keep is None:
+        needless = {*rolling, *boundaries}
     else:
-        needless = {*rolling, *boundaries} - {keep}
+        older = [path for path in rolling if path != keep and step_of(path) <= step_of(keep)]
+        spared = older[-(KEPT_ROLLING - 1) :] if keep in rolling else []
+        passed = {path for path in boundaries if step_of(path) <= step_of(keep)}
+        needless = {*older, *passed} - {keep, *spared}
     for path in needless:
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)

@@ -83,6 +83,15 @@ class Ranks:
                 dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, a plain one, in the order of ranks; does not touch the device."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        with _others_may_die():
+            dist.all_gather_object(values, value, group=self._control)
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.any(False)

@@ -3,6 +3,7 @@
 All that a step needs besides the checkpointed state is a function of (recipe, seed, step).
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -210,11 +211,21 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Pat
     asked to stop before the boundary; all work is then in a rolling checkpoint.
     """
     ranks = run.compute.ranks
-    work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
+    done = work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
     boundary = run.partial / boundary_name(until_epoch)
+    if until_epoch < done.reached and not boundary.exists():
+        raise UserError(
+            f"{run.folder} has reached epoch {done.reached:g} already; to train up to {until_epoch} once more would "
+            "undo that: ask for a later epoch, or raise `revision`"
+        )
     training = Pretraining(run)
     end = until_epoch * training.steps_per_epoch
     source = _continue_from(training, [*run.partial.glob("*.pt"), *([previous] if previous else [])], end)
+    if source is None and done.reached > 0:
+        raise UserError(
+            f"{run.folder} has reached epoch {done.reached:g}, but no checkpoint of it is left: restore one (*.damaged "
+            "are those that failed their checksum), or delete the folder to begin anew"
+        )
     if previous and training.step == 0:
         raise UserError(f"{previous}: the boundary to continue from is not there: run the segment before it again")
     attempt.begin(training.step, run.recipe["global_batch"], steps_logged(run.folder / HISTORY) if ranks.is_main else 0)
@@ -226,6 +237,8 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Pat
         if not _train(training, end, boundary, attempt):
             return False
     if ranks.is_main:
+        if not boundary.exists():  # a rolling checkpoint at this very step: segments were cut anew
+            checkpoint.link_boundary(source, boundary)
         checkpoint.link_boundary(boundary, output)
         record_run(run.folder, run.recipe, run.revision, boundary=until_epoch)
     ranks.barrier()
@@ -283,38 +296,39 @@ def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) ->
     columns = (*training.method.schedules(start), *(["skipped"] if training.scaler.is_enabled() else []))
     history = History(run.folder / HISTORY, start=start, columns=columns) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
-    saver = Saver(ranks, attempt, run.checkpoint_minutes)
-    for batch in training.batches.read(start, end, workers=compute.workers, pin_memory=compute.device.type == "cuda"):
-        step = training.step
-        loss = training.train_step(batch)
-        done = training.step
-        attempt.at(done)
-        logged = done % row_interval == 0
-        if logged or done == end:
-            row = {
-                "step": step,
-                "epoch": step // spe,
-                "loss": training.checked_loss(loss, weights=False),
-                "lr": training.learning_rate(step),
-                **training.method.schedules(step),
-            }
-            if training.scaler.is_enabled():
-                row["skipped"] = training.skipped
-            if ranks.is_main:
-                row["images_per_s"] = progress.images_per_s(done)
-                if logged:
-                    history.append(row)
-                if progress.due(done):
-                    print(progress.line(done, row), flush=True)
-        if done == end:
-            training.save(boundary, loss, saver, wait=True)
-            return True
-        decision = saver.decide()
-        if decision is not Decision.GO_ON:
-            training.save(run.partial / f"step_{done:09d}.pt", loss, saver, wait=decision is Decision.STOP)
-        if decision is Decision.STOP:
-            return _stopped(training, attempt)
-    return True
+    pinned = compute.device.type == "cuda"
+    with contextlib.closing(Saver(ranks, attempt, run.checkpoint_minutes)) as saver:
+        for batch in training.batches.read(start, end, workers=compute.workers, pin_memory=pinned):
+            step = training.step
+            loss = training.train_step(batch)
+            done = training.step
+            attempt.at(done)
+            logged = done % row_interval == 0
+            if logged or done == end:
+                row = {
+                    "step": step,
+                    "epoch": step // spe,
+                    "loss": training.checked_loss(loss, weights=False),
+                    "lr": training.learning_rate(step),
+                    **training.method.schedules(step),
+                }
+                if training.scaler.is_enabled():
+                    row["skipped"] = training.skipped
+                if ranks.is_main:
+                    row["images_per_s"] = progress.images_per_s(done)
+                    if logged:
+                        history.append(row)
+                    if progress.due(done):
+                        print(progress.line(done, row), flush=True)
+            if done == end:
+                training.save(boundary, loss, saver, wait=True)
+                return True
+            decision = saver.decide()
+            if decision is not Decision.GO_ON:
+                training.save(run.partial / f"step_{done:09d}.pt", loss, saver, wait=decision is Decision.STOP)
+            if decision is Decision.STOP:
+                return _stopped(training, attempt)
+        return True
 
 
 def _stopped(training: Pretraining, attempt: Attempt) -> bool:

@@ -68,6 +68,10 @@ class Saver:
             self._attempt.stalled(time.monotonic() - began)
         self._saved = time.monotonic()
 
+    def close(self) -> None:
+        """Wait for the write in the background, whatever the training has come to: the lock is given up after it."""
+        self.finish()
+
     def finish(self) -> bool:
         """Wait for the write in the background. Returns whether it has failed."""
         if self._thread is not None:
@@ -78,13 +82,13 @@ class Saver:
             print(f"warning: {problem}; trying again with the newest state", flush=True)
         return problem is not None
 
-    def _write_in_background(self, *work) -> None:
+    def _write_in_background(self, path: Path, *work) -> None:
         try:
-            self._write(*work)
+            self._write(path, *work)
         except UserError as error:
             self._problem = error
-        except OSError as error:  # of the files beside the checkpoint
-            self._problem = UserError(f"{error.filename}: {error.strerror}")
+        except Exception as error:  # of the files beside the checkpoint; lost in a thread otherwise
+            self._problem = UserError(f"{path}: {type(error).__name__}: {error}")
 
     def _write(
         self, path: Path, state: dict[str, Any], card: Mapping[str, Any], then: Callable[[], None], began: float

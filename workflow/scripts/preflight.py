@@ -1,0 +1,45 @@
+"""Check in a minute what a job of days will need: ranks, devices, network, batch norm, files, clocks, time limit.
+
+    python workflow/scripts/preflight.py --data data/digits --results results --output preflight.txt --ranks 1
+
+Started like pretrain.py, a process per device. Writes --output, a line with a verdict for each check and what to do
+where it failed. Exit status 0 even then: the table is the result; 1 when it could not be made.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from selfsup.arguments import add_compute_arguments, start_local_ranks
+from selfsup.atomic_files import write_atomically
+from selfsup.errors import run_script
+from selfsup.job.place import discover_place
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, required=True, help="how many processes there should be")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of a packed dataset; may repeat")
+    parser.add_argument("--results", type=Path, required=True, help="folder of results, to be written from every node")
+    parser.add_argument("--output", type=Path, required=True, help="the table")
+    add_compute_arguments(parser)
+    arguments = parser.parse_args()
+    start_local_ranks(arguments)
+    place = discover_place(os.environ)
+
+    from selfsup.training.compute import start_compute
+    from selfsup.training.preflight import Preflight, to_text
+
+    compute = start_compute(arguments, place)
+    limit = arguments.time_limit and arguments.time_limit * 60
+    verdicts = Preflight(compute, place, arguments.ranks, arguments.data, arguments.results, limit).run()
+    if place.is_main:
+        text = to_text(verdicts)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(arguments.output, text)
+        print(text, end="")
+    compute.ranks.close()
+
+
+if __name__ == "__main__":
+    run_script(main)
