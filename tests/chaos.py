@@ -247,10 +247,8 @@ def compare(folder: Path, plan: Plan) -> list[Run]:
     total, hits = undisturbed.state()["step"], sum(run.writes_hit for run in runs)
     if WRITE in kinds and not hits:
         raise AssertionError("no kill met a checkpoint's write")
-    print(
-        f"{done} kills in {len(runs)} runs of {total} steps, {len(rows)} attempts ({summary}), {hits} in the middle of a write"
-    )
-    print(f"{redone} steps done again; every encoder, and all state, equal to the bit")
+    print(f"{done} kills ({hits} in the middle of a write) in {len(runs)} runs of {total} steps")
+    print(f"{len(rows)} attempts: {summary}; {redone} steps done again; all encoders and states equal to the bit")
     return runs
 
 

@@ -135,7 +135,7 @@ def test_a_file_system_that_is_away_for_a_moment_costs_no_checkpoint(run, monkey
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(checkpoint, "sha256", stale)
-    with pytest.raises(UserError, match="cannot be read .*Stale file handle.*start again when it can"):
+    with pytest.raises(UserError, match=r"cannot be read .*Stale file handle.*start again when it can"):
         train(away, 4)
     assert not list(away.partial.glob("*.damaged")) and not (away.folder / "failed.json").exists()
     monkeypatch.undo()

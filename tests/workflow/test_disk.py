@@ -43,7 +43,7 @@ def test_a_folder_that_cannot_be_written_is_named(repository, tmp_path):
     command = [sys.executable, script, "--table", "demo", "--output", "/proc/demo.csv", "--results", tmp_path]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     (line,) = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and line.startswith("error: /proc/demo.md.tmp: No such file or directory")
+    assert done.returncode == 1 and line.startswith("error: /proc/demo.md: No such file or directory")
 
 
 @pytest.fixture
