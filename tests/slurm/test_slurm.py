@@ -155,3 +155,11 @@ def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, un
     finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)
     rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
     assert [row["steps_done"] for row in rows] in (["132"], ["132", "0"])  # nothing was trained again
+
+
+def test_preflight_prints_a_verdict_a_line(slurm):
+    printed = slurm.run("preflight")
+    table = printed[printed.index("ok      ranks") :]
+    assert "4 ranks on 2 nodes: node1 2, node2 2" in table and "preflight: all is well" in table
+    for check in ("devices", "software", "all-reduce", "batch norm", "store", "results folder", "clocks", "time limit"):
+        assert f"ok      {check}" in table
