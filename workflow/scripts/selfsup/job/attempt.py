@@ -90,7 +90,8 @@ class Attempt:
         self._leaving.set()
         self._heart.join()
         if self._lock.is_mine():
-            self._ledger.update(_ending(error) or self._how, **self._known())
+            with contextlib.suppress(OSError):  # the disk may be full, which is what the error tells
+                self._ledger.update(_ending(error) or self._how, **self._known())
             self._lock.release()
 
     def know(self, **columns: Any) -> None:
