@@ -378,6 +378,8 @@ def test_weights_that_are_not_finite_are_never_saved(run, monkeypatch):
             next(iter(self.method.networks.parameters())).data[0] = float("nan")
         return loss
 
+    honest_save = torch.save
+    monkeypatch.setattr(torch, "save", lambda *a: (time.sleep(0.1), honest_save(*a)))  # still at it when step 7 fails
     monkeypatch.setattr(Pretraining, "train_step", broken)
     with pytest.raises(PermanentError, match=r"not finite at step 7 \(epoch 1\.40\).*checkpoint: .*step_000000007\.pt"):
         train(run(checkpoint_minutes=1e-9), 4)

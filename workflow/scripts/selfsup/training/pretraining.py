@@ -169,7 +169,7 @@ class Pretraining:
         self.step, self.attempts = state["step"], list(state["attempts"])
         self.skipped, self._last_skipped = state["skipped"], state["last_skipped"]
 
-    def checked_loss(self, loss: torch.Tensor, *, weights: bool) -> float:
+    def checked_loss(self, loss: torch.Tensor, saver: Saver | None = None, *, weights: bool) -> float:
         """Return the mean over ranks of this step's loss, once all losses so far (and the weights) are known finite.
 
         Waits for the device. Raises PermanentError on every rank, with the first bad step and the last good checkpoint.
@@ -182,6 +182,8 @@ class Pretraining:
         first = self.ranks.highest(0 if math.isinf(place) else self.total_steps - int(place))
         if first:
             step = self.total_steps - first
+            if saver:
+                saver.finish()  # what is being written is good, and may be the last
             good = checkpoint.newest_by_card([*self.run.partial.glob("*.pt"), *self.run.folder.glob(BOUNDARIES)])
             raise PermanentError(
                 f"loss or weights are not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): nothing was "
@@ -193,7 +195,7 @@ class Pretraining:
     def save(self, path: Path, loss: torch.Tensor, saver: Saver, *, wait: bool) -> None:
         """Write a checkpoint, once the loss and all parameters are known to be finite on every rank."""
         card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
-        mean_loss = self.checked_loss(loss, weights=True)
+        mean_loss = self.checked_loss(loss, saver, weights=True)
         epoch, run = self.step / self.steps_per_epoch, self.run
         card |= {"step": self.step, "epoch": epoch, "loss": mean_loss, "numerics": self.numerics}
 
@@ -308,7 +310,7 @@ def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) ->
                 row = {
                     "step": step,
                     "epoch": step // spe,
-                    "loss": training.checked_loss(loss, weights=False),
+                    "loss": training.checked_loss(loss, saver, weights=False),
                     "lr": training.learning_rate(step),
                     **training.method.schedules(step),
                 }
