@@ -158,6 +158,8 @@ def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, un
 
 
 def test_preflight_prints_a_verdict_a_line(slurm):
+    slurm.config["experiments"] = {"digits": slurm.digits}  # imagenet, the largest, asks for more nodes than there are
+    slurm.config["tables"] = {"demo": ["digits"]}
     printed = slurm.run("preflight")
     table = printed[printed.index("ok      ranks") :]
     assert "4 ranks on 2 nodes: node1 2, node2 2" in table and "preflight: all is well" in table
