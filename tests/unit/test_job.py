@@ -78,6 +78,19 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path, holder):
     assert not list(tmp_path.iterdir()) and living_holder(tmp_path) is None
 
 
+def test_a_file_system_without_hard_links_has_locks_too(tmp_path, monkeypatch):
+    def refused(*paths):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    first = Lock(tmp_path, "first")
+    first.acquire()
+    with pytest.raises(UserError, match="in use by process"):
+        Lock(tmp_path, "second").acquire()
+    first.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_process_number_used_again_is_not_taken_for_the_holder(tmp_path):
     me = dataclasses.replace(this_process("gone"), process_started="1")
     (tmp_path / "lock.json").write_text(json.dumps(dataclasses.asdict(me)))

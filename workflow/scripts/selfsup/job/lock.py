@@ -92,8 +92,19 @@ class Lock:
             os.link(whole, self._path)  # appears whole or not at all, and for one of several only
         except FileExistsError:
             return False
+        except OSError:  # a file system without hard links
+            return self._create_in_place()
         finally:
             whole.unlink(missing_ok=True)
+        return True
+
+    def _create_in_place(self) -> bool:
+        try:
+            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(file, "w") as out:
+            json.dump(asdict(self._me), out)
         return True
 
     def _wait_until_dead(self, holder: Holder | None, beat: float) -> tuple[Holder | None, float]:

@@ -57,6 +57,8 @@ class Saver:
         began = time.monotonic()
         if self._ranks.is_main:
             failed = self.finish()
+            if failed:
+                print("trying again with the newest state", flush=True)
             self._attempt.check_ours()
             if wait or failed:
                 self._write(path, state(), card, then, began)
@@ -79,7 +81,7 @@ class Saver:
             self._thread = None
         problem, self._problem = self._problem, None
         if problem is not None:
-            print(f"warning: {problem}; trying again with the newest state", flush=True)
+            print(f"warning: {problem}", flush=True)
         return problem is not None
 
     def _write_in_background(self, path: Path, *work) -> None:
