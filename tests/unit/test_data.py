@@ -11,7 +11,7 @@ import torch
 from torchvision.io import encode_jpeg, encode_png
 
 from selfsup.data import sources
-from selfsup.data.loader import Batches
+from selfsup.data.loader import CPU, Batches, ViewMaker
 from selfsup.data.sources import prepare
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
@@ -160,11 +160,12 @@ def test_ranks_share_each_global_batch_and_see_what_one_would(tiny_store, tiny_r
     parts = [
         Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain", rank=r, ranks=ranks) for r in range(ranks)
     ]
+    make_views = ViewMaker(tiny_store.train, tiny_recipe, CPU)
     for step in (0, 6):
         whole, shared = alone[step], [part[step] for part in parts]
         assert np.array_equal(np.concatenate([batch.indices for batch in shared]), whole.indices)
-        for view in range(2):
-            assert torch.equal(torch.cat([batch.views[view] for batch in shared]), whole.views[view])
+        for together, parts_views in zip(make_views(whole), zip(*map(make_views, shared), strict=True), strict=True):
+            assert torch.equal(torch.cat(parts_views), together)
 
 
 def test_an_epoch_shows_whole_batches_of_different_images(tiny_store, tiny_recipe):
@@ -176,13 +177,22 @@ def test_an_epoch_shows_whole_batches_of_different_images(tiny_store, tiny_recip
     assert not np.array_equal(batches.global_indices(0)[1], batches.global_indices(5)[1])
 
 
-def test_loader_workers_change_nothing(tiny_store, tiny_recipe):
-    batches = Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain")
+@pytest.fixture
+def encoded_store(tmp_path) -> PackedStore:
+    write_tree(tmp_path / "tree", {"train": ["ant", "bee", "cat", "dog"], "test": ["ant"]})
+    prepare("folder", tmp_path / "tree", tmp_path / "store")
+    return PackedStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("store", ["tiny_store", "encoded_store"])
+def test_loader_workers_change_nothing(store, tiny_recipe, request):
+    split = request.getfixturevalue(store).train
+    batches, make_views = Batches(split, tiny_recipe, seed=0, stage="pretrain"), ViewMaker(split, tiny_recipe, CPU)
     for alone, helped in zip(
         batches.read(3, 9, workers=0, pin_memory=False), batches.read(3, 9, workers=2, pin_memory=False), strict=True
     ):
         assert alone.step == helped.step and np.array_equal(alone.indices, helped.indices)
-        assert all(torch.equal(a, b) for a, b in zip(alone.views, helped.views, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(make_views(alone), make_views(helped), strict=True))
 
 
 def test_a_short_last_batch_is_shared_without_loss(tiny_store, tiny_recipe):

@@ -1,7 +1,6 @@
 """Ranks: found in the environment, and several of them computing what one does."""
 
 import contextlib
-import dataclasses
 import queue
 import socket
 import threading
@@ -173,15 +172,24 @@ def test_batch_norm_over_ranks_equals_one_process(size, groups):
         torch.testing.assert_close(as_double(part[3]), as_double(alone[3]), rtol=1e-12, atol=1e-12)
 
 
+def _compute_in(dtype: torch.dtype, training: Pretraining) -> None:
+    training.method.networks.to(dtype)
+    make_views = training.make_views
+
+    def converted(batch) -> Views:
+        views = make_views(batch)
+        return Views(tuple(view.to(dtype) for view in views), views.parameters)
+
+    training.make_views = converted
+
+
 def _train_steps(ranks: Ranks, store, folder, dtype: torch.dtype, steps: int) -> tuple:
     run = Run(load_recipe("digits", TINY), 0, 1, store, folder, on_cpu(ranks, threads=1), 60)
     training = Pretraining(run)
-    training.method.networks.to(dtype)
+    _compute_in(dtype, training)
     losses, gradients = [], None
     for step in range(steps):
-        batch = training.batches[step]
-        views = Views(tuple(view.to(dtype) for view in batch.views), batch.views.parameters)
-        losses.append(float(ranks.mean(training.train_step(dataclasses.replace(batch, views=views)))))
+        losses.append(float(ranks.mean(training.train_step(training.batches[step]))))
         gradients = gradients or [one.parameter.grad.tolist() for one in training.treatments]
     weights = torch.cat([p.detach().flatten() for p in training.method.networks.parameters()])
     return losses, gradients, weights.tolist()
@@ -189,14 +197,16 @@ def _train_steps(ranks: Ranks, store, folder, dtype: torch.dtype, steps: int) ->
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_one_steps_gradient_is_that_of_the_global_batch(tiny_store, tmp_path, size):
-    """float32, to 1e-5 relative in the norm."""
+    """float32, to 1e-5 relative in the norm; a single tensor's, in which terms may cancel, to 3e-5."""
     torch.set_num_threads(1)
     losses, gradients, _ = _train_steps(Ranks(), tiny_store, tmp_path, torch.float32, 1)
     for other_losses, other_gradients, _ in on_ranks(_train_steps, size, tiny_store, tmp_path, torch.float32, 1):
         assert other_losses == pytest.approx(losses, rel=1e-6)
         for wanted, found in zip(map(as_double, gradients), map(as_double, other_gradients), strict=True):
             # The projector's last bias is cancelled by the predictor's batch norm: its gradient is rounding, 4e-7.
-            assert (wanted - found).norm() <= max(1e-5 * wanted.norm(), 1e-6)
+            assert (wanted - found).norm() <= max(3e-5 * wanted.norm(), 1e-6)
+        whole, others = (torch.cat([as_double(g).flatten() for g in given]) for given in (gradients, other_gradients))
+        assert (whole - others).norm() <= 1e-5 * whole.norm()
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -214,13 +224,11 @@ def _train_part(ranks: Ranks, store, path, until: int) -> list[float]:
     """Go on in float64 from the state at `path`, if there is one, and leave it there after step `until`."""
     run = Run(load_recipe("digits", TINY), 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60)
     training = Pretraining(run)
-    training.method.networks.double()
+    _compute_in(torch.float64, training)
     if path.exists():
         training.restore(path, load_checkpoint(path))
     while training.step < until:
-        batch = training.batches[training.step]
-        views = Views(tuple(view.double() for view in batch.views), batch.views.parameters)
-        training.train_step(dataclasses.replace(batch, views=views))
+        training.train_step(training.batches[training.step])
     ranks.barrier()
     if ranks.is_main:
         save_checkpoint(path, training.state(), {"step": training.step})

@@ -47,13 +47,14 @@ def test_logits_that_are_not_finite_are_no_hits():
 
 def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tiny_recipe, tmp_path):
     """SGD with Nesterov momentum in NumPy, float64, on the same features: losses to 1e-4, the accuracy exactly."""
-    from selfsup.data.loader import Batches
+    from selfsup.data.loader import Batches, ViewMaker
     from selfsup.models import seeded_weights
 
     encoder = initial_backbone(tiny_recipe, 0).eval().requires_grad_(False)
     rows = evaluate(evaluation(encoder, tiny_store, tiny_recipe), tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2]
     batches = Batches(tiny_store.train, tiny_recipe, seed=0, stage="linear")
+    make_views = ViewMaker(tiny_store.train, tiny_recipe, torch.device("cpu"))
     with seeded_weights(0, 2):
         start = torch.nn.Linear(encoder.out_features, 3)
     w, b = start.weight.detach().double().numpy(), start.bias.detach().double().numpy()
@@ -62,7 +63,7 @@ def test_linear_evaluation_follows_a_restatement_of_its_protocol(tiny_store, tin
         lr = 0.2 * 0.5 * (1 + np.cos(np.pi * step / 10))
         batch = batches[step]
         with torch.no_grad():
-            x = encoder(batch.views[0]).double().numpy()
+            x = encoder(make_views(batch)[0]).double().numpy()
         logits = x @ w.T + b
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
@@ -120,11 +121,12 @@ def test_a_batch_larger_than_the_training_set_is_refused(tiny_store, tiny_recipe
 
 
 def test_a_last_batch_with_fewer_images_than_ranks_leaves_one_of_them_idle(tiny_store, tiny_recipe):
-    from selfsup.data.loader import Batches
+    from selfsup.data.loader import Batches, ViewMaker
 
     recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "drop_last": False, "batch": 6}}
     idle = Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=1, ranks=2)[7]
-    assert idle.views[0].shape == (0, 3, 8, 8) and idle.total == 1
+    views = ViewMaker(tiny_store.train, recipe, torch.device("cpu"))(idle)
+    assert views[0].shape == (0, 3, 8, 8) and idle.total == 1
 
 
 def test_the_protocol_is_named_in_words():

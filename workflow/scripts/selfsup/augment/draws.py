@@ -46,7 +46,7 @@ class ViewDraws:
     sigma: np.ndarray
     solarize: np.ndarray
 
-    def part(self, samples: slice) -> "ViewDraws":
+    def part(self, samples: slice | np.ndarray) -> "ViewDraws":
         """Return the parameters of some of the samples."""
         return ViewDraws(**{field.name: getattr(self, field.name)[samples] for field in fields(self)})
 
@@ -61,6 +61,11 @@ class Draws:
     def part(self, samples: slice) -> "Draws":
         """Return the parameters of some of the samples."""
         return Draws(tuple(view.part(samples) for view in self.views), self.policies)
+
+    def together(self) -> ViewDraws:
+        """Return all views' parameters in one, view after view."""
+        names = [field.name for field in fields(ViewDraws)]
+        return ViewDraws(**{name: np.concatenate([getattr(view, name) for view in self.views]) for name in names})
 
 
 def view_policies(recipe: Mapping, stage: str) -> list[Mapping]:

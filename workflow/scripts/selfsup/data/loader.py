@@ -1,48 +1,67 @@
 """Batches by step: what step k sees is a function of (recipe, seed, k), so reading may begin anywhere and anew.
 
-Order of an epoch: a permutation drawn from (seed, epoch). Each rank reads its own slice of every global batch.
+Order of an epoch: a permutation drawn from (seed, epoch). Each rank reads its own slice of every global batch. Loader
+workers draw, decode and crop; `ViewMaker` does the rest on the device, for the whole batch at once.
 """
 
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from selfsup.augment import Views, augment_batch, draw
+from selfsup.augment import Draws, Views, apply, augment_batch, crop, draw, stack_crops
+from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
 from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.random_draws import Stream, permutation
 
+CPU = torch.device("cpu")
 SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
-BATCHES_AHEAD = 2  # of each loader worker; a batch of 128 pairs of 224-pixel views takes 154 MB of shared memory
+BATCHES_AHEAD = 2  # of each loader worker; a batch of 128 pairs of 224-pixel crops takes 154 MB of shared memory
+RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the images; CIFAR-10 takes 150 MB
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch. indices, labels: int64 [n]; views: n pictures each; total: all ranks' n."""
+    """One rank's part of a global batch, before its views are made. total: all ranks' n.
+
+    indices, labels: int64 [n]. pictures: None, where the split's images are all of one size and on the device; uint8
+    [n, 3, H, W], where they are of one size; else each view's crops, [n, 3, size, size].
+    """
 
     step: int
     indices: np.ndarray
     labels: torch.Tensor
-    views: Views
+    draws: Draws
+    pictures: tuple[torch.Tensor, ...] | torch.Tensor | None
     total: int
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; called by torch's DataLoader."""
-        views = Views(tuple(image.pin_memory() for image in self.views), self.views.parameters)
-        return Batch(self.step, self.indices, self.labels.pin_memory(), views, self.total)
+        return replace(self, labels=self.labels.pin_memory(), pictures=_pinned(self.pictures))
 
 
 class Batches(Dataset):
-    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"."""
+    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: where views will be made."""
 
-    def __init__(self, split: Split, recipe: Mapping, *, seed: int, stage: str, rank: int = 0, ranks: int = 1):
+    def __init__(
+        self,
+        split: Split,
+        recipe: Mapping,
+        *,
+        seed: int,
+        stage: str,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device = CPU,
+    ):
         self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
+        self._resident = fits_on(device, split)
         self._rank, self._ranks = rank, ranks
         self._batch = recipe["global_batch"] if stage == "pretrain" else recipe["linear"]["batch"]
         drop_last = stage == "pretrain" or recipe["linear"]["drop_last"]
@@ -65,8 +84,17 @@ class Batches(Dataset):
             sizes=self._split.sizes[indices],
             stage=self._stage,
         )
-        views = augment_batch(self._recipe, map(self._split.image, indices), draws)
-        return Batch(step, indices, torch.from_numpy(self._split.labels[indices]), views, len(everyones))
+        labels = torch.from_numpy(self._split.labels[indices])
+        return Batch(step, indices, labels, draws, self._pictures(indices, draws), len(everyones))
+
+    def _pictures(self, indices: np.ndarray, draws: Draws) -> tuple[torch.Tensor, ...] | torch.Tensor | None:
+        if self._split.raw is not None:
+            return None if self._resident else torch.from_numpy(self._split.raw[indices])
+        augment = self._recipe["augment"]
+        if not len(indices):  # a rank's part of a last batch that has fewer images than there are ranks
+            return tuple(torch.empty(0, 3, augment["size"], augment["size"]) for _ in draws.views)
+        with one_thread():  # so that a crop's bits are the same in a worker and in the process that trains
+            return stack_crops([crop(self._split.image(i), draws, n, augment=augment) for n, i in enumerate(indices)])
 
     def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one)."""
@@ -83,6 +111,36 @@ class Batches(Dataset):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+class ViewMaker:
+    """Makes a batch's views on a device, in float32. Holds images of one size there, once, as uint8."""
+
+    def __init__(self, split: Split, recipe: Mapping, device: torch.device):
+        self._recipe, self._device = recipe, device
+        self._images = torch.from_numpy(split.raw).to(device) if fits_on(device, split) else None
+
+    def __call__(self, batch: Batch) -> Views:
+        pictures = batch.pictures
+        if pictures is None:
+            pictures = self._images.index_select(0, torch.from_numpy(batch.indices).to(self._device))
+        if isinstance(pictures, torch.Tensor):
+            return augment_batch(self._recipe, pictures.to(self._device, non_blocking=True), batch.draws)
+        return apply(self._recipe, [crops.to(self._device, non_blocking=True) for crops in pictures], batch.draws)
+
+
+@lru_cache(maxsize=8)  # asked once for the loader and once for the maker of views; they must agree
+def fits_on(device: torch.device, split: Split) -> bool:
+    """Return whether a split's images are of one size and may stay on the device; on a CPU they are mapped there."""
+    if split.raw is None:
+        return False
+    return device.type == "cpu" or split.raw.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _pinned(pictures):
+    if isinstance(pictures, tuple):
+        return tuple(map(_pinned, pictures))
+    return None if pictures is None else pictures.pin_memory()
 
 
 class _ErrorsAsValues(Dataset):

@@ -30,13 +30,13 @@ class Split:
         self._open()
 
     def _open(self) -> None:
-        def mapped(part: str) -> np.ndarray:
-            return np.load(self._folder / f"{self._name}_{part}.npy", mmap_mode="r", allow_pickle=False)
+        def mapped(part: str) -> np.ndarray:  # copy on write: torch warns of tensors that it may not write to
+            return np.load(self._folder / f"{self._name}_{part}.npy", mmap_mode="c", allow_pickle=False)
 
         self.labels = np.asarray(mapped("labels"))
-        self._raw = mapped("images") if self._entry["kind"] == "raw" else None
-        if self._raw is not None:
-            self.sizes = np.tile(np.array(self._raw.shape[2:], np.int64), (len(self.labels), 1))
+        self.raw = mapped("images") if self._entry["kind"] == "raw" else None  # uint8 [N, 3, H, W], if of one size
+        if self.raw is not None:
+            self.sizes = np.tile(np.array(self.raw.shape[2:], np.int64), (len(self.labels), 1))
         else:
             self.sizes, self._offsets = np.asarray(mapped("sizes")), mapped("offsets")
             self._bytes = np.memmap(self._folder / f"{self._name}_images.bin", np.uint8, "r")
@@ -46,8 +46,8 @@ class Split:
 
     def image(self, index: int) -> torch.Tensor:
         """Return the image as uint8 [3, H, W]."""
-        if self._raw is not None:
-            return torch.from_numpy(np.array(self._raw[index]))
+        if self.raw is not None:
+            return torch.from_numpy(np.array(self.raw[index]))
         encoded = np.array(self._bytes[self._offsets[index] : self._offsets[index + 1]])
         try:
             return decode_image(torch.from_numpy(encoded), ImageReadMode.RGB)

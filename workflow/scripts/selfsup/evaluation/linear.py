@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import centre_view
-from selfsup.data.loader import Batch, Batches
+from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError
 from selfsup.evaluation.metrics import top_k_hits
@@ -60,7 +60,10 @@ class LinearEvaluation:
         self._encoder, self._linear, self._identity = encoder, recipe["linear"], dict(identity)
         self._n_test = len(store.test)
         ranks = compute.ranks
-        self._batches = Batches(store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size)
+        self._batches = Batches(
+            store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size, device=compute.device
+        )
+        self._make_views = ViewMaker(store.train, recipe, compute.device)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self._linear["epochs"]
         if self.total_steps == 0:
@@ -152,7 +155,7 @@ class LinearEvaluation:
         rate = learning_rate(
             batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
         )
-        pictures, labels = batch.views.to(compute.device)[0], batch.labels.to(compute.device, non_blocking=True)
+        pictures, labels = self._make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
         with torch.no_grad(), autocast(compute.device, compute.precision):
             features = self._encoder(pictures)
         self._optimizer.param_groups[0]["lr"] = rate

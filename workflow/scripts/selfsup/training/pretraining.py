@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from selfsup import provenance
-from selfsup.data.loader import Batch, Batches
+from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
@@ -70,8 +70,15 @@ class Pretraining:
         self.run, self.ranks, self.step = run, ranks, 0
         self.skipped, self._last_skipped = 0, False
         self.batches = Batches(
-            run.store.train, run.recipe, seed=run.seed, stage="pretrain", rank=ranks.rank, ranks=ranks.size
+            run.store.train,
+            run.recipe,
+            seed=run.seed,
+            stage="pretrain",
+            rank=ranks.rank,
+            ranks=ranks.size,
+            device=device,
         )
+        self.make_views = ViewMaker(run.store.train, run.recipe, device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise PermanentError(
@@ -134,7 +141,7 @@ class Pretraining:
         parts = self.run.recipe["micro_batches"]
         compute = self.run.compute
         total = torch.zeros((), device=compute.device)
-        for views in batch.views.to(compute.device).chunk(parts):
+        for views in self.make_views(batch).chunk(parts):
             with autocast(compute.device, compute.precision):
                 loss, _ = self.method.loss(views, self.step, self.ranks)
             self.scaler.scale(loss / parts).backward()

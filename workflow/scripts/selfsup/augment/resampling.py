@@ -1,0 +1,115 @@
+"""Cropping, resizing, flipping and blurring a batch, each picture with its own parameters, as matrix products.
+
+Each is linear and separable: picture -> rows @ picture @ columns^T, with a matrix of weights per picture and direction.
+Two batched products are exact, run on any device, and need no gathering of pixels.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+CUBIC_PLAIN = -0.75  # torch's cubic coefficient without antialiasing; with it, Pillow's and torch's is -0.5
+FAR = 1e4  # in pixels: beyond any kernel's reach
+
+
+def resample(
+    pictures: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, between: Callable | None = None
+) -> torch.Tensor:
+    """Return rows @ pictures @ columns^T for each picture and channel.
+
+    pictures: float32 [N, C, H, W]; rows: [N, h, H]; columns: [N, w, W]. Returns [N, C, h, w]. `between` is called on the
+    pictures between the two passes; columns come first, as in Pillow.
+    """
+    count, channels, height, width = pictures.shape
+    across = torch.bmm(pictures.reshape(count, channels * height, width), columns.transpose(1, 2))
+    across = across.view(count, channels, height, -1)
+    if between is not None:
+        across = between(across)
+    return torch.matmul(rows[:, None], across)
+
+
+def resize_matrix(
+    begin: torch.Tensor,
+    length: torch.Tensor,
+    total: int,
+    size: int,
+    augment: Mapping,
+    *,
+    gain: float = 1.0,
+    mirrored: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the weights that cut `length` pixels from `begin` on and resize them to `size`: float32 [N, size, total].
+
+    begin, length: float32 [N], in pixels of pictures that have `total`; augment: the recipe's block of that name.
+    gain: the sum of a pixel's weights. mirrored: bool [N], which pictures are flipped. The rule is torch's, which is
+    Pillow's: the kernel stretched by the reduction (antialias), cut off at the crop's borders.
+    """
+    device, begin, length = begin.device, begin[:, None], length[:, None]
+    place = torch.arange(size, device=device) + 0.5
+    if mirrored is not None:
+        place = torch.where(mirrored[:, None], size - place, place)
+    reduction = length / size
+    pixel = torch.arange(total, device=device) - begin
+    if not augment["antialias"]:
+        return _plain_matrix(place * reduction - 0.5, pixel, length, augment["interpolation"]).mul_(gain)
+    stretch = reduction.clamp_min(1.0)
+    places = torch.where((pixel >= 0) & (pixel < length), (pixel + 0.5) / stretch, FAR)
+    weights = _kernel((places[:, None] - (place * reduction / stretch)[:, :, None]).abs_(), augment["interpolation"])
+    return weights.mul_(gain / weights.sum(2, keepdim=True))
+
+
+def _kernel(distance: torch.Tensor, interpolation: str) -> torch.Tensor:
+    """Keys' cubic kernel with a = -0.5, or the triangle. distance: >= 0, in steps of the kernel; overwritten."""
+    if interpolation == "bilinear":
+        return distance.neg_().add_(1).clamp_min_(0)
+    # With p = max(2 - t, 0) and q = max(1 - t, 0) both its pieces are p^2 (p - 1) / 2 + q^2 (1 - 2 q), without a branch.
+    p = distance.neg_().add_(2).clamp_min_(0)
+    less = p - 1
+    q = less.clamp_min(0)
+    outer = less.mul_(p).mul_(p.mul_(0.5))
+    return outer.addcmul_(q.square(), q.mul_(-2).add_(1))
+
+
+def _plain_matrix(source: torch.Tensor, pixel: torch.Tensor, length: torch.Tensor, interpolation: str) -> torch.Tensor:
+    """Without antialiasing: two or four taps around a place, those beyond the crop's borders moved onto them."""
+    first = source.floor()
+    weights = torch.zeros(*source.shape, pixel.shape[1], device=source.device)
+    for tap in (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2):
+        place = torch.minimum((first + tap).clamp_min(0), length - 1)
+        weights += (_tap_weight((source - first - tap).abs(), interpolation)[:, :, None]) * (
+            pixel[:, None] == place[:, :, None]
+        )
+    return weights
+
+
+def _tap_weight(t: torch.Tensor, interpolation: str) -> torch.Tensor:
+    if interpolation == "bilinear":
+        return (1 - t).clamp_min(0)
+    a = CUBIC_PLAIN
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    return torch.where(t <= 1, near, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a)
+
+
+def blur_matrix(sigma: torch.Tensor, size: int, kernel: int, padding: str) -> torch.Tensor:
+    """Return the weights of a Gaussian blur along one direction: float32 [N, size, size].
+
+    sigma: float32 [N], in pixels, > 0; kernel: taps, odd; padding: "reflect" (torchvision's) or "zero".
+    """
+    taps = torch.arange(kernel, device=sigma.device) - kernel // 2
+    weights = torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=1)
+    return (weights @ _tap_places(size, kernel, padding, sigma.device)).view(-1, size, size)
+
+
+@lru_cache(maxsize=16)  # a few megabytes that never change
+def _tap_places(size: int, kernel: int, padding: str, device: torch.device) -> torch.Tensor:
+    """For each tap the matrix that fetches its pixel: float32 [kernel, size * size]."""
+    places = np.zeros((kernel, size, size), np.float32)
+    row = np.arange(size)
+    for tap in range(kernel):
+        pixel = row + tap - kernel // 2
+        inside = size - 1 - np.abs(size - 1 - np.abs(pixel))  # reflected at both ends
+        kept = np.ones(size, bool) if padding == "reflect" else inside == pixel
+        places[tap, row[kept], inside[kept]] = 1
+    return torch.from_numpy(places).view(kernel, -1).to(device)

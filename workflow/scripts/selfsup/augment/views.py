@@ -1,0 +1,296 @@
+"""Views of a batch: what was drawn on the host, done to the pictures, many at once and on any device.
+
+Order of a view (paper, section 6.4, and the authors' code): crop, flip, jitter, greyscale, blur, solarise, normalise.
+`quantize: none` works on floats in [0, 1], clamped where an operation can leave it; `quantize: uint8` keeps whole
+numbers 0 to 255 after every operation, as the authors' Pillow pictures did.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from selfsup.augment.colour import Bytes, Floats
+from selfsup.augment.draws import Draws, ViewDraws, draw
+from selfsup.augment.resampling import blur_matrix, resample, resize_matrix
+
+INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+OPERATIONS = {"none": Floats, "uint8": Bytes}
+ROWS_AT_ONCE = 128  # pictures of 32 pixels, on a CPU: what is worked on stays in its cache
+PIXELS_AT_ONCE = ROWS_AT_ONCE * 32 * 32
+
+
+@dataclass(frozen=True)
+class Views:
+    """The augmented pictures of a batch. Unpacks like the tuple of its images.
+
+    images: one float32 tensor [N, 3, size, size] per view, normalised. parameters: what was drawn for them.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    parameters: Draws
+
+    def __iter__(self):
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, view: int) -> torch.Tensor:
+        return self.images[view]
+
+    def chunk(self, parts: int) -> Iterator["Views"]:
+        """Yield the batch in equal parts."""
+        count = len(self.images[0])
+        for rows in np.arange(count).reshape(parts, -1):
+            part = slice(rows[0], rows[-1] + 1)
+            yield Views(tuple(image[part] for image in self.images), self.parameters.part(part))
+
+
+def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) -> tuple[torch.Tensor, ...]:
+    """Cut the sample's crop out of an image, resize and flip it, for each view: for images of any size, one by one.
+
+    image: uint8 [3, H, W]. sample: the image's place in `draws`. augment: the recipe's block of that name.
+    Returns a tensor [3, size, size] per view: float32 in [0, 1], or uint8 with `quantize: uint8`.
+    """
+    return tuple(_crop_view(image, view, sample, augment) for view in draws.views)
+
+
+def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment: Mapping) -> torch.Tensor:
+    """The same for images of one size, all at once: uint8 [N, 3, H, W] on any device.
+
+    rows: int [M], the image of each crop; views: its parameters. Returns float32 [M, 3, size, size].
+    """
+    device, colours = images.device, OPERATIONS[augment["quantize"]]
+    height, width = images.shape[2:]
+    box = torch.from_numpy(views.boxes.astype(np.float32)).to(device, non_blocking=True)
+    top, left, crop_height, crop_width = box.unbind(1)
+    mirrored = torch.from_numpy(views.flip).to(device, non_blocking=True)
+    size, gain = augment["size"], colours.top / 255
+    down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
+    across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
+    chosen = images.index_select(0, torch.from_numpy(rows).to(device, non_blocking=True)).float()
+    return colours.rounded(resample(chosen, down, across, colours.between_passes))
+
+
+def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
+    """Apply everything after crop and flip, and normalise.
+
+    crops: for each view a tensor [N, 3, size, size] on any device, or for each sample what `crop` returned.
+    """
+    if crops and isinstance(crops[0], tuple):
+        crops = stack_crops(crops)
+    pictures = torch.cat(tuple(crops))
+    return _finish(
+        recipe,
+        draws,
+        pictures.device,
+        lambda rows, _: pictures.index_select(0, torch.from_numpy(rows).to(pictures.device)).float(),
+    )
+
+
+def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws) -> Views:
+    """Return the views of images of one size: uint8 [N, 3, H, W], on the device that is to make them."""
+
+    def cropped(rows: np.ndarray, parameters: ViewDraws) -> torch.Tensor:
+        return crop_batch(images, rows % len(images), parameters, recipe["augment"])
+
+    return _finish(recipe, draws, images.device, cropped)
+
+
+def stack_crops(crops: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """Turn each sample's crops into each view's, [N, 3, size, size]."""
+    return tuple(map(torch.stack, zip(*crops, strict=True)))
+
+
+def build_views(recipe: Mapping, image_size: tuple[int, int] | int) -> Callable[..., Views]:
+    """Return f(images uint8 [N, 3, H, W], *, seed, epoch, indices) -> Views, for images of one size."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+    def views(images: torch.Tensor, *, seed: int, epoch: int, indices: np.ndarray) -> Views:
+        sizes = np.tile(size, (len(images), 1))
+        return augment_batch(recipe, images, draw(recipe, seed=seed, epoch=epoch, indices=indices, sizes=sizes))
+
+    return views
+
+
+def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns [N, 3, crop, crop]."""
+    test, augment = recipe["linear"]["test"], recipe["augment"]
+    mode, quantised = INTERPOLATION[test["interpolation"]], augment["quantize"] == "uint8"
+    pictures = []
+    with one_thread():
+        for image in images:
+            image = image if quantised else tv.to_dtype_image(image, torch.float32, scale=True)
+            resized = tv.resize(image, [test["resize"]], interpolation=mode, antialias=augment["antialias"])
+            pictures.append(tv.center_crop(_in_range(resized), [test["crop"]]))
+    if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
+        return torch.empty(0, 3, test["crop"], test["crop"])
+    return _normalise(torch.stack(pictures).float(), augment)
+
+
+@contextmanager
+def one_thread():
+    """Compute on one thread inside the block: a sum over many threads differs from it in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Mapping) -> torch.Tensor:
+    top, left, height, width = map(int, view.boxes[sample])
+    piece = tv.crop_image(image, top, left, height, width)
+    if augment["quantize"] != "uint8":
+        piece = tv.to_dtype_image(piece, torch.float32, scale=True)
+    mode, size = INTERPOLATION[augment["interpolation"]], [augment["size"]] * 2
+    piece = _in_range(tv.resize_image(piece, size, interpolation=mode, antialias=augment["antialias"]))
+    return tv.horizontal_flip_image(piece) if view.flip[sample] else piece
+
+
+def _in_range(picture: torch.Tensor) -> torch.Tensor:
+    # Bicubic interpolation overshoots; on uint8 torchvision saturates by itself.
+    return picture.clamp_(0, 1) if picture.is_floating_point() else picture
+
+
+def _finish(
+    recipe: Mapping, draws: Draws, device: torch.device, cropped: Callable[[np.ndarray, ViewDraws], torch.Tensor]
+) -> Views:
+    """Make all views, as rows of one tensor, view after view. cropped: returns the crops of some rows."""
+    augment, count, views = recipe["augment"], len(draws.views[0].flip), len(draws.views)
+    together, view = draws.together(), np.repeat(np.arange(views), count)
+    done = torch.empty(views * count, 3, augment["size"], augment["size"], device=device)
+    for part in _parts(len(done), augment["size"], device):
+        stages = _stages(together.part(part), view[part], draws.policies, augment)
+        places = _Arrangement(stages, part.stop - part.start, device)
+        rows = part.start + places.first
+        pictures = places.run(cropped(rows, together.part(rows)))
+        done[part] = _normalise(pictures, augment)
+    return Views(tuple(done.view(views, count, *done.shape[1:]).unbind()), draws)
+
+
+def _parts(rows: int, size: int, device: torch.device) -> Iterator[slice]:
+    step = rows if device.type != "cpu" else max(1, PIXELS_AT_ONCE // size**2)
+    for start in range(0, rows, max(step, 1)):
+        yield slice(start, min(start + step, rows))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Operations that are done side by side, each on samples of its own; the rest of the samples stay as they are.
+
+    operations: the operation, its samples (int64 [n]) and its argument for each of them (float32 [n]).
+    """
+
+    operations: list[tuple[Callable, np.ndarray, np.ndarray]]
+
+    def order(self, count: int) -> np.ndarray:
+        """Return the samples sorted by operation, int64 [count]."""
+        touched = np.concatenate([chosen for _, chosen, _ in self.operations])
+        rest = np.ones(count, bool)
+        rest[touched] = False
+        return np.concatenate([touched, np.flatnonzero(rest)])
+
+
+class _Arrangement:
+    """Runs stages over a batch that is sorted anew before each, so that every operation finds its samples in a row.
+
+    One gather a stage instead of two a (small) operation; all indices and arguments reach the device in two copies.
+    """
+
+    def __init__(self, stages: list[_Stage], count: int, device: torch.device):
+        self._stages = stages
+        orders = [stage.order(count) for stage in stages]
+        self.first = orders[0] if orders else np.arange(count)
+        moves = [_move(old, new) for old, new in zip(orders, [*orders[1:], np.arange(count)], strict=False)]
+        values = [argument for stage in stages for _, _, argument in stage.operations]
+        self._moves = _sent(moves, device, np.int64)
+        self._values = _sent(values, device, np.float32)
+
+    def run(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the pictures, given in the order `first`, changed and in the samples' own order."""
+        values = iter(self._values)
+        for stage, move in zip(self._stages, self._moves, strict=True):
+            start = 0
+            for operation, chosen, _ in stage.operations:
+                part = pictures[start : start + len(chosen)]
+                changed = operation(part, next(values))
+                if changed is not part:
+                    part.copy_(changed)
+                start += len(chosen)
+            pictures = pictures.index_select(0, move)
+        return pictures
+
+
+def _move(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return where the samples of the order `new` lie in the order `old`."""
+    place = np.empty_like(old)
+    place[old] = np.arange(len(old))
+    return place[new]
+
+
+def _sent(arrays: list[np.ndarray], device: torch.device, kind: type) -> Sequence[torch.Tensor]:
+    if not arrays:
+        return ()
+    together = torch.from_numpy(np.concatenate(arrays).astype(kind, copy=False))
+    return together.to(device, non_blocking=True).split([len(array) for array in arrays])
+
+
+def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], augment: Mapping) -> list[_Stage]:
+    """Return what is to be done after the crop, in order. view: int [N], of each sample."""
+    colours = OPERATIONS[augment["quantize"]]
+    adjustments = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
+
+    def jitters(place: int) -> list[tuple]:
+        chosen = [np.flatnonzero(draws.jitter & (draws.order[:, place] == number)) for number in range(4)]
+        return [(adjust, chosen[n], draws.factors[chosen[n], n]) for n, adjust in enumerate(adjustments)]
+
+    def in_view(number: int, applies: np.ndarray, operation: Callable, argument: np.ndarray) -> tuple:
+        chosen = np.flatnonzero(applies & (view == number))
+        return operation, chosen, argument[chosen]
+
+    def blurs() -> Iterator[tuple]:
+        for number, policy in enumerate(policies):
+            if policy["blur"]:
+                yield in_view(number, draws.sigma > 0, _blur_by(policy["blur"], colours), draws.sigma)
+
+    def solarizes() -> Iterator[tuple]:
+        for number, policy in enumerate(policies):
+            if policy["solarize"]:
+                threshold = np.full(len(view), policy["solarize"]["threshold"], np.float32)
+                yield in_view(number, draws.solarize, colours.solarize, threshold)
+
+    grey = np.flatnonzero(draws.grayscale)
+    greys = [(colours.as_grey, grey, np.zeros(len(grey), np.float32))]
+    stages = [*map(jitters, range(draws.order.shape[1])), greys, [*blurs()], [*solarizes()]]
+    needed = [_Stage([step for step in stage if len(step[1])]) for stage in stages]
+    return [stage for stage in needed if stage.operations]
+
+
+def _blur_by(blur: Mapping, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        weights = blur_matrix(sigma, pictures.shape[-1], blur["kernel"], blur["padding"])
+        return colours.rounded(resample(pictures, weights, weights))
+
+    return blurred
+
+
+def _normalise(pictures: torch.Tensor, augment: Mapping) -> torch.Tensor:
+    """Bring pictures to the recipe's mean and standard deviation, in place."""
+    gain, shift = _gain_and_shift(
+        tuple(augment["mean"]), tuple(augment["std"]), OPERATIONS[augment["quantize"]].top, pictures.device
+    )
+    return pictures.mul_(gain).sub_(shift)
+
+
+@lru_cache(maxsize=8)
+def _gain_and_shift(mean: tuple, std: tuple, top: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
+    return (1 / (top * std)).float().to(device), (mean / std).float().to(device)
