@@ -1,5 +1,6 @@
 """Packing: what a kill leaves is used again, a half store never looks whole, all damaged images are told at once."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torchvision.io import encode_jpeg, encode_png
 
 from selfsup.data import packing
 from selfsup.data.sources import Packing, prepare
-from selfsup.data.store import PackedStore
+from selfsup.data.store import PackedStore, decode, decoded_size
 from selfsup.errors import UserError
 from trees import add_file, tar_of, write_tree
 from workflows import wait_until
@@ -47,35 +49,28 @@ class Killed(BaseException):
     pass
 
 
-@pytest.fixture
-def killed_after(monkeypatch):
-    """Return a function: the packing ends, as by a kill, when so many images have been appended."""
+@contextmanager
+def killed_after(count: int):
+    """In this context a packing ends, as by a kill, when so many images are safe: nothing more reaches the disk."""
+    append, left = packing.ImagesFile.append, [count]
 
-    def arm(count: int) -> None:
-        append, left = packing.ImagesFile.append, [count]
+    def mortal(self, name, checked):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        append(self, name, checked)
+        self.commit()
 
-        def mortal(self, name, checked):
-            left[0] -= 1
-            if left[0] < 0:
-                monkeypatch.setattr(packing.ImagesFile, "append", append)
-                monkeypatch.setattr(packing.ImagesFile, "commit", lambda self: None)  # a kill commits nothing
-                raise Killed
-            append(self, name, checked)
-
-        monkeypatch.setattr(packing.ImagesFile, "append", mortal)
-
-    return arm
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(packing.ImagesFile, "append", mortal)
+        yield
 
 
 @pytest.mark.parametrize("count", [1, 50, 130])
-def test_a_packing_that_was_killed_goes_on_to_the_same_files(tmp_path, tree, monkeypatch, reads, killed_after, count):
+def test_a_packing_that_was_killed_goes_on_to_the_same_files(tmp_path, tree, reads, count):
     wanted = prepare("folder", tree, tmp_path / "a")
-    monkeypatch.setattr(packing, "COMMIT_S", -1)  # the journal is written after every image
-    commit = packing.ImagesFile.commit
-    killed_after(count)
-    with pytest.raises(Killed):
+    with killed_after(count):
         prepare("folder", tree, tmp_path / "b")
-    monkeypatch.setattr(packing.ImagesFile, "commit", commit)
     with pytest.raises(UserError, match="no prepared dataset here"):
         PackedStore(tmp_path / "b")
     reads.clear()
@@ -112,16 +107,10 @@ def test_sigkill_at_any_moment_costs_seconds_at_most(tmp_path, tree, repository,
     assert 0 < len(reads) < 4 * COUNT - 60
 
 
-def test_a_journal_cut_in_a_line_or_ahead_of_its_file_is_believed_only_so_far(
-    tmp_path, tree, monkeypatch, reads, killed_after
-):
+def test_a_journal_cut_in_a_line_or_ahead_of_its_file_is_believed_only_so_far(tmp_path, tree, reads):
     wanted = prepare("folder", tree, tmp_path / "a")
-    monkeypatch.setattr(packing, "COMMIT_S", -1)
-    commit = packing.ImagesFile.commit
-    killed_after(50)
-    with pytest.raises(Killed):
+    with killed_after(50):
         prepare("folder", tree, tmp_path / "b")
-    monkeypatch.setattr(packing.ImagesFile, "commit", commit)
     work = tmp_path / "b/packing"
     with open(work / "train_images.npy", "r+b") as file:  # a machine that lost its power: the newest bytes are gone
         file.truncate(file.seek(0, os.SEEK_END) - 10)
@@ -132,13 +121,9 @@ def test_a_journal_cut_in_a_line_or_ahead_of_its_file_is_believed_only_so_far(
     assert len(reads) == 4 * COUNT - 49
 
 
-def test_what_has_changed_since_the_kill_is_read_again(tmp_path, tree, monkeypatch, reads, killed_after):
-    monkeypatch.setattr(packing, "COMMIT_S", -1)
-    commit = packing.ImagesFile.commit
-    killed_after(50)
-    with pytest.raises(Killed):
+def test_what_has_changed_since_the_kill_is_read_again(tmp_path, tree, reads):
+    with killed_after(50):
         prepare("folder", tree, tmp_path / "b")
-    monkeypatch.setattr(packing.ImagesFile, "commit", commit)
     new = torch.full((3, 9, 9), 200, dtype=torch.uint8)
     (tree / "train/ant/0.png").write_bytes(bytes(encode_png(new).numpy()))
     (tree / "train/ant/1.png").unlink()
@@ -146,10 +131,8 @@ def test_what_has_changed_since_the_kill_is_read_again(tmp_path, tree, monkeypat
     fingerprint = prepare("folder", tree, tmp_path / "b")
     assert len(reads) == 4 * COUNT - 49 and torch.equal(PackedStore(tmp_path / "b").train.image(0), new)
     assert fingerprint == prepare("folder", tree, tmp_path / "fresh")
-    with pytest.raises(Killed):  # another resize is another packing
-        killed_after(50)
+    with killed_after(50):  # another resize is another packing
         prepare("folder", tree, tmp_path / "c")
-    monkeypatch.setattr(packing.ImagesFile, "commit", commit)
     assert prepare("folder", tree, tmp_path / "c", Packing(resize=10)) == prepare(
         "folder", tree, tmp_path / "d", Packing(resize=10)
     )
@@ -330,3 +313,40 @@ def test_names_that_stand_twice_in_a_tar_are_told(tmp_path, tree):
     prepare("folder", archive, tmp_path / "store", Packing(skip_damaged=True))
     assert PackedStore(tmp_path / "store").skipped == {"train": 2, "test": 0}
     assert json.loads((tmp_path / "store/store.json").read_text())["skipped"] == {"train": 2, "test": 0}
+
+
+def pictures():
+    """Pictures of every kind that a .JPEG has been seen to hold, by name."""
+    noise = np.random.default_rng(2).integers(0, 256, (12, 16, 3), np.uint8)
+    colours = Image.fromarray(noise).resize((96, 72), Image.Resampling.BICUBIC)
+    kinds = {"colour": colours, "grey": colours.convert("L"), "cmyk": colours.convert("CMYK")}
+    options = {"plain": {}, "progressive": {"progressive": True}, "sampled": {"subsampling": 2}}
+    for kind, image in kinds.items():
+        for option, keys in options.items():
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=90, **keys)
+            yield f"{kind} {option}", out.getvalue()
+    for keep in ({}, {"keep_rgb": True}):
+        out = io.BytesIO()
+        colours.save(out, "JPEG", **keep)
+        yield f"colour {keep}", out.getvalue()
+    for kind in ("RGBA", "P", "L", "1", "I;16"):
+        out = io.BytesIO()
+        (colours.convert("L").convert("I;16") if kind == "I;16" else colours.convert(kind)).save(out, "PNG")
+        yield f"png {kind}", out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "content"), [pytest.param(*pair, id=pair[0]) for pair in pictures()])
+def test_what_is_packed_is_what_can_be_decoded(name, content):
+    for length in (len(content), len(content) - 3, len(content) * 2 // 3, 700, 300, 50, 2, 1):
+        encoded = np.frombuffer(bytearray(content[:length]), np.uint8)
+        try:
+            wanted = tuple(decode(encoded).shape)
+        except ValueError:
+            wanted = None
+        try:
+            found = (3, *decoded_size(encoded))
+        except ValueError:
+            found = None
+        assert found == wanted
+        assert found == (3, 72, 96) if length == len(content) else (found is None or length > len(content) - 12)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from selfsup.atomic_files import write_atomically
 from selfsup.data.listing import SHOWN, Listing, Member, Picture
-from selfsup.data.store import StoreWriter, decode, named, to_disk, write_bytes_header
+from selfsup.data.store import StoreWriter, decode, decoded_size, named, write_bytes_header
 from selfsup.errors import UserError
 
 CHUNK = 16  # pictures handed to a thread at once: some MB, and far fewer hand-overs than pictures
@@ -52,9 +52,9 @@ class Packed(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A picture that can be decoded: the bytes to pack, and what is known of them."""
+    """A picture that can be decoded: the bytes to pack, uint8, and what is known of them."""
 
-    content: bytes
+    content: np.ndarray
     stamp: tuple[int, int]
     size: tuple[int, int]
     digest: str
@@ -120,6 +120,8 @@ class ImagesFile:
             self._uncommitted: dict[str, Packed] = {}
             self._journal = self._begin_journal(resize)
         self._last_commit = monotonic()
+        # The disk is waited for beside the packing, which would stand still otherwise: 5 s of it are 500 MB.
+        self._committer, self._committing = ThreadPoolExecutor(1), None
 
     def _begin_journal(self, resize: int | None):
         """Write the journal anew: a line that a kill has cut would make the next one unreadable."""
@@ -134,24 +136,36 @@ class ImagesFile:
         begin, self._end = self._end, self._end + len(checked.content)
         packed = Packed(checked.stamp, begin, self._end, *checked.size, checked.digest)
         self.done[name] = self._uncommitted[name] = packed
-        if monotonic() - self._last_commit > COMMIT_S:
-            self.commit()
+        if monotonic() - self._last_commit > COMMIT_S and (self._committing is None or self._committing.done()):
+            self._begin_commit()
 
     def commit(self) -> None:
-        """Write the journal up to here, after the bytes that it speaks of."""
+        """Return when the journal speaks of all images, after their bytes are on the disk."""
+        self._begin_commit()
         with named(self._path):
-            to_disk(self._file)
-            self._journal.writelines(_line(name, packed) + "\n" for name, packed in self._uncommitted.items())
-            self._journal.flush()
-        self._uncommitted.clear()
-        self._last_commit = monotonic()
+            self._committing.result()
 
     def complete(self) -> None:
         """Make the file a whole .npy."""
-        self.commit()
         with named(self._path):
+            self._file.flush()
             write_bytes_header(self._file, self._end)
-            to_disk(self._file)
+            self._file.flush()
+        self.commit()
+
+    def _begin_commit(self) -> None:
+        with named(self._path):
+            if self._committing is not None:
+                self._committing.result()
+            self._file.flush()
+        batch, self._uncommitted = self._uncommitted, {}
+        self._committing = self._committer.submit(self._write_journal, batch)
+        self._last_commit = monotonic()
+
+    def _write_journal(self, batch: Mapping[str, Packed]) -> None:
+        os.fsync(self._file.fileno())
+        self._journal.writelines(_line(name, packed) + "\n" for name, packed in batch.items())
+        self._journal.flush()
 
     def __enter__(self) -> "ImagesFile":
         return self
@@ -159,6 +173,7 @@ class ImagesFile:
     def __exit__(self, kind, error, traceback) -> None:
         with suppress(UserError, OSError):  # of a full disk; the error on the way here is the one to tell
             self.commit()
+        self._committer.shutdown()
         for file in (self._file, self._journal):
             with suppress(OSError):
                 file.close()
@@ -181,16 +196,25 @@ class Reader:
         for tar in self._tars.values():
             os.close(tar)
 
-    def read(self, member: Member) -> tuple[bytes, tuple[int, int]]:
-        """Return a member's bytes and the stamp of the file that they are from. Raises OSError."""
+    def read(self, member: Member) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return a member's bytes, uint8, and the stamp of the file that they are from. Raises OSError."""
         if member.length < 0:
-            with open(member.file, "rb") as file:
-                return file.read(), _stamp(os.fstat(file.fileno()))
+            with open(member.file, "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                return _read(file.fileno(), status.st_size, 0), _stamp(status)
         with self._opening:
             if member.file not in self._tars:
                 self._tars[member.file] = os.open(member.file, os.O_RDONLY)
         tar = self._tars[member.file]
-        return os.pread(tar, member.length, member.offset), _stamp(os.fstat(tar))
+        return _read(tar, member.length, member.offset), _stamp(os.fstat(tar))
+
+
+def _read(file: int, length: int, offset: int) -> np.ndarray:
+    """Read up to `length` bytes into memory that the decoder may use as it is. Raises OSError."""
+    content, done = np.empty(length, np.uint8), 0
+    while done < length and (count := os.preadv(file, [content.data[done:]], offset + done)):
+        done += count
+    return content[:done]
 
 
 def _pack_split(
@@ -242,15 +266,19 @@ def _check(reader: Reader, resize: int | None, picture: Picture) -> Checked | st
         return picture.member.problem
     try:
         content, stamp = reader.read(picture.member)
-        image = decode(np.frombuffer(bytearray(content), np.uint8))
+        size = decoded_size(content)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError as error:
         return f"cannot be read as an image ({error})"
-    if resize and min(image.shape[1:]) > resize:
-        image = resize_image(image, [resize], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        content = encode_jpeg(image, quality=JPEG_QUALITY).numpy().tobytes()
-    return Checked(content, stamp, tuple(image.shape[1:]), hashlib.sha256(content).hexdigest())
+    if resize and min(size) > resize:
+        content, size = _resized(content, resize)
+    return Checked(content, stamp, size, hashlib.sha256(content).hexdigest())
+
+
+def _resized(content: np.ndarray, shorter: int) -> tuple[np.ndarray, tuple[int, int]]:
+    image = resize_image(decode(content), [shorter], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return encode_jpeg(image, quality=JPEG_QUALITY).numpy(), tuple(image.shape[1:])
 
 
 def _report(folder: Path, damaged: Mapping[str, list[tuple[Picture, str]]], total: int, skip: bool) -> None:
