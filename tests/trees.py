@@ -29,10 +29,10 @@ def write_tree(
 
 
 def tar_of(root: Path, archive: Path, mode: str = "w", top: str = ".") -> Path:
-    """Write the folder `root` as a tar, in the order that the file system gives, and return its path."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
+    """Write the folder `root` as a tar, its names in reverse order, and return its path."""
     with tarfile.open(archive, mode) as tar:
-        tar.add(root, top)
+        for path in sorted(root.rglob("*"), reverse=True):
+            tar.add(path, f"{top}/{path.relative_to(root)}", recursive=False)
     return archive
 
 

@@ -169,7 +169,15 @@ def jpeg(height=60, width=70):
     return bytes(encode_jpeg(torch.from_numpy(random.integers(0, 256, (3, height, width), np.uint8))).numpy())
 
 
+def moving_gif():
+    frames = [Image.fromarray(np.full((9, 9, 3), value, np.uint8)) for value in (0, 99)]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
 DAMAGED = {
+    "train/cat/moving.gif": (moving_gif(), "an animation of 2 pictures"),
     "train/ant/cut.jpg": (jpeg()[:-500], "incomplete or truncated"),
     "train/ant/headless.jpg": (jpeg()[40:], "no JPEG, PNG, WebP or GIF"),
     "train/bee/cut.png": (bytes(encode_png(torch.zeros(3, 90, 90, dtype=torch.uint8)).numpy())[:-60], "read"),
@@ -196,7 +204,7 @@ def test_all_damaged_files_are_told_at_once(tmp_path, tree, damaged):
     with pytest.raises(UserError) as told:
         prepare("folder", tree, tmp_path / "store")
     message, listed = str(told.value), (tmp_path / "store/damaged.txt").read_text()
-    assert "9 of 169 images cannot be packed" in message and "skip_damaged: true" in message
+    assert "10 of 170 images cannot be packed" in message and "skip_damaged: true" in message
     for name, reason in damaged.items():
         for text in (message, listed):
             (line,) = [line for line in text.splitlines() if f"{tree / name}: " in line]
@@ -212,9 +220,9 @@ def test_damaged_files_are_skipped_on_demand_and_counted(tmp_path, tree, damaged
     fingerprint = prepare("folder", tree, tmp_path / "store", Packing(skip_damaged=True))
     assert set(reads) < set(damaged)  # the good ones are not read again
     store = PackedStore(tmp_path / "store")
-    assert store.skipped == {"train": 6, "test": 3} and (len(store.train), len(store.test)) == (3 * COUNT, COUNT)
-    assert store.remarks() == ["damaged images skipped: 6 of train and 3 of test"]
-    assert len((tmp_path / "store/damaged.txt").read_text().splitlines()) == 9
+    assert store.skipped == {"train": 7, "test": 3} and (len(store.train), len(store.test)) == (3 * COUNT, COUNT)
+    assert store.remarks() == ["damaged images skipped: 7 of train and 3 of test"]
+    assert len((tmp_path / "store/damaged.txt").read_text().splitlines()) == 10
     for name in damaged:
         (tree / name).unlink()
     assert prepare("folder", tree, tmp_path / "clean") == fingerprint

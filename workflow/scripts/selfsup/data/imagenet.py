@@ -63,8 +63,7 @@ def validation_synsets(kit: Path) -> list[str]:
             files = {info.name.split("/", 1)[-1]: info for info in tar if info.isfile()}
             synsets = loadmat(tar.extractfile(files[META]), squeeze_me=True)["synsets"]
             numbers = tar.extractfile(files[GROUND_TRUTH]).read().split()
-        # Entries with children are not classes but groups of them.
-        names = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets if not entry["num_children"]}
+        names = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets}
         return [names[int(number)] for number in numbers]
     except (tarfile.TarError, KeyError, ValueError, TypeError, *UNPACK_ERRORS) as error:
         raise UserError(f"{kit}: no development kit of ILSVRC 2012 ({error!r}): fetch it again") from error
