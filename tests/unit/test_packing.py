@@ -317,7 +317,9 @@ def test_names_that_stand_twice_in_a_tar_are_told(tmp_path, tree):
     with pytest.raises(UserError) as told:
         prepare("folder", archive, tmp_path / "store")
     assert "twice.tar: train/ant/0.png: stands twice in the archive" in str(told.value)
-    assert "train/ant/link.png: a link that leads nowhere (../nowhere.png)" in str(told.value)
+    assert "train/ant/link.png: a link that leads to no file of the archive (train/ant/../nowhere.png)" in str(
+        told.value
+    )
     prepare("folder", archive, tmp_path / "store", Packing(skip_damaged=True))
     assert PackedStore(tmp_path / "store").skipped == {"train": 2, "test": 0}
     assert json.loads((tmp_path / "store/store.json").read_text())["skipped"] == {"train": 2, "test": 0}

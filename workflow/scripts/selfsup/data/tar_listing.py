@@ -21,6 +21,7 @@ BLOCK = tarfile.BLOCKSIZE
 OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}  # by an archive's first bytes
 UNPACK_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, OSError)
 COPY_BYTES = 1 << 24
+LINKS_FOLLOWED = 40  # from link to link, as Linux does
 
 
 class TarFolder(NamedTuple):
@@ -53,6 +54,7 @@ def read_tar(archive: Path, start: int = 0, end: int | None = None) -> Iterator[
     Raises UserError when it is no tar, is cut short, or has a path that leaves its folder.
     """
     names: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     with open(archive, "rb") as file:
         file.seek(start)
         try:
@@ -61,12 +63,14 @@ def read_tar(archive: Path, start: int = 0, end: int | None = None) -> Iterator[
                 tar.members.clear()  # tarfile would keep them all: 1.5 GB for ImageNet
                 if end is not None and info.offset >= end:
                     break
-                yield from _member(archive, info, names)
+                yield from _member(archive, info, names, links)
         except tarfile.TarError as error:
             raise UserError(f"{archive}: cannot be read as a tar ({error}): fetch the archive again") from error
         last = min(end or os.fstat(file.fileno()).st_size, os.fstat(file.fileno()).st_size)
         if tar.offset + BLOCK > last:
             raise UserError(f"{archive}: cut short, for the tar has no end mark: fetch the archive again")
+    for name, target in links.items():  # what they lead to may come after them
+        yield _linked(archive, name, target, names, links)
 
 
 def read_tar_tree(archive: Path, test: str, seen: Callable[[int], None] = lambda count: None) -> Tree:
@@ -104,7 +108,9 @@ def first_name(archive: Path) -> str:
     return os.path.normpath(info.name)
 
 
-def _member(archive: Path, info: tarfile.TarInfo, names: dict[str, tuple[int, int]]) -> Iterator[Member | TarFolder]:
+def _member(
+    archive: Path, info: tarfile.TarInfo, names: dict[str, tuple[int, int]], links: dict[str, str]
+) -> Iterator[Member | TarFolder]:
     name = os.path.normpath(info.name)
     if os.path.isabs(name) or name.split("/")[0] == "..":
         raise UserError(
@@ -114,18 +120,25 @@ def _member(archive: Path, info: tarfile.TarInfo, names: dict[str, tuple[int, in
         return
     if info.isdir():
         yield TarFolder(name)
-        return
-    place, problem = (info.offset_data, info.size), problem_of_name(name)
-    if info.islnk() or info.issym():
-        target = info.linkname if info.islnk() else os.path.join(os.path.dirname(name), info.linkname)
-        place = names.get(os.path.normpath(target), (0, 0))
-        problem = problem if any(place) else f"a link that leads nowhere ({info.linkname})"
-    elif not info.isreg() or info.sparse:
-        problem = "neither a file nor a folder"
-    if name in names:
-        problem = "stands twice in the archive"
-    names.setdefault(name, place)
-    yield Member(name, str(archive), *place, problem)
+    elif name in names or name in links:
+        yield Member(name, str(archive), info.offset_data, info.size, "stands twice in the archive")
+    elif info.islnk() or info.issym():
+        links[name] = info.linkname if info.islnk() else os.path.join(os.path.dirname(name), info.linkname)
+    else:
+        plain = info.isreg() and not info.sparse
+        names[name] = info.offset_data, info.size
+        yield Member(
+            name, str(archive), *names[name], problem_of_name(name) if plain else "neither a file nor a folder"
+        )
+
+
+def _linked(archive: Path, name: str, target: str, names: dict[str, tuple[int, int]], links: dict[str, str]) -> Member:
+    """Return a link's member, which has its target's bytes."""
+    place = os.path.normpath(target)
+    for _ in range(LINKS_FOLLOWED):
+        place = os.path.normpath(links.get(place, place))
+    problem = problem_of_name(name) if place in names else f"a link that leads to no file of the archive ({target})"
+    return Member(name, str(archive), *names.get(place, (0, 0)), problem)
 
 
 def _parents(name: str) -> Iterator[str]:
