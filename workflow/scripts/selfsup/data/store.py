@@ -40,14 +40,15 @@ class Split:
 
     def _open(self) -> None:
         def mapped(part: str) -> np.ndarray:
-            return np.load(self._folder / f"{self._name}_{part}.npy", mmap_mode="r", allow_pickle=False)
+            file = self._folder / f"{self._name}_{part}.npy"
+            return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a memmap takes long to slice
 
-        self.labels, self._images = np.asarray(mapped("labels")), mapped("images")
+        self.labels, self._images = mapped("labels"), mapped("images")
         self._raw = self._entry["kind"] == "raw"
         if self._raw:
             self.sizes = np.broadcast_to(np.array(self._images.shape[2:], np.int64), (len(self.labels), 2))
         else:
-            self.sizes, self._spans = np.asarray(mapped("sizes")), mapped("spans")
+            self.sizes, self._spans = mapped("sizes"), mapped("spans")
 
     def __len__(self) -> int:
         return len(self.labels)
