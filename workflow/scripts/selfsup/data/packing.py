@@ -33,7 +33,7 @@ from selfsup.errors import UserError
 
 CHUNK = 16  # pictures handed to a thread at once: some MB, and far fewer hand-overs than pictures
 CHUNKS_AHEAD = 3  # of each thread: a thread with large pictures does not hold up the others
-COMMIT_S = 5.0  # between two journal entries: what a kill can cost
+COMMIT_S = 2.0  # between two journal entries: what a kill can cost
 BAR_S = 1.0  # between two states of the progress bar, which also stand in the log
 BAR_COLUMNS = 100
 DAMAGED = "damaged.txt"  # in the store's folder: the pictures that could not be packed, and why
@@ -120,7 +120,7 @@ class ImagesFile:
             self._uncommitted: dict[str, Packed] = {}
             self._journal = self._begin_journal(resize)
         self._last_commit = monotonic()
-        # The disk is waited for beside the packing, which would stand still otherwise: 5 s of it are 500 MB.
+        # The disk is waited for beside the packing, which would stand still otherwise: 2 s of work are 400 MB.
         self._committer, self._committing = ThreadPoolExecutor(1), None
 
     def _begin_journal(self, resize: int | None):
