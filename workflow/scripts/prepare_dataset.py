@@ -36,20 +36,42 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--path", type=Path, help="the folder or archive of the images")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
-        "--resize", type=int, metavar="PIXELS", help="make the shorter side of larger images this long; default: keep"
+        "--resize",
+        type=positive,
+        metavar="PIXELS",
+        help="make the shorter side of larger images this long; default: keep",
     )
     parser.add_argument("--skip-damaged", action="store_true", help="go without images that cannot be read")
     parser.add_argument(
         "--expect",
-        type=json.loads,
+        type=counts,
         default='"known"',
         metavar="JSON",
         help='numbers of images and classes to find, for example \'{"train": 1000, "test": 100, "classes": 10}\', '
         "or null for any; default: those that are known of cifar10 and imagenet",
     )
-    parser.add_argument("--cpus", type=int, default=1, help="processor cores to use; default 1")
+    parser.add_argument("--cpus", type=positive, default=1, help="processor cores to use; default 1")
     parser.add_argument("--download-only", action="store_true", help="fetch CIFAR-10's archive and stop")
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1; argparse tells the user of one that is none."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def counts(text: str) -> dict[str, int] | str | None:
+    """Read numbers of images and classes as JSON, null, or "known"; argparse tells the user of what is neither."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = 0
+    names = {"train", "test", "classes"}
+    if value in (None, "known") or (isinstance(value, dict) and value.keys() <= names):
+        return value
+    raise argparse.ArgumentTypeError(f'{text} is neither null nor numbers like {{"train": 1000, "test": 100}}')
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def pack(
         check = partial(_check, reader, resize)
         for split, pictures in listing.splits.items():
             with ImagesFile(writer.unfinished, split, resize) as file:
-                damaged[split] = _pack_split(pictures, file, pool, check, bar)
+                damaged[split] = _pack_split(pictures, file, pool, check, CHUNKS_AHEAD * cpus, bar)
                 done[split] = file.done
                 file.complete()
     _report(folder, damaged, total, skip_damaged)
@@ -218,14 +218,14 @@ def _read(file: int, length: int, offset: int) -> np.ndarray:
 
 
 def _pack_split(
-    pictures: list[Picture], file: ImagesFile, pool: Executor, check: Callable, bar: tqdm
+    pictures: list[Picture], file: ImagesFile, pool: Executor, check: Callable, ahead: int, bar: tqdm
 ) -> list[tuple[Picture, str]]:
     """Append the pictures that are not in the file yet; return the damaged ones with reasons."""
     _forget_changed(pictures, file, pool)
     todo = [picture for picture in pictures if picture.member.problem or picture.member.name not in file.done]
     bar.update(len(pictures) - len(todo))
     damaged = []
-    for chunk, results in _in_order(pool, check, todo):
+    for chunk, results in _in_order(pool, check, todo, ahead):
         for picture, result in zip(chunk, results, strict=True):
             if isinstance(result, Checked):
                 file.append(picture.member.name, result)
@@ -247,13 +247,15 @@ def _forget_changed(pictures: list[Picture], file: ImagesFile, pool: Executor) -
     }
 
 
-def _in_order(pool: Executor, check: Callable, pictures: list[Picture]) -> Iterator[tuple[list[Picture], list]]:
+def _in_order(
+    pool: Executor, check: Callable, pictures: list[Picture], ahead: int
+) -> Iterator[tuple[list[Picture], list]]:
     """Yield chunks of pictures with the results of `check`, in order, while the pool works on later ones."""
     waiting: deque = deque()
     for start in range(0, len(pictures), CHUNK):
         chunk = pictures[start : start + CHUNK]
         waiting.append((chunk, pool.submit(lambda chunk: [check(picture) for picture in chunk], chunk)))
-        if len(waiting) > CHUNKS_AHEAD * pool._max_workers:
+        if len(waiting) > ahead:
             chunk, future = waiting.popleft()
             yield chunk, future.result()
     for chunk, future in waiting:
