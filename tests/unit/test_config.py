@@ -57,6 +57,10 @@ def test_the_shipped_configuration_is_valid(repository):
         ("experiments.imagenet.compute.evaluate.devices_per_node", 3, ["linear.batch is 256", "3 devices"]),
         ("experiments.cifar10.compute.pretrain.device", "gpu", ["device is 'gpu'", "auto, cuda, cpu"]),
         ("datasets.digits", {"source": "mnist"}, ["source is 'mnist'"]),
+        ("datasets.digits", {"source": "digits", "resize": 16}, ["datasets.digits.resize", "not for digits"]),
+        ("datasets.imagenet.resize", 0, ["resize is 0", "at least 1"]),
+        ("datasets.imagenet.skip_damaged", "yes", ["skip_damaged is 'yes'"]),
+        ("datasets.imagenet.expect", {"trian": 5}, ["unknown key 'trian'", "did you mean train"]),
         ("datasets", {"a b": {"source": "digits"}}, ["'a b' is no name"]),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
 from tiny import TINY
+from trees import write_tree
 
 LIMIT_BYTES = 200_000
 
@@ -129,8 +130,9 @@ def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_agai
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_png(path, place)
     prepare("folder", tmp_path / "images", tmp_path / "store")
-    packed = tmp_path / "store" / "train_images.bin"
-    packed.write_bytes(bytes(packed.stat().st_size))
+    packed = tmp_path / "store" / "train_images.npy"
+    content = packed.read_bytes()
+    packed.write_bytes(content[:128] + bytes(len(content) - 128))  # the header of a .npy stays
     command = [str(tmp_path / "store") if "store" in word else word for word in pretraining]
     for attempt in ("cannot be decoded", "failed for good"):
         told = run([*command, "--until-epoch", "4"])
@@ -143,3 +145,55 @@ def _write_png(path: Path, value: int) -> None:
     from torchvision.io import write_png
 
     write_png(torch.full((3, 12, 12), value, dtype=torch.uint8), str(path))
+
+
+PACK = ["prepare_dataset.py", "--source", "folder", "--path", "images", "--output", "store"]
+
+
+def pack(repository: Path, folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    script, *words = PACK
+    return run(
+        [sys.executable, str(repository / "workflow" / "scripts" / script), *words, *arguments], cwd=folder, **options
+    )
+
+
+def test_a_disk_that_fills_while_images_are_packed_harms_none_of_them(repository, tmp_path):
+    write_tree(tmp_path / "images", {"train": ["ant", "bee"], "test": ["ant"]}, count=120)
+    full = pack(repository, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000)))
+    (line,) = full.stderr.strip().splitlines()
+    assert full.returncode == 1 and "store/packing/train_" in line and "free space" in line
+    assert not (tmp_path / "store/store.json").exists()
+    done = pack(repository, tmp_path)
+    assert done.returncode == 0 and "360/360" in done.stdout
+    whole = pack(repository, tmp_path, "--output", "again")
+    assert done.stdout.split("fingerprint")[1] == whole.stdout.split("fingerprint")[1]
+
+
+UNPRIVILEGED_PACK = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import prepare_dataset, torch
+from selfsup.errors import run_script
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+run_script(prepare_dataset.main)
+"""
+
+
+def test_images_and_folders_without_read_permission_are_named(repository, tmp_path):
+    write_tree(tmp_path / "images", {"train": ["ant", "bee", "cat"], "test": ["ant"]})
+    for path in (tmp_path, *tmp_path.parents):
+        if "pytest-" in str(path):
+            path.chmod(0o755)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o777)
+    secret = tmp_path / "images/train/ant/1.png"
+    secret.chmod(0)
+    command = [sys.executable, "-c", UNPRIVILEGED_PACK, str(repository / "workflow" / "scripts"), *PACK[1:]]
+    told = run(command, cwd=tmp_path).stderr
+    assert "1 of 12 images cannot be packed" in told and "ant/1.png: cannot be read (Permission denied)" in told
+    (tmp_path / "images/train/bee").chmod(0)
+    told = run(command, cwd=tmp_path).stderr
+    assert "train/bee: the folder cannot be read (Permission denied)" in told and "Traceback" not in told
+    (tmp_path / "images/train/bee").chmod(0o755)

@@ -176,6 +176,8 @@ def compute_arguments(wildcards, stage):
     block = experiment_of(wildcards).compute[stage]
     words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
     words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
+    local_copy = CONFIG.datasets[experiment_of(wildcards).dataset].get("local_copy")
+    words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
     # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
     more = f"--time-limit {minutes(stage)(wildcards)}" if in_slurm() else f"--local-ranks {block['devices_per_node']}"
     return f"{words} {more}"
@@ -214,6 +216,21 @@ def image_source(wildcards):
 def source_path(wildcards, input):
     path = CONFIG.datasets[wildcards.dataset].get("path") or (input[0] if input else None)
     return f"--path {shlex.quote(path)}" if path else ""
+
+
+def packing_arguments(wildcards, input):
+    """The keys of a dataset that say how its files are packed."""
+    block = CONFIG.datasets[wildcards.dataset]
+    words = [f"--resize {block['resize']}"] if block.get("resize") else []
+    words += ["--skip-damaged"] if block.get("skip_damaged") else []
+    words += [f"--expect {shlex.quote(canonical(block['expect']))}"] if "expect" in block else []
+    return " ".join(words)
+
+
+def packing_threads(wildcards):
+    """As many cores as a node gives to the dataset's largest experiment: there are nodes that have them."""
+    blocks = [one.compute["pretrain"] for one in CONFIG.experiments.values() if one.dataset == wildcards.dataset]
+    return max((block["cpus_per_device"] * block["devices_per_node"] for block in blocks), default=1)
 
 
 def segment_ends(wildcards):

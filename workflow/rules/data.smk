@@ -31,7 +31,7 @@ rule prepare_dataset:
         "logs/prepare_dataset/{dataset}.log",
     benchmark:
         "logs/benchmarks/prepare_dataset/{dataset}.tsv"
-    threads: 1
+    threads: packing_threads
     resources:
         **CLUSTER,
         runtime=600,
@@ -40,9 +40,12 @@ rule prepare_dataset:
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("prepare_dataset.py"),
         source=lambda wildcards: CONFIG.datasets[wildcards.dataset]["source"],
+        resize=lambda wildcards: CONFIG.datasets[wildcards.dataset].get("resize"),
         path=source_path,
+        packing=packing_arguments,
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     message:
         "Pack the dataset {wildcards.dataset}"
     shell:
-        "{params.python} {params.script} --source {params.source} {params.path} --output {params.folder:q} 2>&1 | tee -i {log}"
+        "{params.python} {params.script} --source {params.source} {params.path} --output {params.folder:q}"
+        " {params.packing} --cpus {threads} 2>&1 | tee -i {log}"

@@ -56,14 +56,15 @@ def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
 
 def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever could be refused without it has been.
-    from selfsup.data.store import PackedStore
+    from selfsup.data.local_copy import open_store
     from selfsup.evaluation.encoder import load_encoder
     from selfsup.evaluation.linear import LinearEvaluation
     from selfsup.training.checkpoint import prune
     from selfsup.training.compute import start_compute
     from selfsup.training.saving import Saver
 
-    store = PackedStore(arguments.data)
+    tell = print if place.local_rank == 0 else lambda *line, **options: None
+    store = open_store(arguments.data, arguments.local_copy, alive=attempt.alive, tell=tell)
     encoder, card = load_encoder(arguments.encoder, recipe)
     compute = start_compute(arguments, place)
     attempt.know(**compute.ledger_columns())
@@ -131,7 +132,7 @@ def write_results(folder: Path, rows: list[dict], card: dict, recipe: dict, stor
         "best_epoch": int(best["epoch"]),
         "seed": seed,
         "network": card["network"],
-        "protocol": protocol(recipe),
+        "protocol": ", ".join([protocol(recipe), *store.remarks()]),
         "dataset_fingerprint": store.fingerprint,
         "encoder_sha256": card["encoder_sha256"],
         "numerics_changes": card.get("training", {}).get("numerics_changes", 0),

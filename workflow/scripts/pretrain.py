@@ -46,7 +46,7 @@ def main() -> int:
 
 def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever could be refused without it has been.
-    from selfsup.data.store import PackedStore
+    from selfsup.data.local_copy import open_store
     from selfsup.training.compute import start_compute
     from selfsup.training.pretraining import Run, train_segment
 
@@ -55,7 +55,8 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
             f"global_batch {recipe['global_batch']} cannot be shared equally by {place.size} ranks of "
             f"{recipe['micro_batches']} micro-batches"
         )
-    store = PackedStore(arguments.data)
+    tell = print if place.local_rank == 0 else lambda *line, **options: None
+    store = open_store(arguments.data, arguments.local_copy, alive=attempt.alive, tell=tell)
     compute = start_compute(arguments, place)
     attempt.know(**compute.ledger_columns())
     run = Run(

@@ -38,6 +38,11 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="processes to start on this machine, one per device; default 1. Under srun or torchrun theirs count",
     )
+    parser.add_argument(
+        "--local-copy",
+        metavar="FOLDER",
+        help="of each node's own disk: copy the dataset there first, once; $VARIABLES are the node's",
+    )
     parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
     parser.add_argument(
         "--time-limit",

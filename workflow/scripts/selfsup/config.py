@@ -53,6 +53,9 @@ def check_config(raw: Mapping) -> Config:
     for name, dataset in raw["datasets"].items():
         if dataset.get("path") is not None:
             dataset["path"] = _expanded(dataset["path"], f"datasets.{name}.path")
+        for key in ("resize", "skip_damaged", "expect"):
+            if dataset["source"] == "digits" and dataset.get(key):
+                raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
     for kind in ("tables", "experiments"):
         for name in raw[kind]:
             if name in RESERVED_NAMES:
@@ -79,7 +82,7 @@ def dataset_problem(config: Config, name: str) -> str | None:
     if source == "digits" or (source == "cifar10" and path is None):
         return None
     if path is None:
-        problem = f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted the folder of its images"
+        problem = f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted its images' folder or tar"
     elif not Path(path).exists():
         problem = f"dataset {name}: datasets.{name}.path is {path}, which does not exist"
     else:

@@ -19,8 +19,8 @@ def resample(
 ) -> torch.Tensor:
     """Return rows @ pictures @ columns^T for each picture and channel.
 
-    pictures: float32 [N, C, H, W]; rows: [N, h, H]; columns: [N, w, W]. Returns [N, C, h, w]. `between` is called on the
-    pictures between the two passes; columns come first, as in Pillow.
+    pictures: float32 [N, C, H, W]; rows: [N, h, H]; columns: [N, w, W]. Returns [N, C, h, w]. `between` is called on
+    the pictures between the two passes; columns come first, as in Pillow.
     """
     count, channels, height, width = pictures.shape
     across = torch.bmm(pictures.reshape(count, channels * height, width), columns.transpose(1, 2))
@@ -64,7 +64,7 @@ def _kernel(distance: torch.Tensor, interpolation: str) -> torch.Tensor:
     """Keys' cubic kernel with a = -0.5, or the triangle. distance: >= 0, in steps of the kernel; overwritten."""
     if interpolation == "bilinear":
         return distance.neg_().add_(1).clamp_min_(0)
-    # With p = max(2 - t, 0) and q = max(1 - t, 0) both its pieces are p^2 (p - 1) / 2 + q^2 (1 - 2 q), without a branch.
+    # With p = max(2 - t, 0) and q = max(1 - t, 0) its pieces are p^2 (p - 1) / 2 + q^2 (1 - 2 q), without a branch.
     p = distance.neg_().add_(2).clamp_min_(0)
     less = p - 1
     q = less.clamp_min(0)

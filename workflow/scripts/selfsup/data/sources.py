@@ -2,6 +2,9 @@
 
 import tarfile
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +14,51 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from selfsup.data.store import StoreWriter
+from selfsup.data.imagenet import is_official, list_official
+from selfsup.data.listing import Listing, check_counts, read_tree
+from selfsup.data.packing import pack, progress_bar, threads
+from selfsup.data.store import UNFINISHED, StoreWriter, named
+from selfsup.data.tar_listing import UNPACK_ERRORS, first_name, plain_tar, read_tar_tree
 from selfsup.errors import UserError
+from selfsup.job.lock import held
 
 DIGITS_PIXELS = 32  # the 8-pixel originals are enlarged once, so that crops can begin between two of their pixels
 DIGITS_TEST_SHARE = 0.2
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+# Krizhevsky (2009), section 3; Russakovsky et al. (2015), table 2.
+KNOWN_COUNTS = {
+    "cifar10": {"train": 50_000, "test": 10_000, "classes": 10},
+    "imagenet": {"train": 1_281_167, "test": 50_000, "classes": 1_000},
+}
 
 
-def prepare(source: str, path: Path | None, folder: Path) -> str:
+@dataclass(frozen=True)
+class Packing:
+    """How a source is packed; the keys of a dataset in config.yaml.
+
+    resize: shorter side in pixels, or None to keep each image's bytes. skip_damaged: go without images that cannot be
+    read. expect: numbers of "train" and "test" images and of "classes"; "known" for those of the source, None for any.
+    cpus: cores to use.
+    """
+
+    resize: int | None = None
+    skip_damaged: bool = False
+    expect: Mapping[str, int] | str | None = "known"
+    cpus: int = 1
+
+
+def prepare(source: str, path: Path | None, folder: Path, packing: Packing = Packing()) -> str:
     """Pack a dataset into `folder` and return its fingerprint. Raises UserError with what to do when it cannot."""
-    if source == "digits":
-        return _prepare_digits(folder)
-    if path is None or not path.exists():
+    if source != "digits" and (path is None or not path.exists()):
         found = "not given" if path is None else f"{path}, which does not exist"
         raise UserError(f"source {source}: --path is {found}; wanted the existing folder or archive of its images")
-    if source == "cifar10" and not (path / "train").is_dir():
-        return _prepare_cifar10(path, folder)
-    return _prepare_class_folders(path, folder, test="val" if source == "imagenet" else "test")
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with held(folder, f"packing {source}"):
+        if source == "digits":
+            return _prepare_digits(folder)
+        if source == "cifar10" and _is_cifar10_python(path):
+            return _prepare_cifar10(path, folder, packing)
+        return _prepare_files(source, path, folder, packing)
 
 
 def download_cifar10(folder: Path) -> Path:
@@ -44,6 +74,35 @@ def download_cifar10(folder: Path) -> Path:
                 "with a network and set datasets.cifar10.path in config.yaml to it"
             ) from error
     return archive
+
+
+def _prepare_files(source: str, path: Path, folder: Path, packing: Packing) -> str:
+    with threads(packing.cpus) as pool:
+        listing = _listed(source, path, folder, pool)
+    check_counts(listing.counts(), _expected(source, packing), path)
+    return pack(listing, folder, resize=packing.resize, skip_damaged=packing.skip_damaged, cpus=packing.cpus)
+
+
+def _listed(source: str, path: Path, folder: Path, pool: Executor) -> Listing:
+    """List the pictures of a class tree, in a folder or a tar, or of ImageNet's official archives."""
+    test = "val" if source == "imagenet" else "test"
+    with progress_bar(None, "files", "list") as bar:
+        if path.is_file():
+            return read_tar_tree(plain_tar(path, _unfinished(folder)), test, bar.update).listing()
+        if source == "imagenet" and is_official(path):
+            return list_official(path, pool, bar.update)
+        return read_tree(path, test, bar.update).listing()
+
+
+def _unfinished(folder: Path) -> Path:
+    unfinished = folder / UNFINISHED
+    unfinished.mkdir(exist_ok=True)
+    return unfinished
+
+
+def _expected(source: str, packing: Packing) -> Mapping[str, int]:
+    known = KNOWN_COUNTS.get(source, {}) if packing.expect == "known" else packing.expect
+    return known or {}
 
 
 def _prepare_digits(folder: Path) -> str:
@@ -66,9 +125,17 @@ def _prepare_digits(folder: Path) -> str:
     return writer.finish()
 
 
-def _prepare_cifar10(path: Path, folder: Path) -> str:
+def _is_cifar10_python(path: Path) -> bool:
+    """Return whether `path` is CIFAR-10 as its authors publish it, in arrays, and no tree of image files."""
+    if path.is_file():
+        return first_name(path).split("/")[0] == CIFAR10.base_folder
+    return not (path / "train").is_dir()
+
+
+def _prepare_cifar10(path: Path, folder: Path, packing: Packing) -> str:
     """CIFAR-10 from its archive or the folder of `cifar-10-batches-py`; torchvision checks each file's MD5."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if packing.resize:
+        raise UserError(f"{path}: images of {CIFAR10.filename} are 32 pixels large: remove the dataset's key resize")
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         root = path
         if path.is_file():
@@ -82,6 +149,8 @@ def _prepare_cifar10(path: Path, folder: Path) -> str:
             raise UserError(
                 f"{path}: no intact CIFAR-10 here ({error}): wanted {CIFAR10.filename} or its unpacked folder"
             ) from error
+    counts = {split: len(dataset) for split, dataset in splits.items()} | {"classes": len(splits["train"].classes)}
+    check_counts(counts, _expected("cifar10", packing), path)
     writer = StoreWriter(folder, splits["train"].classes)
     for split, dataset in splits.items():
         writer.write_raw(split, dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
@@ -92,36 +161,5 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # refuses members that would leave the folder
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, *UNPACK_ERRORS) as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}): fetch the archive again") from error
-
-
-def _prepare_class_folders(path: Path, folder: Path, *, test: str) -> str:
-    """A tree train/<class>/<image>, <test>/<class>/<image>; classes are train's folder names in sorted order."""
-    for split in ("train", test):
-        if not (path / split).is_dir():
-            raise UserError(f"{path}: has no folder {split}/, wanted train/<class>/*.jpg and {test}/<class>/*.jpg")
-    classes = sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
-    writer = StoreWriter(folder, classes)
-    for split, source in {"train": path / "train", "test": path / test}.items():
-        files, labels = _class_files(source, classes)
-        writer.write_encoded(split, files, np.array(labels))
-    return writer.finish()
-
-
-def _class_files(source: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    unknown = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and entry.name not in classes)
-    if unknown:
-        raise UserError(f"{source}: {', '.join(unknown)}: no such class in train/; wanted the same classes in both")
-    pairs = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((source / name).glob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not pairs:
-        raise UserError(
-            f"{source}: no images with the endings {', '.join(sorted(IMAGE_SUFFIXES))} in its class folders"
-        )
-    files, labels = zip(*pairs, strict=True)
-    return list(files), list(labels)

@@ -1,29 +1,39 @@
-"""The packed store: a dataset as a few large files that are safe to memory-map.
+"""The packed store: a dataset as a few large files that are safe to memory-map, each in NumPy's .npy format.
 
-A folder with, for each split, either `<split>_images.npy` (uint8 [N, 3, H, W], all of one size) or
-`<split>_images.bin` (the image files' own bytes, end to end) with `<split>_offsets.npy` and `<split>_sizes.npy`;
-`<split>_labels.npy`; and `store.json`, written last: without it there is no store.
+A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64 [N]), and `store.json`, written last:
+without it there is no store. Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are their own
+bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the last) and
+`<split>_sizes.npy` (int64 [N, 2]: height, width). benchmarks/store_formats.py compares it with other formats.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
+from selfsup.atomic_files import write_atomically
 from selfsup.errors import PermanentError, UserError
 
-FORMAT = 1
-PROGRESS_IMAGES = 10_000  # a line of progress after so many
+FORMAT = 2
+RAW_READABLE = (1, 2)  # raw splits have not changed since format 1
+UNFINISHED = "packing"  # folder inside the store's where files lie until all are whole
 
 
 class Split:
-    """One split of a store: images by index, memory-mapped. Pickles as its path: loader workers map it themselves."""
+    """One split of a store: images by index, memory-mapped. Pickles as its path: loader workers map it themselves.
+
+    labels: int64 [N]. sizes: int64 [N, 2], each image's height and width. raw: uint8 [N, 3, H, W] where all images are
+    of one size and stored as they are, else None. All arrays are pages of the store's files,
+    which the processes of a machine share.
+    """
 
     def __init__(self, folder: Path, name: str, entry: dict):
         self._folder, self._name, self._entry = folder, name, entry
@@ -31,31 +41,35 @@ class Split:
 
     def _open(self) -> None:
         def mapped(part: str) -> np.ndarray:  # copy on write: torch warns of tensors that it may not write to
-            return np.load(self._folder / f"{self._name}_{part}.npy", mmap_mode="c", allow_pickle=False)
+            file = self._folder / f"{self._name}_{part}.npy"
+            return np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))  # a memmap takes long to slice
 
-        self.labels = np.asarray(mapped("labels"))
-        self.raw = mapped("images") if self._entry["kind"] == "raw" else None  # uint8 [N, 3, H, W], if of one size
+        self.labels, self._images = mapped("labels"), mapped("images")
+        self.raw = self._images if self._entry["kind"] == "raw" else None
         if self.raw is not None:
-            self.sizes = np.tile(np.array(self.raw.shape[2:], np.int64), (len(self.labels), 1))
+            self.sizes = np.broadcast_to(np.array(self.raw.shape[2:], np.int64), (len(self.labels), 2))
         else:
-            self.sizes, self._offsets = np.asarray(mapped("sizes")), mapped("offsets")
-            self._bytes = np.memmap(self._folder / f"{self._name}_images.bin", np.uint8, "r")
+            self.sizes, self._spans = mapped("sizes"), mapped("spans")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> torch.Tensor:
-        """Return the image as uint8 [3, H, W]."""
+        """Return the image as uint8 [3, H, W]. Raises PermanentError when it can no longer be decoded."""
         if self.raw is not None:
             return torch.from_numpy(np.array(self.raw[index]))
-        encoded = np.array(self._bytes[self._offsets[index] : self._offsets[index + 1]])
         try:
-            return decode_image(torch.from_numpy(encoded), ImageReadMode.RGB)
-        except (RuntimeError, ValueError) as error:
+            return decode(self.encoded(index))
+        except ValueError as error:
             raise PermanentError(
-                f"{self._folder}: {self._name} image {index} cannot be decoded ({str(error).split('. ')[0]}): the "
+                f"{self._folder}: {self._name} image {index} cannot be decoded ({error}): the "
                 "store was damaged after it was packed; delete it and prepare the dataset again"
             ) from error
+
+    def encoded(self, index: int) -> np.ndarray:
+        """Return an encoded image's own bytes, uint8 [bytes], a copy; only of splits that are not raw."""
+        begin, end = self._spans[index]
+        return np.array(self._images[begin:end])
 
     def __getstate__(self) -> tuple:
         return self._folder, self._name, self._entry
@@ -65,10 +79,39 @@ class Split:
         self._open()
 
 
+def decode(encoded: np.ndarray, mode: ImageReadMode = ImageReadMode.RGB) -> torch.Tensor:
+    """Decode a JPEG, PNG, WebP or GIF by its content, whatever its name, to uint8 [3, H, W].
+
+    Grey, palette, 16-bit and CMYK pictures become RGB, and transparency is dropped. encoded: uint8 [bytes].
+    Raises ValueError saying what is wrong. A JPEG that lost its middle but has its end is decoded, as by PIL.
+    """
+    if not encoded.size:
+        raise ValueError("an empty file")
+    try:
+        image = decode_image(torch.from_numpy(encoded), mode)
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+        raise ValueError("no JPEG, PNG, WebP or GIF" if "Unsupported" in text else text.split(". ")[0]) from error
+    if image.ndim != 3:
+        raise ValueError(f"an animation of {len(image)} pictures")
+    return image
+
+
+def decoded_size(encoded: np.ndarray) -> tuple[int, int]:
+    """Return height and width of what `decode` would give, having decoded all of it. Raises ValueError as it does.
+
+    Of a JPEG all bytes are read, but of the colours none is computed: a fifth less work (benchmarks/packing.py).
+    """
+    jpeg = encoded[:2].tobytes() == b"\xff\xd8"
+    return tuple(decode(encoded, ImageReadMode.GRAY if jpeg else ImageReadMode.RGB).shape[1:])
+
+
 class PackedStore:
     """A prepared dataset: its `classes` (names, in label order), content `fingerprint`, `train` and `test` splits.
 
-    Raises UserError when the folder holds no complete store, or one of another format, or a file of the wrong length.
+    resize: the shorter side, in pixels, to which larger pictures were resized when they were packed, or None.
+    skipped: by split, how many damaged images were left out. Raises UserError when the folder holds no complete
+    store, or one of another format, or a file of the wrong length.
     """
 
     def __init__(self, folder: Path):
@@ -76,7 +119,10 @@ class PackedStore:
         description = self._read_description()
         self.classes: list[str] = description["classes"]
         self.fingerprint: str = description["fingerprint"]
-        for name, size in description["files"].items():
+        self.resize: int | None = description.get("resize")
+        self.skipped: dict[str, int] = {"train": 0, "test": 0} | description.get("skipped", {})
+        self.files: dict[str, int] = description["files"]  # name: bytes
+        for name, size in self.files.items():
             path = self.folder / name
             found = path.stat().st_size if path.exists() else "nothing"
             if found != size:
@@ -85,6 +131,12 @@ class PackedStore:
                 )
         self.train = Split(self.folder, "train", description["splits"]["train"])
         self.test = Split(self.folder, "test", description["splits"]["test"])
+
+    def remarks(self) -> list[str]:
+        """Return what a table must say of the images: that they were resized, or that some were left out."""
+        resized = [f"images packed with shorter side {self.resize}"] if self.resize else []
+        counts = [f"{count:,} of {split}" for split, count in self.skipped.items() if count]
+        return resized + ([f"damaged images skipped: {' and '.join(counts)}"] if counts else [])
 
     def _read_description(self) -> dict:
         path = self.folder / "store.json"
@@ -96,90 +148,109 @@ class PackedStore:
             ) from None
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}): delete {self.folder} and prepare the dataset again") from error
-        if description.get("format") != FORMAT:
+        found = description.get("format")
+        raw = all(split["kind"] == "raw" for split in description.get("splits", {}).values())
+        if found != FORMAT and not (raw and found in RAW_READABLE):
             raise UserError(
-                f"{path}: format {description.get('format')}, wanted {FORMAT}: delete {self.folder} and prepare "
-                "the dataset again"
+                f"{path}: format {found}, wanted {FORMAT}: delete {self.folder} and prepare the dataset again"
             )
         return description
 
 
 class StoreWriter:
-    """Writes a store. `store.json` appears last and at once, so that a half store never looks whole."""
+    """Writes a store. Its files lie in `<folder>/packing` until all are whole; then they are moved to their places,
+    and `store.json` appears last and at once: a half store never looks whole, and a store in use is not written over.
+    """
 
     def __init__(self, folder: Path, classes: list[str]):
         self._folder, self._classes = Path(folder), classes
         self._splits: dict[str, dict] = {}
         self._files: list[str] = []
+        self._notes: dict = {}
         self._hash = hashlib.sha256("\n".join(classes).encode())
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "store.json").unlink(missing_ok=True)
+        self.unfinished = self._folder / UNFINISHED
+        self.unfinished.mkdir(parents=True, exist_ok=True)
 
     def write_raw(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         """Write images of one size: uint8 [N, 3, H, W], labels int64 [N]."""
         self._save(split, "images", np.ascontiguousarray(images, np.uint8))
         self._finish_split(split, "raw", labels)
 
-    def write_encoded(self, split: str, files: list[Path], labels: np.ndarray) -> None:
-        """Write image files of any size, their bytes unchanged. Raises UserError naming a file that is no image."""
-        name, offsets, sizes = f"{split}_images.bin", [0], []
-        with _named(self._folder / name), open(self._folder / name, "wb") as out:
-            for number, file in enumerate(files, 1):
-                content, size = _read_image(file)
-                out.write(content)
-                self._hash.update(content)
-                offsets.append(offsets[-1] + len(content))
-                sizes.append(size)
-                if number % PROGRESS_IMAGES == 0 or number == len(files):
-                    print(f"packed {number:,} of {len(files):,} {split} images", flush=True)
-        self._files.append(name)
-        self._save(split, "offsets", np.array(offsets, np.int64))
-        self._save(split, "sizes", np.array(sizes, np.int64))
+    def add_encoded(
+        self, split: str, spans: np.ndarray, sizes: np.ndarray, labels: np.ndarray, digests: np.ndarray
+    ) -> None:
+        """Add image files whose bytes are in `<unfinished>/<split>_images.npy` already.
+
+        spans, sizes: int64 [N, 2]; labels: int64 [N]; digests: uint8 [N, 32], the SHA-256 of each image's bytes, which
+        the fingerprint is made of: it does not depend on the order in which they came to lie in the file.
+        """
+        self._files.append(f"{split}_images.npy")
+        self._update_hash(split, "digests", digests)
+        self._save(split, "spans", np.asarray(spans, np.int64), hashed=False)
+        self._save(split, "sizes", np.asarray(sizes, np.int64))
         self._finish_split(split, "encoded", labels)
 
+    def note(self, **notes) -> None:
+        """Add what store.json shall say beside: resize, skipped."""
+        self._notes.update(notes)
+
     def finish(self) -> str:
-        """Write store.json and return the content's fingerprint, a SHA-256 over classes, images and labels."""
+        """Complete the store and return the content's fingerprint, a SHA-256 over classes, images and labels."""
         description = {
             "format": FORMAT,
             "classes": self._classes,
             "fingerprint": self._hash.hexdigest(),
             "splits": self._splits,
-            "files": {name: (self._folder / name).stat().st_size for name in self._files},
+            "files": {name: (self.unfinished / name).stat().st_size for name in self._files},
+            **self._notes,
         }
-        temporary = self._folder / "store.json.tmp"
-        temporary.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(temporary, self._folder / "store.json")
+        (self._folder / "store.json").unlink(missing_ok=True)
+        for name in self._files:
+            os.replace(self.unfinished / name, self._folder / name)
+        with named(self._folder / "store.json"):
+            write_atomically(self._folder / "store.json", json.dumps(description, indent=1) + "\n")
+        shutil.rmtree(self.unfinished, ignore_errors=True)
         return description["fingerprint"]
 
     def _finish_split(self, split: str, kind: str, labels: np.ndarray) -> None:
         self._save(split, "labels", np.asarray(labels, np.int64))
         self._splits[split] = {"kind": kind, "images": len(labels)}
 
-    def _save(self, split: str, part: str, array: np.ndarray) -> None:
+    def _save(self, split: str, part: str, array: np.ndarray, hashed: bool = True) -> None:
         name = f"{split}_{part}.npy"
-        with _named(self._folder / name):
-            np.save(self._folder / name, array, allow_pickle=False)
+        with named(self.unfinished / name), open(self.unfinished / name, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            to_disk(file)
         self._files.append(name)
+        if hashed:
+            self._update_hash(split, part, array)
+
+    def _update_hash(self, split: str, part: str, array: np.ndarray) -> None:
         self._hash.update(f"{split} {part} {array.dtype} {array.shape}".encode())
-        self._hash.update(array.data)
+        self._hash.update(np.ascontiguousarray(array).data)
+
+
+def write_bytes_header(file: BinaryIO, length: int) -> int:
+    """Write the .npy header of uint8 [length] at the start of `file` and return where the data begins.
+
+    The header's own length does not depend on `length`: NumPy leaves space for a first axis that grows.
+    """
+    file.seek(0)
+    header: Mapping = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def to_disk(file: BinaryIO) -> None:
+    """Return when all that was written to `file` is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file that could not be written: neither a short write nor NumPy's error does."""
+def named(path: Path) -> Iterator[None]:
+    """Name the file that could not be written: neither a short write nor NumPy's error does. Raises UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}): free space or mend permissions, start again") from error
-
-
-def _read_image(file: Path) -> tuple[bytes, tuple[int, int]]:
-    """Return a file's bytes and its height and width, decoded once to know that it can be."""
-    try:
-        content = file.read_bytes()
-        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{file}: cannot be read as an image ({str(error).split('. ')[0]}): mend or remove it"
-        ) from error
-    return content, (image.shape[1], image.shape[2])

@@ -8,8 +8,9 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -146,6 +147,27 @@ class Lock:
             return probe.stat().st_mtime
         finally:
             probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, stage: str) -> Iterator[None]:
+    """A context that holds a folder's lock, with a heartbeat. Raises UserError naming a holder that lives."""
+    lock, leaving = Lock(folder, stage), threading.Event()
+
+    def beat() -> None:
+        while not leaving.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a disk that is full or away for a moment
+                lock.beat()
+
+    lock.acquire()
+    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        heart.join()
+        lock.release()
 
 
 def read_holder(folder: Path) -> Holder | None:

@@ -1,0 +1,35 @@
+"""A user's own dataset from its folder to the table, with all keys that a dataset may have."""
+
+import copy
+import csv
+
+import pytest
+
+from trees import write_tree
+from workflows import QUICK
+
+
+@pytest.mark.slow
+def test_the_table_says_what_was_done_to_the_images(workflow, monkeypatch):
+    write_tree(workflow.path("images"), {"train": ["ant", "bee", "cat"], "test": ["ant", "bee"]}, count=12)
+    (workflow.path("images") / "train/bee/cut.jpg").write_bytes(b"\xff\xd8\xff")
+    monkeypatch.setenv("NODE_DISK", str(workflow.path("disk")))
+    dataset = {"source": "folder", "path": str(workflow.path("images")), "resize": 12}
+    dataset |= {"expect": {"train": 37, "test": 24}, "local_copy": "$NODE_DISK/sets"}
+    overrides = copy.deepcopy(QUICK) | {"epochs": 2, "global_batch": 16}
+    overrides["optimizer"], overrides["linear"]["batch"] = {"warmup_epochs": 1}, 16
+    workflow.config["datasets"]["mine"] = dataset
+    workflow.config["experiments"]["mine"] = copy.deepcopy(workflow.digits) | {"dataset": "mine", "segment_epochs": 2}
+    workflow.config["experiments"]["mine"]["overrides"] = overrides
+    workflow.config["tables"]["mine"] = ["mine"]
+    printed = workflow.run("results/mine.csv", ok=False)
+    assert "1 of 61 images cannot be packed" in printed and "train/bee/cut.jpg: cannot be read as an image" in printed
+    dataset["skip_damaged"] = True
+    printed = workflow.run("results/mine.csv")
+    rows = list(csv.DictReader(workflow.read("results/mine.csv").splitlines()))
+    assert [row["n_test"] for row in rows] == ["24", "24"]
+    for row in rows:
+        assert row["protocol"].endswith("images packed with shorter side 12, damaged images skipped: 1 of train")
+    assert printed.count("copied data/mine to") == 1  # by the first of the three jobs
+    (copied,) = [path for path in (workflow.path("disk") / "sets").iterdir() if path.is_dir()]
+    assert (copied / "store.json").read_text() == workflow.read("data/mine/store.json")
