@@ -9,7 +9,7 @@ SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan test test-slurm chaos bench lint format lock
+.PHONY: help env demo explain plan test test-slurm chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ env: .venv/made  ## make the environment in .venv from requirements.txt
 demo: env  ## pretrain, evaluate and print the demo's table: minutes on two cores, no GPU, no download
 	$(BIN)/snakemake --cores all results/demo.csv
 	@echo; cat results/demo.md
+
+explain: env  ## a recipe with the source of each value, or two compared: make explain RECIPES="cifar10 cifar10_authors"
+	$(BIN)/python workflow/scripts/explain.py $(RECIPES)
 
 plan: env  ## what the experiments of config.yaml will cost, by the speed that was measured
 	$(BIN)/python workflow/scripts/plan.py
