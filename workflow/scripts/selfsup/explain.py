@@ -6,7 +6,6 @@ the nearest key around it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def explained(name: str, overrides: Mapping | None = None, *, overrides_from: st
     for path in recipe_files(name):
         sources.update((key, (source, path.stem)) for key, source in file_sources(path).items())
     sources.update((key, ("", overrides_from)) for key in flattened(overrides or {}))
-    return [Value(key, value, *_nearest(key, sources)) for key, value in values.items()]
+    return [Value(key, value, *sources.get(key, ("", "schema's default"))) for key, value in values.items()]
 
 
 def flattened(value: Any, where: str = "") -> dict[str, Any]:
@@ -141,12 +140,6 @@ def _children(node: yaml.Node) -> Iterator[tuple[str, int, yaml.Node]]:
     elif isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.MappingNode) for item in node.value):
         for place, child in enumerate(node.value):
             yield str(place), -1, child  # no line is an item's own: what is around it tells
-
-
-def _nearest(key: str, sources: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """The source of a key: its own, or, where a list or mapping came whole, that of the nearest key above it."""
-    parents = list(accumulate(key.split("."), "{}.{}".format))
-    return next((sources[path] for path in reversed(parents) if path in sources), ("", "default"))
 
 
 def _origin(value: Value) -> str:

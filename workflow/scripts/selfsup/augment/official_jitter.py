@@ -1,8 +1,8 @@
 """The colour jitter of BYOL's JAX release (deepmind-research/byol, utils/augmentations.py), on a batch.
 
-Pictures are float [n, 3, H, W] in [0, 1]; factors float [n], drawn as torchvision's: 1 is neutral, 0
-for the hue, which is in turns. Each operation is clipped to [0, 1]. Three of them are not torchvision's: brightness is added,
-contrast stretches each channel about its own mean, saturation scales HSV's instead of mixing with the grey picture.
+Pictures are float [n, 3, H, W] in [0, 1]; factors float [n], drawn as torchvision's: 1 is neutral for three of them,
+0 for the hue, in turns. Each operation is clipped to [0, 1]. Only the hue's is torchvision's: here brightness is added,
+contrast is about each channel's own mean, and saturation scales HSV's instead of mixing with the grey picture.
 """
 
 import torch
