@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from selfsup.methods import build_method
-from selfsup.models import build_backbone
+from selfsup.models import BatchNorm, build_backbone
 from selfsup.optim import learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import load_recipe
 
@@ -140,6 +140,14 @@ def test_every_parameters_weight_decay_and_lars_strength(name, method):
     first = {"cifar10": "64 x 3 x 3 x 3", "imagenet": "64 x 3 x 7 x 7"}[name]
     assert lines[1].split() == ["backbone.conv1.weight", *first.split(), "weight", f"{decay:g}", "1"]
     assert lines[-1].split() == ["predictor.3.bias", "256", "bias", "0", "0"]
+
+
+def test_every_batch_norm_has_the_recipes_momentum_and_eps():
+    settings = {"momentum": 0.03, "eps": 0.002}
+    method = build_method(load_recipe("digits", {"model": {"batch_norm": settings}}), seed=0, total_steps=1)
+    norms = [module for module in method.networks.modules() if isinstance(module, BatchNorm)]
+    assert len(norms) == 2 * 20 + 3  # both backbones, two heads and the target's one
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.03, 0.002)}
 
 
 def test_zero_initialised_are_the_last_norms_of_all_residual_branches_and_no_others(name, method):
