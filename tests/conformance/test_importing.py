@@ -21,7 +21,7 @@ from selfsup.evaluation.encoder import load_encoder
 from selfsup.importing import imported_backbone
 from selfsup.importing.array_pickle import read_array_pickle
 from selfsup.methods import build_method
-from selfsup.models.same_padding import same_padding
+from selfsup.models.same_padding import pad_as_jax, same_padding
 from selfsup.recipe import load_recipe
 
 BLOCKS, WIDTH = (3, 4, 6, 3), 4  # a ResNet-50 of a sixteenth of its width
@@ -308,6 +308,13 @@ def test_same_padding_is_as_tensorflows_documentation_has_it():
     assert same_padding(33, 3, 2) == (1, 1)
     assert same_padding(56, 1, 2) == (0, 0)
     assert same_padding(14, 3, 1) == (1, 1)
+
+
+def test_a_max_pool_pads_with_what_is_never_the_largest():
+    pool = torch.nn.Sequential(torch.nn.MaxPool2d(3, 2, 1))
+    pad_as_jax(pool)
+    x = -1 - torch.rand(2, 3, 8, 8)
+    assert np.array_equal(pool(x).numpy().transpose(0, 2, 3, 1), max_pool(x.numpy().transpose(0, 2, 3, 1)))
 
 
 # --- the authors' checkpoints -----------------------------------------------------------------------------------------
