@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from runs import on_cpu, train
 from selfsup.methods import build_method
 from selfsup.models import BatchNorm, build_backbone
 from selfsup.optim import learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import load_recipe
+from selfsup.training.pretraining import Run
 
 TRAINING_IMAGES = {"cifar10": 50_000, "imagenet": 1_281_167}  # paper, section 6.1: 50,000 and 1.28 million
 
@@ -174,3 +176,15 @@ def test_the_official_variant_has_its_biases_and_pads_as_same():
     with torch.no_grad():
         assert backbone.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 2048)
     assert backbone.state_dict().keys() == build_backbone(load_recipe("imagenet")).state_dict().keys()
+
+
+def test_the_table_of_parameters_is_printed_when_a_run_begins_and_not_when_it_goes_on(
+    tiny_recipe, tiny_store, tmp_path, capsys
+):
+    (tmp_path / "run").mkdir()
+    run = Run(tiny_recipe, 0, 1, tiny_store, tmp_path / "run", on_cpu(), 60)
+    assert train(run, 1)
+    wanted = treatment_table(build_method(tiny_recipe, seed=0, total_steps=1).parameter_groups())
+    assert wanted in capsys.readouterr().out
+    assert train(run, 2)
+    assert wanted.splitlines()[0] not in capsys.readouterr().out
