@@ -151,6 +151,21 @@ def test_the_target_normalises_with_its_batch_and_keeps_its_own_running_statisti
     assert not (target.bn1.running_mean > 1).any()
 
 
+@pytest.mark.parametrize("statistics", ["both_views", "per_view"])
+def test_views_are_normalised_together_or_as_in_a_forward_of_each(statistics):
+    """Both networks: the authors' one forward over 2N pictures, or the official two of N (byol_experiment.py)."""
+    recipe = load_recipe("digits", {**TINY, "model": {**TINY["model"], "batch_norm": {"statistics": statistics}}})
+    method, plain, views = byol(recipe), byol(load_recipe("digits", TINY)), views_of(recipe)
+    for name in ("online", "target"):
+        parts = [views[0], views[1]] if statistics == "per_view" else [torch.cat(tuple(views))]
+        ours, theirs = (one.networks[name] for one in (method, plain))
+        found = ours["projector"](ours["backbone"](torch.cat(tuple(views))))
+        wanted = torch.cat([theirs["projector"](theirs["backbone"](part)) for part in parts])
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)  # other batch sizes, other sums
+        for (key, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=key)
+
+
 def test_averaged_buffers_and_running_statistics_on_request():
     recipe = load_recipe(
         "digits", {**TINY, "byol": {**TINY["byol"], "average_buffers": True, "target_batch_norm": "running"}}

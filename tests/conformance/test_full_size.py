@@ -6,6 +6,7 @@ import torch
 
 from runs import on_cpu, train
 from selfsup.methods import build_method
+from selfsup.methods.byol import tau
 from selfsup.models import BatchNorm, build_backbone
 from selfsup.optim import learning_rate, optimizer_groups, treatment_table
 from selfsup.recipe import load_recipe
@@ -188,3 +189,21 @@ def test_the_table_of_parameters_is_printed_when_a_run_begins_and_not_when_it_go
     assert wanted in capsys.readouterr().out
     assert train(run, 2)
     assert wanted.splitlines()[0] not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "steps_per_epoch"), [("cifar10", 97), ("cifar10_authors", 97), ("imagenet", 312)])
+def test_learning_rate_and_tau_at_every_step_of_the_full_runs(name, steps_per_epoch):
+    """All 97,000, 77,600 or 312,000 of them, against the equations over an array of steps."""
+    recipe = load_recipe(name)
+    settings, total, warmup = recipe["optimizer"], recipe["epochs"] * steps_per_epoch, 10 * steps_per_epoch
+    steps = np.arange(total)
+    start, floor, peak = settings["lr_start_factor"] * settings["peak_lr"], settings["lr_floor"], settings["peak_lr"]
+    rising = start + (peak - start) * steps / warmup
+    falling = floor + (peak - floor) * (1 + np.cos(np.pi * (steps - warmup) / (total - warmup))) / 2
+    schedule = {"total_steps": total, "warmup_steps": warmup, "peak": peak}
+    ends = {"start_factor": settings["lr_start_factor"], "floor": floor}
+    rates = np.array([learning_rate(step, **schedule, **ends) for step in range(total)])
+    np.testing.assert_allclose(rates, np.where(steps < warmup, rising, falling), rtol=1e-12, atol=1e-15)
+    taus = np.array([tau(step, total_steps=total, base=recipe["byol"]["tau_base"]) for step in range(total)])
+    np.testing.assert_allclose(taus, 1 - 0.004 * (np.cos(np.pi * steps / total) + 1) / 2, rtol=1e-14)
+    assert (np.diff(taus) >= 0).all()
