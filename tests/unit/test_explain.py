@@ -103,6 +103,15 @@ def test_the_table_has_a_line_for_each_value():
     assert next(line for line in lines if line.startswith("byol.tau_base")).split()[1] == "0.97"
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "experiments: 3", "experiments: {one: 3}", "experiments: {one: {}}"])
+def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_path, text):
+    config = tmp_path / "config.yaml"
+    config.write_text(text + "\n")
+    script = [sys.executable, "workflow/scripts/explain.py", "--experiment", "one", "--config", config]
+    run = subprocess.run(script, cwd=repository, capture_output=True, text=True)
+    assert run.returncode == 1 and len(run.stderr.splitlines()) == 1 and "config.yaml" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

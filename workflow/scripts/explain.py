@@ -53,10 +53,15 @@ def mapping(text: str) -> Mapping:
 
 
 def experiment(config: Path, name: str) -> Mapping:
-    experiments = read_yaml(config).get("experiments") or {}
+    content = read_yaml(config)
+    experiments = content.get("experiments") if isinstance(content, Mapping) else None
+    experiments = experiments if isinstance(experiments, Mapping) else {}
     if name not in experiments:
-        raise UserError(f"{config} has no experiment {name!r}{suggest(name, list(experiments))}")
-    return experiments[name]
+        raise UserError(f"{config} has no experiment {name!r}{suggest(name, list(map(str, experiments)))}")
+    block = experiments[name]
+    if not isinstance(block, Mapping) or not isinstance(block.get("recipe"), str):
+        raise UserError(f"{config}: experiments.{name} names no recipe, wanted for example recipe: cifar10")
+    return block
 
 
 def parse_arguments() -> argparse.Namespace:

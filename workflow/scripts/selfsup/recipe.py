@@ -110,17 +110,13 @@ def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
         key = int(key) if isinstance(base, list) and str(key).isdigit() else key
         if key not in merged:
             raise RecipeError(f"override {path!r} names no recipe key{suggest(str(key), list(map(str, merged)))}")
-        inside = isinstance(merged[key], Mapping) or _holds_mappings(merged[key])
-        merged[key] = merge(merged[key], value, f"{path}.") if inside and _is_mapping(value) else copy.deepcopy(value)
+        inside = isinstance(value, Mapping) and (isinstance(merged[key], Mapping) or _holds_mappings(merged[key]))
+        merged[key] = merge(merged[key], value, f"{path}.") if inside else copy.deepcopy(value)
     return list(merged.values()) if isinstance(base, list) else merged
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _holds_mappings(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_mapping, value))
+    return isinstance(value, list) and value != [] and all(isinstance(item, Mapping) for item in value)
 
 
 def canonical(value: Any) -> str:
