@@ -9,7 +9,7 @@ SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo explain plan test test-slurm chaos bench lint format lock
+.PHONY: help env demo plan test test-slurm chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,7 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 	$(BIN)/snakemake --cores all results/demo.csv
 	@echo; cat results/demo.md
 
+.PHONY: explain
 explain: env  ## a recipe with the source of each value, or two compared: make explain RECIPES="cifar10 cifar10_authors"
 	$(BIN)/python workflow/scripts/explain.py $(RECIPES)
 
