@@ -27,6 +27,10 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 	$(BIN)/snakemake --cores all results/demo.csv
 	@echo; cat results/demo.md
 
+.PHONY: explain
+explain: env  ## a recipe with the source of each value, or two compared: make explain RECIPES="cifar10 cifar10_authors"
+	$(BIN)/python workflow/scripts/explain.py $(RECIPES)
+
 plan: env  ## what the experiments of config.yaml will cost, by the speed that was measured
 	$(BIN)/python workflow/scripts/plan.py
 

@@ -44,6 +44,43 @@ def test_the_losss_gradient_is_that_of_the_equation():
     np.testing.assert_allclose(prediction.grad.numpy(), wanted, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_loss_and_gradient_per_tensor_at_any_scale(dtype, scale):
+    random = np.random.default_rng()
+    p, z = scale * random.normal(size=(2, 64, 256))
+    prediction = torch.tensor(p, dtype=dtype, requires_grad=True)
+    loss = byol_loss(prediction, torch.tensor(z, dtype=dtype))
+    loss.backward()
+    p_norm, z_norm = (np.linalg.norm(x, axis=1, keepdims=True) for x in (p, z))
+    cosine = (p * z).sum(1, keepdims=True) / p_norm / z_norm
+    gradient = -2 * (z / z_norm - cosine * p / p_norm) / p_norm / len(p)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}[dtype]
+    assert loss.item() == pytest.approx((2 - 2 * cosine).mean(), rel=tolerance)
+    error = np.linalg.norm(prediction.grad.double().numpy() - gradient) / np.linalg.norm(gradient)
+    assert error < tolerance
+
+
+def test_an_embedding_of_no_length_has_a_finite_loss_and_gradient():
+    """Of norm 0, and below the 1e-12 at which the normalisation stops dividing: no NaN reaches the weights."""
+    for size in (0.0, 1e-20):
+        prediction = torch.full((2, 4), size, requires_grad=True)
+        loss = byol_loss(prediction, torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
+        loss.backward()
+        assert loss.item() == pytest.approx(2, abs=1e-6)
+        assert torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize("total", [20, 77_600, 97_000, 312_000])
+def test_golden_values_of_tau(total):
+    """At the start, the middle and the last step, where it is one step short of 1."""
+    assert tau(0, total_steps=total, base=0.996) == 0.996
+    assert tau(total // 2, total_steps=total, base=0.996) == pytest.approx(0.998, abs=1e-15)
+    last = 1 - 0.004 * (1 - np.cos(np.pi / total)) / 2
+    assert tau(total - 1, total_steps=total, base=0.996) == pytest.approx(last, abs=1e-15)
+    assert tau(total - 1, total_steps=total, base=0.996) < 1
+
+
 def test_tau_rises_from_its_base_to_one_along_a_cosine():
     assert tau(0, total_steps=100, base=0.996) == 0.996
     assert tau(50, total_steps=100, base=0.996) == pytest.approx(0.998, abs=1e-15)
@@ -74,6 +111,24 @@ def test_the_loss_compares_each_view_with_the_targets_projection_of_the_other(ti
     assert loss.item() == pytest.approx(2 * np.mean(rows), rel=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_gradient_on_the_predictor_is_that_of_both_directions(reduction):
+    """The last bias' gradient, restated in NumPy from both views' predictions: summed, or halved."""
+    recipe = load_recipe("digits", {**TINY, "byol": {**TINY["byol"], "loss_reduction": reduction}})
+    method, views, kept = byol(recipe), views_of(recipe), {}
+    online, target = method.networks["online"], method.networks["target"]
+    online["predictor"].register_forward_hook(lambda module, inputs, output: kept.update(q=output.detach()))
+    target["projector"].register_forward_hook(lambda module, inputs, output: kept.update(z=output.detach()))
+    method.loss(views, 0, Ranks())[0].backward()
+    q, z = (kept[key].double().numpy() for key in "qz")
+    z = np.concatenate([z[8:], z[:8]])  # the target's projection of the other view
+    q_norm, z_norm = (np.linalg.norm(x, axis=1, keepdims=True) for x in (q, z))
+    cosine = (q * z).sum(1, keepdims=True) / q_norm / z_norm
+    wanted = (-2 * (z / z_norm - cosine * q / q_norm) / q_norm / 8).sum(0) * {"sum": 1, "mean": 0.5}[reduction]
+    found = online["predictor"][3].bias.grad.double().numpy()
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 1e-6
+
+
 def test_only_the_online_network_learns(tiny_recipe):
     method = byol(tiny_recipe)
     loss, _ = method.loss(views_of(tiny_recipe), 0, Ranks())
@@ -94,6 +149,21 @@ def test_the_target_normalises_with_its_batch_and_keeps_its_own_running_statisti
     method.networks["online"]["backbone"].bn1.running_mean.fill_(9.0)
     method.before_step(0)
     assert not (target.bn1.running_mean > 1).any()
+
+
+@pytest.mark.parametrize("statistics", ["both_views", "per_view"])
+def test_views_are_normalised_together_or_as_in_a_forward_of_each(statistics):
+    """Both networks: the authors' one forward over 2N pictures, or the official two of N (byol_experiment.py)."""
+    recipe = load_recipe("digits", {**TINY, "model": {**TINY["model"], "batch_norm": {"statistics": statistics}}})
+    method, plain, views = byol(recipe), byol(load_recipe("digits", TINY)), views_of(recipe)
+    for name in ("online", "target"):
+        parts = [views[0], views[1]] if statistics == "per_view" else [torch.cat(tuple(views))]
+        ours, theirs = (one.networks[name] for one in (method, plain))
+        found = ours["projector"](ours["backbone"](torch.cat(tuple(views))))
+        wanted = torch.cat([theirs["projector"](theirs["backbone"](part)) for part in parts])
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)  # other batch sizes, other sums
+        for (key, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=key)
 
 
 def test_averaged_buffers_and_running_statistics_on_request():

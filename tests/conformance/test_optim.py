@@ -35,8 +35,19 @@ def restated_lars(weights, gradients, lrs, *, momentum, weight_decay, trust_coef
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_momentum):
     random = np.random.default_rng()
-    starts = [random.normal(size=shape) for shape in ((7, 3), (5,), (2, 3, 4, 4))]
+    shapes = {
+        "matrix": (7, 3),
+        "vector": (5,),
+        "kernel": (2, 3, 4, 4),
+        "from zero": (4,),
+        "seldom": (6,),
+        "never": (3,),
+    }
+    starts = [np.zeros(shape) if name == "from zero" else random.normal(size=shape) for name, shape in shapes.items()]
     gradients = [[random.normal(size=start.shape) for _ in range(STEPS)] for start in starts]
+    for step in range(STEPS):  # norms of zero: of the weights at the first step, of gradients now and then, or always
+        gradients[4][step] *= step % 3 == 0
+        gradients[5][step] *= 0
     lrs = random.uniform(0.01, 0.5, STEPS)
     parameters = [torch.nn.Parameter(torch.tensor(start, dtype=dtype)) for start in starts]
     settings = {
@@ -54,8 +65,9 @@ def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_mome
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6 * math.sqrt(STEPS)}[dtype]
     for parameter, start, drawn in zip(parameters, starts, gradients, strict=True):
         wanted = restated_lars(start, drawn, lrs, lars_weight=lars_weight, **settings)
-        error = np.linalg.norm(parameter.detach().double().numpy() - wanted) / np.linalg.norm(wanted)
-        assert error < tolerance
+        # Of the larger of both ends: what decays towards zero keeps the rounding of what it was.
+        scale = max(np.linalg.norm(wanted), np.linalg.norm(start))
+        assert np.linalg.norm(parameter.detach().double().numpy() - wanted) < tolerance * scale
 
 
 @pytest.mark.parametrize("zero", ["weights", "gradient"])
@@ -155,3 +167,61 @@ def test_start_floor_and_missing_warmup():
     assert learning_rate(100, **schedule) == 0.125
     assert learning_rate(0, total_steps=100, warmup_steps=0, peak=1.0) == 1.0
     assert learning_rate(5, total_steps=5, warmup_steps=5, peak=1.0) == 1.0
+
+
+@pytest.mark.parametrize("name", ["cifar10_authors", "imagenet_authors"])
+def test_the_authors_schedule_is_that_of_their_schedulers(name):
+    """LinearLR in the warm-up, then CosineAnnealingLR: both built at once, one stepped after each step (main.py)."""
+    recipe = load_recipe(name, {"epochs": 60})
+    settings, steps = recipe["optimizer"], 20
+    warmup, total = settings["warmup_epochs"] * steps, recipe["epochs"] * steps
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings["peak_lr"])
+    linear = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-8, end_factor=1, total_iters=warmup)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=1e-8)
+    for step in range(total):
+        ours = learning_rate(
+            step,
+            total_steps=total,
+            warmup_steps=warmup,
+            peak=settings["peak_lr"],
+            start_factor=settings["lr_start_factor"],
+            floor=settings["lr_floor"],
+        )
+        # theirs multiplies the rate of the step before: a thousand roundings
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(ours, rel=1e-6, abs=1e-12)
+        optimizer.step()
+        (linear if step < warmup else cosine).step()
+
+
+def test_the_official_schedule_at_every_step():
+    """schedules.py of deepmind-research/byol: linear from 0, then a cosine to 0, all per step."""
+    recipe = load_recipe("imagenet_official_40")
+    settings, steps = recipe["optimizer"], 8
+    warmup, total, peak = settings["warmup_epochs"] * steps, recipe["epochs"] * steps, 0.45 * 4096 / 256
+    for step in range(total):
+        place = (step - warmup) / (total - warmup)
+        wanted = step / warmup * peak if step < warmup else peak * (0.5 * (1 + np.cos(np.pi * place)))
+        found = learning_rate(
+            step,
+            total_steps=total,
+            warmup_steps=warmup,
+            peak=settings["peak_lr"],
+            start_factor=settings["lr_start_factor"],
+            floor=settings["lr_floor"],
+        )
+        assert found == pytest.approx(wanted, rel=1e-14, abs=1e-15)
+
+
+@pytest.mark.parametrize(("name", "floor"), [("cifar10", 0.0), ("cifar10_authors", 1e-4)])
+def test_the_linear_protocols_rate_at_every_step(name, floor):
+    """90 epochs of 195 steps, a cosine from 0.2 without warm-up; the authors' is CosineAnnealingLR(eta_min=0.0001)."""
+    linear = load_recipe(name)["linear"]
+    total = linear["epochs"] * 195
+    rates = [
+        learning_rate(step, total_steps=total, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"])
+        for step in range(total)
+    ]
+    wanted = floor + (0.2 - floor) * (1 + np.cos(np.pi * np.arange(17_550) / 17_550)) / 2
+    np.testing.assert_allclose(rates, wanted, rtol=1e-12, atol=1e-16)
+    assert rates[0] == 0.2 and rates[17_550 // 2] == pytest.approx((0.2 + floor) / 2)
+    assert floor < rates[-1] < floor + 1e-8

@@ -55,6 +55,12 @@ def test_the_shipped_configuration_is_valid(repository):
         ("experiments.cifar10.compute.pretrain.devices_per_node", 3, ["global_batch is 512", "3 devices"]),
         ("experiments.cifar10.compute.pretrain.nodes", 0, ["nodes is 0", "at least 1"]),
         ("experiments.imagenet.compute.evaluate.devices_per_node", 3, ["linear.batch is 256", "3 devices"]),
+        ("experiments.digits.published", {"publisher": "me", "path": "x"}, ["publisher is 'me'", "authors, official"]),
+        (
+            "experiments.digits.published",
+            {"publisher": "authors"},
+            ["digits.published lacks the key 'path'"],
+        ),
         ("experiments.cifar10.compute.pretrain.device", "gpu", ["device is 'gpu'", "auto, cuda, cpu"]),
         ("datasets.digits", {"source": "mnist"}, ["source is 'mnist'"]),
         ("datasets.digits", {"source": "digits", "resize": 16}, ["datasets.digits.resize", "not for digits"]),

@@ -73,3 +73,8 @@ def test_a_dataset_of_unknown_size_is_told(config, tmp_path):
     object.__setattr__(config, "data_dir", str(tmp_path))
     line = cost(config, tmp_path, "digits")
     assert line.images is None and "not packed yet" in line.warnings[0]
+
+
+def test_published_weights_cost_no_pretraining(config, tmp_path):
+    config.published["cifar10"] = {"publisher": "authors", "path": "weights.pt"}
+    assert "cifar10" not in {line.experiment for line in costs(config, tmp_path)}

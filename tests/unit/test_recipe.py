@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from selfsup import recipe as recipe_module
+from selfsup.explain import flattened
 from selfsup.recipe import (
     RecipeError,
     canonical,
@@ -10,14 +12,36 @@ from selfsup.recipe import (
     differences,
     fingerprint,
     load_recipe,
+    merge,
     parse_recipe,
     pretraining_part,
+    read_recipe_file,
+    recipe_files,
+    recipe_names,
 )
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+@pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_valid(name):
     assert load_recipe(name)["method"] == "byol"
+
+
+def test_the_papers_recipes_are_complete_and_their_variants_hold_differences_only():
+    for name in ("cifar10", "imagenet"):
+        (path,) = recipe_files(name)
+        assert differences(load_recipe(name), read_recipe_file(path)) == []
+    assert [path.stem for path in recipe_files("imagenet_official_40")] == [
+        "imagenet",
+        "official",
+        "imagenet_official",
+        "imagenet_official_40",
+    ]
+    for name in set(recipe_names()) - {"cifar10", "imagenet"}:
+        *bases, own = map(read_recipe_file, recipe_files(name))
+        below = bases[0]
+        for part in bases[1:]:
+            below = merge(below, part)
+        assert bool(own) == (differences(merge(below, own), below) != [])
 
 
 # Paper, section 6, value by value.
@@ -86,6 +110,69 @@ def test_recipes_hold_the_papers_values(name):
         assert found == wanted, path
 
 
+AUTHORS = {
+    "optimizer.lr_start_factor": 1e-8,
+    "optimizer.lr_floor": 1e-8,
+    "augment.quantize": "uint8",
+    "linear.lr_floor": 1e-4,
+}
+OFFICIAL = {
+    "model.padding": "same",
+    "model.batch_norm.statistics": "per_view",
+    "byol.projector.bias_before_bn": True,
+    "byol.projector.bias_last": False,
+    "byol.predictor.bias_before_bn": True,
+    "byol.predictor.bias_last": False,
+    "byol.average_update": "after_step",
+    "byol.target_init": "independent",
+    "optimizer.lr_in_momentum": False,
+    "augment.antialias": False,
+    "augment.jitter_operations": "official",
+    "augment.views.0.blur.padding": "zero",
+    "augment.views.1.blur.padding": "zero",
+    "augment.views.1.solarize.threshold": 0.5,
+    "linear.epochs": 80,
+}
+
+
+def preset(epochs, peak_lr, tau_base):
+    return {"epochs": epochs, "optimizer.peak_lr": peak_lr, "optimizer.weight_decay": 1e-6, "byol.tau_base": tau_base}
+
+
+# ADevillers/BYOL; deepmind-research/byol, configs/byol.py: base rates 0.45, 0.45, 0.3 times 4096 / 256.
+VARIANTS = {
+    "cifar10_authors": ("cifar10", {"epochs": 800, **AUTHORS}),
+    "imagenet_authors": ("imagenet", AUTHORS),
+    "cifar10_official": ("cifar10", {**OFFICIAL, "model.zero_init_residual": False}),
+    "imagenet_official": ("imagenet", OFFICIAL),
+    "imagenet_official_40": ("imagenet", {**OFFICIAL, **preset(40, 7.2, 0.97)}),
+    "imagenet_official_100": ("imagenet", {**OFFICIAL, **preset(100, 7.2, 0.99)}),
+    "imagenet_official_300": ("imagenet", {**OFFICIAL, **preset(300, 4.8, 0.99)}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_differ_from_the_papers_recipe_in_these_values_and_no_others(name):
+    base, wanted = VARIANTS[name]
+    before, after = flattened(load_recipe(base)), flattened(load_recipe(name))
+    assert {key: value for key, value in after.items() if before[key] != value} == wanted
+    assert before.keys() == after.keys()
+
+
+def test_a_recipe_whose_base_is_missing_or_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_module, "RECIPES", tmp_path)
+    (tmp_path / "one.yaml").write_text("base: two\n")
+    (tmp_path / "two.yaml").write_text("base: [one]\n")
+    (tmp_path / "three.yaml").write_text("base: nowhere\nepochs: 3\n")
+    (tmp_path / "four.yaml").write_text("- epochs\n")
+    with pytest.raises(RecipeError, match="recipe one is its own base: one -> two -> one"):
+        load_recipe("one")
+    with pytest.raises(RecipeError, match="recipe three: its base 'nowhere' does not exist"):
+        load_recipe("three")
+    with pytest.raises(RecipeError, match="four"):
+        load_recipe("four")
+
+
 def test_the_two_views_of_a_recipe_crop_flip_and_jitter_alike():
     for name in PAPER:
         first, second = load_recipe(name)["augment"]["views"]
@@ -99,6 +186,14 @@ def test_overrides_are_merged_deeply_and_lists_replaced():
     assert recipe["optimizer"]["exclude_from_lars"] == []
     assert recipe["optimizer"]["momentum"] == 0.9
     assert load_recipe("cifar10")["optimizer"]["peak_lr"] == 2.0
+
+
+def test_a_mapping_of_places_changes_elements_of_a_list():
+    changed = load_recipe("cifar10", {"augment": {"views": {"1": {"flip": 0.1, "blur": None}}}})["augment"]["views"]
+    views = load_recipe("cifar10")["augment"]["views"]
+    assert changed == [views[0], {**views[1], "flip": 0.1, "blur": None}]
+    with pytest.raises(RecipeError, match=r"override 'augment\.views\.2' names no recipe key"):
+        load_recipe("cifar10", {"augment": {"views": {2: {"flip": 0.1}}}})
 
 
 def test_a_number_in_exponent_notation_is_a_number():
@@ -122,6 +217,7 @@ def test_a_number_in_exponent_notation_is_a_number():
         ({"byol": {"target_batch_norm": "running"}}, ["target_batch_norm", "average_buffers"]),
         ({"augment": {"views": []}}, ["augment.views"]),
         ({"augment": {"mean": [0.5]}}, ["augment.mean"]),
+        ({"augment": {"jitter_operations": "official", "quantize": "uint8"}}, ["jitter_operations", "quantize: none"]),
         ({"linear": {"test": {"crop": 40}}}, ["linear.test.crop is 40", "36"]),
         (
             {"linear": {"train_view": {"crop": {"scale": [1.0, 0.5]}}}},
@@ -170,6 +266,21 @@ def test_the_fingerprint_follows_training_and_revision_but_not_the_evaluation():
     assert fingerprint(load_recipe("cifar10", {"optimizer": {"peak_lr": 1.9}}), 1) != base
     assert fingerprint(load_recipe("cifar10"), 2) != base
     assert "linear" not in pretraining_part(load_recipe("cifar10"))
+
+
+# Of the recipes before any key had a default: runs of those days go on under the same name.
+FIRST_FINGERPRINTS = {"cifar10": "2f8662c124f8aa2d", "digits": "8e91bbca58530225", "imagenet": "1d581da3c596cdb4"}
+
+
+@pytest.mark.parametrize("name", FIRST_FINGERPRINTS)
+def test_a_key_that_came_later_leaves_older_runs_their_name(name):
+    recipe = load_recipe(name)
+    assert fingerprint(recipe, 1).startswith(FIRST_FINGERPRINTS[name])
+    assert recipe["model"]["padding"] == "symmetric"
+    assert "padding" not in pretraining_part(recipe)["model"]
+    older = json.loads(canonical(pretraining_part(recipe)))
+    assert check_recipe({**older, "linear": recipe["linear"]}, "an older recipe") == recipe
+    assert fingerprint(load_recipe(name, {"model": {"padding": "same"}}), 1) != fingerprint(recipe, 1)
 
 
 def test_numbers_have_the_type_of_their_key():

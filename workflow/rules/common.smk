@@ -54,6 +54,20 @@ def experiment_of(wildcards):
     return CONFIG.experiments[wildcards.experiment]
 
 
+# Experiments whose encoder is imported; a pattern that fits nothing where there are none.
+IMPORTED = "|".join(map(re.escape, CONFIG.published)) or "(?!)"
+
+
+def published_file(wildcards):
+    """The weights that others have trained. Their age means nothing: the card has their checksum."""
+    path = CONFIG.published[wildcards.experiment]["path"]
+    if not os.path.isfile(path):
+        give_up(
+            f"experiments.{wildcards.experiment}.published.path is {path}, which is no file: docs/reproduce.md says where to get it"
+        )
+    return ancient(path)
+
+
 def dataset_folder(dataset):
     return f"{CONFIG.data_dir}/{dataset}"
 

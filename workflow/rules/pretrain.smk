@@ -94,6 +94,41 @@ rule export_encoder:
         " --output {output.weights:q} 2>&1 | tee -i {log}"
 
 
+# Weights that others have published, where config.yaml names them: nothing is pretrained.
+ruleorder: import_encoder > export_encoder
+
+
+rule import_encoder:
+    input:
+        published_file,
+    output:
+        weights="results/{experiment}/seed{seed}/encoder.safetensors",
+        card="results/{experiment}/seed{seed}/encoder.json",
+    log:
+        "logs/import_encoder/{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/import_encoder/{experiment}_seed{seed}.tsv"
+    wildcard_constraints:
+        experiment=IMPORTED,
+    threads: 1
+    resources:
+        **CLUSTER,
+        runtime=20,
+        mem_mb=8000,
+    params:
+        model=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
+        publisher=lambda wildcards: CONFIG.published[wildcards.experiment]["publisher"],
+        path=lambda wildcards: CONFIG.published[wildcards.experiment]["path"],
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("import_encoder.py"),
+    message:
+        "Import the published encoder of {wildcards.experiment}"
+    shell:
+        "{params.python} {params.script} --publisher {params.publisher} --weights {input:q} --recipe {params.recipe:q}"
+        " --output {output.weights:q} 2>&1 | tee -i {log}"
+
+
 use rule export_encoder as export_random_init with:
     input:
         [],

@@ -4,18 +4,20 @@
         --checkpoint results/digits/seed0/pretrain/epoch_0030.pt
     python workflow/scripts/export_encoder.py --recipe digits --random-init --output encoder.safetensors
 
-Reads the last boundary of a pretraining; with --random-init nothing: the weights that training with this seed starts
-from. Writes --output and the card, the same path ending in .json.
+Reads the last boundary of a pretraining and the ledger beside it; with --random-init nothing: the weights that training
+with this seed starts from. Writes --output and the card, the same path ending in .json: recipe, data, protocol of the
+evaluation, what the training took, versions; evaluations add their figures. Loads the file back, into torchvision too,
+and compares features.
 """
 
 import argparse
 from itertools import pairwise
 from pathlib import Path
 
-from selfsup import provenance
 from selfsup.arguments import add_recipe_arguments, existing_path
 from selfsup.errors import UserError, run_script
-from selfsup.evaluation.encoder import check_same_features, save_encoder
+from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
+from selfsup.job.ledger import LEDGER_FILE, ledger_totals
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.recipe import differences, parse_recipe, pretraining_part
@@ -31,13 +33,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="ends in .safetensors")
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
-    card = {
-        "network": "online backbone, at random initialisation" if arguments.random_init else "online backbone",
-        "recipe": recipe,
-        "seed": arguments.seed,
-        "code_revision": provenance.code_revision(),
-        "versions": provenance.versions(),
-    }
+    network = "online backbone, at random initialisation" if arguments.random_init else "online backbone"
+    card = encoder_card(network, recipe, arguments.seed)
     if arguments.random_init:
         encoder = initial_backbone(recipe, arguments.seed)
     else:
@@ -68,7 +65,8 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     ]
     changes = sum(one != other for one, other in pairwise(tuples))
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
-    return method.encoder(), {**{key: state[key] for key in keys}, "attempts": attempts, "numerics_changes": changes}
+    told = {"attempts": attempts, "numerics_changes": changes, "ledger": ledger_totals(path.parent / LEDGER_FILE)}
+    return method.encoder(), {**{key: state[key] for key in keys}, **told}
 
 
 if __name__ == "__main__":

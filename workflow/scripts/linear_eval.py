@@ -5,12 +5,14 @@
 
 One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
 checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %),
-<output>/history.csv (a line per epoch) and ledger.csv. Exit status as pretrain.py's.
+<output>/history.csv (a line per epoch) and ledger.csv, and adds the figures to the encoder's card. Exit status as
+pretrain.py's.
 """
 
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -48,9 +50,15 @@ def main() -> int:
 
 
 def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
-    """Return 64 hexadecimal digits that name an evaluation: recipe, seed, and the encoder by its card."""
-    card = encoder.with_suffix(".json")
-    text = canonical({"recipe": recipe, "seed": seed, "encoder": card.read_text() if card.exists() else ""})
+    """Return 64 hexadecimal digits that name an evaluation: recipe, seed, and the encoder's weights by their checksum.
+
+    Not its whole card, to which an evaluation adds its figures.
+    """
+    try:
+        weights = json.loads(encoder.with_suffix(".json").read_text())["encoder_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        weights = ""  # reading the encoder will say what is wrong
+    text = canonical({"recipe": recipe, "seed": seed, "encoder": weights})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -84,7 +92,7 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
                 tell(row)
     if place.is_main:
         if evaluation.finished:
-            write_results(arguments.output, evaluation.rows, card, recipe, store, arguments.seed)
+            write_results(arguments.output, arguments.encoder, evaluation.rows, card, recipe, store, arguments.seed)
             attempt.saved(evaluation.step)
             prune(partial)
             attempt.ended("reached its goal")
@@ -117,9 +125,10 @@ class Teller:
         )
 
 
-def write_results(folder: Path, rows: list[dict], card: dict, recipe: dict, store, seed: int) -> None:
+def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, recipe: dict, store, seed: int) -> None:
     import pandas as pd
 
+    from selfsup.evaluation.encoder import note_evaluation
     from selfsup.evaluation.linear import protocol
 
     history = pd.DataFrame(rows)
@@ -140,6 +149,8 @@ def write_results(folder: Path, rows: list[dict], card: dict, recipe: dict, stor
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history.to_csv(index=False))
     write_atomically(folder / "metrics.csv", pd.DataFrame([metrics]).to_csv(index=False))
+    told = ("top1", "top5", "n_test", "seed", "protocol", "dataset_fingerprint")
+    note_evaluation(encoder, "linear", {key: metrics[key] for key in told})
 
 
 if __name__ == "__main__":

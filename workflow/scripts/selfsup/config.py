@@ -32,13 +32,17 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole of config.yaml, checked."""
+    """The whole of config.yaml, checked.
+
+    published: of experiments whose encoder others have trained, {publisher, path}; nothing is pretrained for them.
+    """
 
     data_dir: str
     cluster: dict[str, Any]
     datasets: dict[str, dict[str, Any]]
     tables: dict[str, list[str]]
     experiments: dict[str, Experiment]
+    published: dict[str, dict[str, str]]
 
 
 def load_config(path: Path) -> Config:
@@ -70,7 +74,12 @@ def check_config(raw: Mapping) -> Config:
                     f"defined{suggest(name, list(raw['experiments']))}"
                 )
     experiments = {name: _experiment(name, block, raw["datasets"]) for name, block in raw["experiments"].items()}
-    return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments)
+    published = {
+        name: _published(name, block["published"])
+        for name, block in raw["experiments"].items()
+        if block.get("published")
+    }
+    return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments, published)
 
 
 def dataset_problem(config: Config, name: str) -> str | None:
@@ -119,6 +128,10 @@ def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
     for problem in _batch_problems(experiment):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment
+
+
+def _published(name: str, block: Mapping) -> dict[str, str]:
+    return {**block, "path": _expanded(block["path"], f"experiments.{name}.published.path")}
 
 
 def _batch_problems(experiment: Experiment) -> Iterator[str]:

@@ -39,9 +39,10 @@ class Cost:
 
 
 def costs(config: Config, results: Path) -> Iterator[Cost]:
-    """Yield the cost of each experiment in config.yaml."""
+    """Yield the cost of each experiment in config.yaml that pretrains."""
     for experiment in config.experiments.values():
-        yield _cost(config, experiment, results)
+        if experiment.name not in config.published:
+            yield _cost(config, experiment, results)
 
 
 def to_text(lines: list[Cost]) -> str:

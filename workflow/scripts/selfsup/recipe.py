@@ -1,14 +1,19 @@
-"""Recipes: how an encoder is trained and evaluated, as data. Imports no torch: Snakemake reads this in every job."""
+"""Recipes: how an encoder is trained and evaluated, as data. Imports no torch: Snakemake reads this in every job.
+
+A recipe is a file of workflow/recipes: a complete one, or the differences from others, which its key `base` names:
+`base: cifar10`, or `base: [cifar10, implementations/authors]`, merged in that order. Folders hold parts of recipes.
+"""
 
 import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
+from selfsup.schema import check_schema, read_numbers, read_yaml, suggest, with_defaults, without_defaults
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -23,16 +28,52 @@ def load_recipe(name: str, overrides: Mapping | None = None) -> dict[str, Any]:
     Raises RecipeError for an unknown name, an override that names no recipe key, a value the schema refuses, or values
     that contradict each other.
     """
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if name not in known:
-        raise RecipeError(f"recipe {name!r} does not exist in workflow/recipes{suggest(name, known)}")
     try:
-        recipe = merge(read_yaml(RECIPES / f"{name}.yaml"), read_numbers(overrides or {}))
+        parts = [read_recipe_file(path) for path in recipe_files(name)]
+        recipe = reduce(merge, [*parts, read_numbers(overrides or {})])
         return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
     except RecipeError:
         raise
     except UserError as error:
         raise RecipeError(str(error)) from error
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_files(name: str) -> list[Path]:
+    """Return the files that make up a recipe, in the order in which they are merged: its bases first.
+
+    Raises RecipeError for an unknown name, and for a recipe that is its own base.
+    """
+    if name not in recipe_names():
+        raise RecipeError(f"recipe {name!r} does not exist in workflow/recipes{suggest(name, recipe_names())}")
+    return _chain(name, ())
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """Return what one file of workflow/recipes says itself, without its bases."""
+    return {key: value for key, value in _mapping(path).items() if key != "base"}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: wanted the keys of a recipe, found {content!r}")
+    return content
+
+
+def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
+    path = RECIPES / f"{name}.yaml"
+    if name in above:
+        raise RecipeError(f"recipe {name} is its own base: {' -> '.join([*above, name])}")
+    if not path.is_file():
+        raise RecipeError(f"recipe {above[-1]}: its base {name!r} does not exist in workflow/recipes")
+    bases = _mapping(path).get("base", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    return [*(file for base in bases for file in _chain(base, (*above, name))), path]
 
 
 def parse_recipe(text: str) -> dict[str, Any]:
@@ -49,7 +90,7 @@ def parse_recipe(text: str) -> dict[str, Any]:
 def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
     """Return `recipe` if the schema accepts it and its values fit together; raise RecipeError otherwise."""
     try:
-        recipe = check_schema(recipe, "recipe", thing)
+        recipe = check_schema(with_defaults(recipe, "recipe"), "recipe", thing)
     except UserError as error:
         raise RecipeError(str(error)) from error
     for problem in _contradictions(recipe):
@@ -57,19 +98,25 @@ def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
     return recipe
 
 
-def merge(base: Mapping, overrides: Mapping, where: str = "") -> dict[str, Any]:
+def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
     """Return `base` with `overrides` merged in, mapping by mapping; lists and scalars are replaced whole.
 
-    Raises RecipeError when an override names a key that `base` lacks.
+    A mapping whose keys are places changes those elements of a list: {views: {1: {flip: 0.0}}}. Raises RecipeError when
+    an override names a key or a place that `base` lacks.
     """
-    merged = copy.deepcopy(dict(base))
+    merged = copy.deepcopy(dict(enumerate(base)) if isinstance(base, list) else dict(base))
     for key, value in overrides.items():
         path = f"{where}{key}"
+        key = int(key) if isinstance(base, list) and str(key).isdigit() else key
         if key not in merged:
             raise RecipeError(f"override {path!r} names no recipe key{suggest(str(key), list(map(str, merged)))}")
-        both_maps = isinstance(merged[key], Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(merged[key], value, f"{path}.") if both_maps else copy.deepcopy(value)
-    return merged
+        inside = isinstance(value, Mapping) and (isinstance(merged[key], Mapping) or _holds_mappings(merged[key]))
+        merged[key] = merge(merged[key], value, f"{path}.") if inside else copy.deepcopy(value)
+    return list(merged.values()) if isinstance(base, list) else merged
+
+
+def _holds_mappings(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(item, Mapping) for item in value)
 
 
 def canonical(value: Any) -> str:
@@ -78,16 +125,17 @@ def canonical(value: Any) -> str:
 
 
 def pretraining_part(recipe: Mapping) -> dict[str, Any]:
-    """Return what an encoder's weights depend on: the recipe without its linear evaluation.
+    """Return what an encoder's weights depend on: the recipe without its linear evaluation and without later defaults.
 
-    A changed evaluation must not retrain an encoder that cost thousands of GPU-hours.
+    A changed evaluation must not retrain an encoder that cost thousands of GPU-hours, nor a key that came after it.
     """
-    return {key: value for key, value in recipe.items() if key != "linear"}
+    return {key: value for key, value in without_defaults(recipe, "recipe").items() if key != "linear"}
 
 
 def evaluation_part(recipe: Mapping) -> dict[str, Any]:
     """Return what a linear evaluation depends on, beside the encoder's weights."""
-    return {key: recipe[key] for key in ("model", "augment", "linear", "micro_batches")}
+    known = without_defaults(recipe, "recipe")
+    return {key: known[key] for key in ("model", "augment", "linear", "micro_batches")}
 
 
 def fingerprint(recipe: Mapping, revision: int) -> str:
@@ -126,6 +174,8 @@ def _contradictions(recipe: Mapping) -> Iterator[str]:
         yield "byol.target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
     if recipe["method"] == "byol" and len(augment["views"]) != 2:
         yield f"augment.views has {len(augment['views'])} views, wanted 2 for BYOL"
+    if augment["jitter_operations"] == "official" and augment["quantize"] != "none":
+        yield "augment.jitter_operations is 'official', which works on floats: set augment.quantize: none"
     if linear["test"]["crop"] > linear["test"]["resize"]:
         test = linear["test"]
         yield f"linear.test.crop is {test['crop']}, larger than the resized picture of {test['resize']}"

@@ -2,6 +2,8 @@
 
 import difflib
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,18 @@ def read_numbers(value: Any) -> Any:
     return value
 
 
+@cache
+def read_schema(name: str) -> dict:
+    """Return workflow/schemas/<name>.schema.yaml."""
+    return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text())
+
+
 def check_schema(value: Any, schema_name: str, thing: str) -> Any:
     """Return `value`, each number of the type its schema names, so that 2 and 2.0 are one learning rate.
 
     Raises UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any.
     """
-    schema = yaml.safe_load((SCHEMAS / f"{schema_name}.schema.yaml").read_text())
+    schema = read_schema(schema_name)
     violations = jsonschema.Draft202012Validator(schema).iter_errors(value)
     errors = sorted(violations, key=lambda error: list(map(str, error.absolute_path)))
     if errors:
@@ -80,19 +88,57 @@ def check_schema(value: Any, schema_name: str, thing: str) -> Any:
     return _with_types(value, schema, schema)
 
 
+def with_defaults(value: Any, schema_name: str) -> Any:
+    """Return `value` with the keys that it lacks and for which the schema has a default."""
+    root = read_schema(schema_name)
+
+    def completed(value: Any, schema: dict) -> Any:
+        if isinstance(value, dict):
+            missing = {key: one["default"] for key, one in schema.get("properties", {}).items() if "default" in one}
+            value = {**value, **{key: default for key, default in missing.items() if key not in value}}
+        return _each(value, schema, root, completed)
+
+    return completed(value, root)
+
+
+def without_defaults(value: Any, schema_name: str) -> Any:
+    """Return `value` without the keys that have the schema's default: the reverse of `with_defaults`."""
+    root = read_schema(schema_name)
+
+    def reduced(value: Any, schema: dict) -> Any:
+        if isinstance(value, dict):
+            known = schema.get("properties", {})
+            value = {
+                key: item
+                for key, item in value.items()
+                if "default" not in known.get(key, {}) or item != known[key]["default"]
+            }
+        return _each(value, schema, root, reduced)
+
+    return reduced(value, root)
+
+
 def _with_types(value: Any, schema: dict, root: dict) -> Any:
     """Make 100.0 an int where the schema wants an integer, and 2 a float where it wants a number."""
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"integer": int, "number": float}.get(schema.get("type"), type(value))(value)
+    return _each(value, schema, root, lambda item, inner: _with_types(item, inner, root))
+
+
+def _each(value: Any, schema: dict, root: dict, change: Callable[[Any, dict], Any]) -> Any:
+    """Return `value` with `change` done to each thing in it, a mapping's or a list's, beside that thing's schema."""
     if isinstance(value, dict):
         known, other = schema.get("properties", {}), schema.get("additionalProperties")
         other = other if isinstance(other, dict) else {}
-        return {key: _with_types(item, known.get(key, other), root) for key, item in value.items()}
+        return {key: change(item, resolved(known.get(key, other), root)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_types(item, schema.get("items", {}), root) for item in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"integer": int, "number": float}.get(schema.get("type"), type(value))(value)
+        return [change(item, resolved(schema.get("items", {}), root)) for item in value]
     return value
+
+
+def resolved(schema: dict, root: dict) -> dict:
+    """Return a schema, or the one in `root` that it refers to."""
+    return root["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
 
 
 def suggest(word: str, known: list[str]) -> str:

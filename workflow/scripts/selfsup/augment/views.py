@@ -15,6 +15,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from selfsup.augment import official_jitter
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.draws import Draws, ViewDraws, draw
 from selfsup.augment.resampling import blur_matrix, resample, resize_matrix
@@ -247,6 +248,8 @@ def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], aug
     """Return what is to be done after the crop, in order. view: int [N], of each sample."""
     colours = OPERATIONS[augment["quantize"]]
     adjustments = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
+    if augment["jitter_operations"] == "official":
+        adjustments = official_jitter.OPERATIONS
 
     def jitters(place: int) -> list[tuple]:
         chosen = [np.flatnonzero(draws.jitter & (draws.order[:, place] == number)) for number in range(4)]

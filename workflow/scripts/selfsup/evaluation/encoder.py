@@ -12,7 +12,21 @@ from safetensors.torch import load_file, save_file
 from selfsup import provenance
 from selfsup.atomic_files import write_atomically
 from selfsup.errors import UserError
-from selfsup.models import Backbone, build_backbone
+from selfsup.evaluation.linear import protocol
+from selfsup.models import Backbone, build_backbone, torchvision_recipe, torchvision_twin
+
+
+def encoder_card(network: str, recipe: Mapping, seed: int | None) -> dict[str, Any]:
+    """Return what the card of every encoder tells. network: which part of a method it is, in words."""
+    return {
+        "network": network,
+        "recipe": recipe,
+        "seed": seed,
+        "protocol": protocol(recipe),
+        "torchvision": torchvision_recipe(recipe["model"]),
+        "code_revision": provenance.code_revision(),
+        "versions": provenance.versions(),
+    }
 
 
 def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
@@ -57,15 +71,30 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
     return encoder.eval().requires_grad_(False), card
 
 
+def note_evaluation(path: Path, kind: str, figures: Mapping[str, Any]) -> None:
+    """Add an evaluation's figures to the encoder's card, under `evaluations`, in place of older ones of its kind."""
+    card_path = path.with_suffix(".json")
+    card = json.loads(card_path.read_text())
+    card["evaluations"] = {**card.get("evaluations", {}), kind: dict(figures)}
+    write_atomically(card_path, json.dumps(card, indent=1) + "\n")
+
+
 def check_same_features(path: Path, encoder: Backbone, recipe: Mapping) -> None:
-    """Load the file back and compare features on a fixed batch, to the bit. Raises UserError when they differ."""
+    """Load the file back, here and into plain torchvision, and compare features on a fixed batch, to the bit.
+
+    torchvision's network is left out where it has none of the encoder's width. Raises UserError when features differ.
+    """
     size = recipe["augment"]["size"]
     pictures = torch.linspace(-2, 2, 2 * 3 * size * size).view(2, 3, size, size)
-    loaded, _ = load_encoder(path, recipe)
+    networks = {"this package's": load_encoder(path, recipe)[0]}
+    if (twin := torchvision_twin(recipe["model"])) is not None:
+        twin.load_state_dict(load_file(path), strict=True)
+        networks["torchvision's"] = twin.eval()
     with torch.no_grad():
-        same = torch.equal(loaded(pictures), encoder.eval()(pictures))
-    if not same:
+        wanted = encoder.eval()(pictures)
+        wrong = [name for name, network in networks.items() if not torch.equal(network(pictures), wanted)]
+    if wrong:
         raise UserError(
-            f"{path}: the file's features differ from the trained encoder's: the disk or this code is at fault; "
-            "do not use it"
+            f"{path}: in {' and '.join(wrong)} network the file's features differ from the encoder's: the disk or this "
+            "code is at fault; do not use it"
         )

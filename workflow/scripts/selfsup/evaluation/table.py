@@ -10,6 +10,7 @@ from selfsup.errors import UserError
 from selfsup.recipe import RECIPES
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
+PUBLISHED = {"implementation": "Published weights", "source": "trained by others, evaluated here"}
 OURS = "This work"
 RANDOM = "Random initialisation"
 COLUMNS = [
@@ -147,6 +148,7 @@ def _line(row: Row) -> dict:
         "numerics_changes": metrics["numerics_changes"].sum(),
         "status": "run",
         "source": "measured here",
+        **(PUBLISHED if metrics.get("network", pd.Series("")).str.contains("published").all() else {}),
     }
 
 

@@ -120,6 +120,16 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         return []
 
 
+def ledger_totals(path: Path) -> dict[str, float | int]:
+    """Return what all attempts of a ledger took together: how many, how many of them were killed, hours, steps."""
+    # One that was refused at the door has neither: it took nothing.
+    rows = [row for row in read_ledger(path) if row["devices"] or row["start_step"]]
+    killed = sum(row["how_it_ended"] == KILLED for row in rows)
+    hours = {key: round(sum(float(row[key] or 0) for row in rows), 6) for key in ("gpu_hours", "device_hours")}
+    steps = {key: sum(int(row[key] or 0) for row in rows) for key in ("steps_done", "steps_lost", "steps_redone")}
+    return {"attempts": len(rows), "killed": killed, **hours, **steps}
+
+
 def now() -> str:
     """Return this moment as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

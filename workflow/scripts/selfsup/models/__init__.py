@@ -4,6 +4,7 @@ from selfsup.models.backbone import Backbone, build_backbone, initial_backbone
 from selfsup.models.batch_norm import BatchNorm, configure_batch_norm
 from selfsup.models.heads import build_head
 from selfsup.models.initial_weights import seeded_weights
+from selfsup.models.torchvision_twin import torchvision_recipe, torchvision_twin
 
 __all__ = [
     "Backbone",
@@ -13,4 +14,6 @@ __all__ = [
     "configure_batch_norm",
     "initial_backbone",
     "seeded_weights",
+    "torchvision_recipe",
+    "torchvision_twin",
 ]

@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from selfsup.models.batch_norm import BatchNorm
 from selfsup.models.initial_weights import seeded_weights
+from selfsup.models.same_padding import pad_as_jax
 
 LAYERS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -21,7 +22,7 @@ LAYERS = {
 class Backbone(ResNet):
     """A ResNet from images [N, 3, H, W] to features [N, out_features]; parameters have torchvision's names.
 
-    With width 64 and the 7 x 7 stem it is torchvision's network with `fc` made the identity.
+    With width 64, the 7 x 7 stem and symmetric padding it is torchvision's network with `fc` made the identity.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ def build_backbone(recipe: Mapping) -> Backbone:
     model = recipe["model"]
     block, layers = LAYERS[model["backbone"]]
     norm_layer = partial(BatchNorm, momentum=model["batch_norm"]["momentum"], eps=model["batch_norm"]["eps"])
-    return Backbone(
+    backbone = Backbone(
         block,
         layers,
         width=model["width"],
@@ -76,6 +77,9 @@ def build_backbone(recipe: Mapping) -> Backbone:
         zero_init_residual=model["zero_init_residual"],
         norm_layer=norm_layer,
     )
+    if model["padding"] == "same":
+        pad_as_jax(backbone)
+    return backbone
 
 
 def initial_backbone(recipe: Mapping, seed: int) -> Backbone:

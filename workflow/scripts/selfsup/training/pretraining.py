@@ -19,7 +19,7 @@ from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
 from selfsup.methods import build_method
-from selfsup.optim import LARS, learning_rate, optimizer_groups, treatment_table
+from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import differences, fingerprint
 from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done
 from selfsup.training import checkpoint
@@ -90,14 +90,7 @@ class Pretraining:
         self.method.networks.to(device)
         self.method.connect(ranks)
         self.treatments = self.method.parameter_groups()
-        settings = run.recipe["optimizer"]
-        self.optimizer = LARS(
-            optimizer_groups(self.treatments),
-            lr=settings["peak_lr"],
-            momentum=settings["momentum"],
-            trust_coefficient=settings["trust_coefficient"],
-            lr_in_momentum=settings["lr_in_momentum"],
-        )
+        self.optimizer = build_optimizer(self.treatments, run.recipe["optimizer"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
         self._bad_step = torch.full((), math.inf, device=device)  # first with a loss that is not finite
         self.numerics = run.compute.numerics()

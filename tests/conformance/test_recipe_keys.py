@@ -1,0 +1,242 @@
+"""Every key of the recipe schema changes what is computed. A new key without an entry here fails the first test."""
+
+import hashlib
+import json
+from functools import cache, reduce
+
+import pytest
+import torch
+
+from runs import on_cpu
+from selfsup import methods, optim
+from selfsup.evaluation.linear import LinearEvaluation
+from selfsup.job.attempt import Attempt
+from selfsup.models import initial_backbone
+from selfsup.recipe import canonical, check_recipe, load_recipe, merge
+from selfsup.schema import read_schema, resolved
+from selfsup.training.pretraining import Pretraining, Run
+from selfsup.training.saving import Saver
+from tiny import TINY
+
+JITTER = {"p": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+BLUR = {"p": 1.0, "kernel": 3, "sigma": [0.5, 2.0], "padding": "reflect"}
+SOLARIZE = {"p": 1.0, "threshold": 0.5}
+# A view in which every operation happens, so that each of its numbers matters.
+BUSY = {"flip": 0.5, "jitter": JITTER, "grayscale": 0.2, "blur": BLUR, "solarize": SOLARIZE}
+BASE = merge(
+    load_recipe("digits", TINY),
+    {
+        "epochs": 2,
+        "augment": {"views": {0: BUSY, 1: BUSY}},
+        "linear": {"train_view": BUSY},
+        "byol": {"predictor": {"hidden": 12}},
+    },
+)
+
+# A change of each key of a view, as `augment.views` and `linear.train_view` have them.
+VIEW = {
+    "crop.scale": {"crop": {"scale": [0.6, 0.9]}},
+    "crop.ratio": {"crop": {"ratio": [0.9, 1.1]}},
+    "flip": {"flip": 1.0},
+    "jitter": {"jitter": None},
+    "jitter.p": {"jitter": {"p": 0.5}},
+    "jitter.brightness": {"jitter": {"brightness": 0.1}},
+    "jitter.contrast": {"jitter": {"contrast": 0.1}},
+    "jitter.saturation": {"jitter": {"saturation": 0.1}},
+    "jitter.hue": {"jitter": {"hue": 0.3}},
+    "grayscale": {"grayscale": 1.0},
+    "blur": {"blur": None},
+    "blur.p": {"blur": {"p": 0.5}},
+    "blur.kernel": {"blur": {"kernel": 5}},
+    "blur.sigma": {"blur": {"sigma": [0.1, 0.4]}},
+    "blur.padding": {"blur": {"padding": "zero"}},
+    "solarize": {"solarize": None},
+    "solarize.p": {"solarize": {"p": 0.5}},
+    "solarize.threshold": {"solarize": {"threshold": 0.3}},
+}
+HEAD = {"hidden": {"hidden": 20}, "bias_before_bn": {"bias_before_bn": True}, "bias_last": {"bias_last": False}}
+BOTH_OUT = {"byol": {"projector": {"out": 6}, "predictor": {"out": 6}}}  # one without the other is refused
+# What pretraining computes depends on these; (a change, or the recipe to change and a change).
+PRETRAINING = {
+    "epochs": {"epochs": 3},
+    "global_batch": {"global_batch": 6},
+    "micro_batches": {"micro_batches": 2},
+    "model.backbone": {"model": {"backbone": "resnet34"}},
+    "model.width": {"model": {"width": 6}},
+    "model.stem.kernel": {"model": {"stem": {"kernel": 5}}},
+    "model.stem.stride": {"model": {"stem": {"stride": 2}}},
+    "model.stem.padding": {"model": {"stem": {"padding": 2}}},
+    "model.stem.max_pool": {"model": {"stem": {"max_pool": True}}},
+    "model.padding": {"model": {"padding": "same"}},
+    "model.zero_init_residual": {"model": {"zero_init_residual": False}},
+    "model.batch_norm.statistics": {"model": {"batch_norm": {"statistics": "per_view"}}},
+    "model.batch_norm.momentum": {"model": {"batch_norm": {"momentum": 0.2}}},
+    "model.batch_norm.eps": {"model": {"batch_norm": {"eps": 1e-3}}},
+    **{
+        f"byol.{head}.{key}": {"byol": {head: change}}
+        for head in ("projector", "predictor")
+        for key, change in HEAD.items()
+    },
+    "byol.projector.out": BOTH_OUT,
+    "byol.predictor.out": BOTH_OUT,
+    "byol.tau_base": {"byol": {"tau_base": 0.9}},
+    "byol.average_update": {"byol": {"average_update": "after_step"}},
+    "byol.average_buffers": {"byol": {"average_buffers": True}},
+    "byol.target_batch_norm": ({"byol": {"average_buffers": True}}, {"byol": {"target_batch_norm": "running"}}),
+    "byol.target_init": {"byol": {"target_init": "independent"}},
+    "byol.loss_reduction": {"byol": {"loss_reduction": "mean"}},
+    "optimizer.peak_lr": {"optimizer": {"peak_lr": 1.0}},
+    "optimizer.warmup_epochs": {"optimizer": {"warmup_epochs": 0}},
+    "optimizer.lr_start_factor": {"optimizer": {"lr_start_factor": 0.1}},
+    "optimizer.lr_floor": {"optimizer": {"lr_floor": 0.1}},
+    "optimizer.momentum": {"optimizer": {"momentum": 0.5}},
+    "optimizer.weight_decay": {"optimizer": {"weight_decay": 1e-3}},
+    "optimizer.trust_coefficient": {"optimizer": {"trust_coefficient": 2e-3}},
+    "optimizer.lars_weight": {"optimizer": {"lars_weight": 0.9}},
+    "optimizer.exclude_from_lars": {"optimizer": {"exclude_from_lars": ["norm"]}},
+    "optimizer.exclude_from_weight_decay": (  # without a decay nothing is excluded from it
+        {"optimizer": {"weight_decay": 1e-3}},
+        {"optimizer": {"exclude_from_weight_decay": []}},
+    ),
+    "optimizer.lr_in_momentum": {"optimizer": {"lr_in_momentum": False}},
+    "augment.size": {"augment": {"size": 10}},
+    "augment.interpolation": {"augment": {"interpolation": "bilinear"}},
+    "augment.antialias": {"augment": {"antialias": False}},
+    "augment.quantize": {"augment": {"quantize": "uint8"}},
+    "augment.jitter_operations": {"augment": {"jitter_operations": "official"}},
+    "augment.mean": {"augment": {"mean": [0.5, 0.5, 0.5]}},
+    "augment.std": {"augment": {"std": [0.2, 0.2, 0.2]}},
+    **{f"augment.views.*.{key}": {"augment": {"views": {1: change}}} for key, change in VIEW.items()},
+}
+EVALUATION = {
+    "linear.epochs": {"linear": {"epochs": 1}},
+    "linear.batch": {"linear": {"batch": 6}},
+    "linear.peak_lr": {"linear": {"peak_lr": 0.1}},
+    "linear.lr_floor": {"linear": {"lr_floor": 0.1}},
+    "linear.momentum": {"linear": {"momentum": 0.8}},
+    "linear.nesterov": {"linear": {"nesterov": False}},
+    "linear.weight_decay": {"linear": {"weight_decay": 1e-2}},
+    "linear.drop_last": {"linear": {"drop_last": False}},
+    "linear.test.resize": {"linear": {"test": {"resize": 11}}},
+    "linear.test.crop": {"linear": {"test": {"crop": 7}}},
+    "linear.test.interpolation": {"linear": {"test": {"interpolation": "bilinear"}}},
+    "linear.test_precision": {"linear": {"test_precision": "compute"}},
+    **{f"linear.train_view.{key}": {"linear": {"train_view": change}} for key, change in VIEW.items()},
+}
+# One value each so far: what is looked up by them.
+REGISTRIES = {"method": methods.METHODS, "optimizer.name": optim.OPTIMIZERS}
+
+
+def leaf_keys(schema: dict, root: dict, where: str = "") -> list[str]:
+    """The paths of all values; "*" for any element of a list. What may be null, or a mapping, counts as a value too."""
+    schema = resolved(schema, root)
+    inner = [(key, item) for key, item in schema.get("properties", {}).items()]
+    if "$ref" in schema.get("items", {}) and "properties" in resolved(schema["items"], root):
+        inner = [("*", schema["items"])]
+    own = [where] if not inner or "null" in schema.get("type", "") else []
+    return own + [path for key, item in inner for path in leaf_keys(item, root, f"{where}.{key}" if where else key)]
+
+
+def objects(schema: dict) -> list[dict]:
+    """Every mapping's schema in a schema, those in $defs included."""
+    below = [item for value in schema.values() if isinstance(value, dict) for item in objects(value)]
+    return ([schema] if "properties" in schema and "additionalProperties" in schema else []) + below
+
+
+def test_every_key_of_the_schema_has_an_entry_here():
+    schema = read_schema("recipe")
+    assert sorted(leaf_keys(schema, schema)) == sorted({*PRETRAINING, *EVALUATION, *REGISTRIES})
+
+
+def test_no_key_is_optional_but_those_with_a_default_and_no_other_is_accepted():
+    found = objects(read_schema("recipe"))
+    assert len(found) > 10
+    for one in found:
+        assert one["additionalProperties"] is False
+        defaults = {key for key, item in one["properties"].items() if "default" in item}
+        assert defaults <= set(one["required"]) == set(one["properties"])
+
+
+def digest(tensors) -> str:
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(repr(tuple(tensor.shape)).encode() + tensor.detach().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store, tmp_path_factory):
+    """A function of changes: the digest of both networks after the warm-up's five steps and two more."""
+
+    def train(recipe: dict) -> str:
+        folder = tmp_path_factory.mktemp("run")
+        run = Run(recipe, seed=0, revision=1, store=tiny_store, folder=folder, compute=on_cpu(), checkpoint_minutes=60)
+        training = Pretraining(run)
+        for step in range(7):
+            training.train_step(training.batches[step])
+        return digest(training.method.networks.state_dict().values())
+
+    return remembering(train)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_store, tmp_path_factory):
+    """A function of changes: the digest of a linear evaluation's classifier, losses, accuracies, test features."""
+
+    def evaluate(recipe: dict) -> str:
+        folder = tmp_path_factory.mktemp("evaluation")
+        encoder = initial_backbone(recipe, 0).eval().requires_grad_(False)
+        # bf16, so that a test in fp32 differs from one in the precision of computing.
+        one = LinearEvaluation(encoder, tiny_store, recipe, seed=0, compute=on_cpu(precision="bf16"), identity={})
+        with Attempt(folder, stage="linear evaluation", goal="its end", fingerprint="a test") as attempt:
+            rows = list(one.train(attempt, Saver(one.compute.ranks, attempt, 60), folder / "partial"))
+        figures = [[row[key] for key in ("epoch", "lr", "train_loss", "top1", "top5")] for row in rows]
+        return digest([torch.tensor(figures), *one._classifier.state_dict().values(), one._test_features])
+
+    return remembering(evaluate)
+
+
+def remembering(compute):
+    """A function of changes to BASE that computes each recipe once."""
+    known = cache(lambda text: compute(check_recipe(json.loads(text), "a test")))
+    return lambda *changes: known(canonical(reduce(merge, changes, BASE)))
+
+
+def pair(entry) -> tuple[dict, dict]:
+    return entry if isinstance(entry, tuple) else ({}, entry)
+
+
+@pytest.mark.parametrize("key", PRETRAINING)
+def test_a_changed_key_changes_pretraining(key, trained):
+    before, change = pair(PRETRAINING[key])
+    assert trained(before, change) != trained(before)
+
+
+@pytest.mark.parametrize("key", VIEW)
+def test_a_changed_key_of_the_first_view_changes_pretraining(key, trained):
+    assert trained({"augment": {"views": {0: VIEW[key]}}}) != trained()
+
+
+@pytest.mark.parametrize("key", EVALUATION)
+def test_a_changed_key_changes_the_linear_evaluation(key, evaluated):
+    before, change = pair(EVALUATION[key])
+    assert evaluated(before, change) != evaluated(before)
+
+
+def test_unchanged_keys_change_nothing(trained, evaluated):
+    """So that a difference above is the key's. The digest is of a second run, not of a remembered one."""
+    assert trained({"linear": {"epochs": 1}}) == trained()
+    assert evaluated({"epochs": 3, "optimizer": {"peak_lr": 1.0}, "byol": {"tau_base": 0.9}}) == evaluated()
+
+
+@pytest.mark.parametrize("key", REGISTRIES)
+def test_a_key_of_one_value_looks_it_up(key, trained, monkeypatch):
+    schema = read_schema("recipe")
+    for part in key.split("."):
+        schema = schema["properties"][part]
+    assert list(REGISTRIES[key]) == schema["enum"]
+    asked = []
+    monkeypatch.setitem(REGISTRIES[key], schema["enum"][0], lambda *args, **kwargs: asked.append(key) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trained({"optimizer": {"momentum": 0.123}})
+    assert asked == [key]

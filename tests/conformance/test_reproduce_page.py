@@ -1,0 +1,47 @@
+"""docs/reproduce.md names keys, recipes and files that exist."""
+
+import re
+from fnmatch import fnmatch
+
+import pytest
+
+from selfsup.recipe import recipe_names
+from selfsup.schema import read_schema, resolved
+
+
+@pytest.fixture
+def page(repository) -> str:
+    return (repository / "docs" / "reproduce.md").read_text()
+
+
+def paths(schema: dict, root: dict, where: str = "") -> list[str]:
+    """Every key of the schema, mappings included, as "byol.tau_base"."""
+    schema = resolved(schema, root)
+    below = {**schema.get("properties", {}), **resolved(schema.get("items", {}), root).get("properties", {})}
+    found = [(f"{where}.{key}" if where else key, item) for key, item in below.items()]
+    return [path for key, item in found for path in (key, *paths(item, root, key))]
+
+
+def test_its_keys_are_the_recipes(page):
+    known = paths(read_schema("recipe"), read_schema("recipe"))
+    rows = [line.split("|") for line in page.split("## Claim by claim")[1].split("##")[0].splitlines() if "|" in line]
+    named = [key for row in rows[2:] for key in re.findall(r"`([a-z_.*]+)`", row[-2])]
+    assert len(named) > 25
+    for key in named:
+        assert any(fnmatch(path, key) or fnmatch(path, f"*.{key}") for path in known), key
+
+
+def test_its_table_has_every_recipe_and_no_other(page):
+    rows = [line for line in page.split("## The default")[0].splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1])]
+    short = [name for name in named if name.startswith("_")]  # `imagenet_official_40`, `_100`
+    assert sorted([*set(named) - set(short), *(f"imagenet_official{name}" for name in short)]) == recipe_names()
+
+
+def test_its_commands_are_scripts_with_these_arguments(page, repository):
+    commands = re.findall(r"python (workflow/scripts/\w+\.py)((?:[^\n]|\\\n)*)", page)
+    assert len(commands) >= 5
+    for script, arguments in commands:
+        text = (repository / script).read_text() + (repository / "workflow/scripts/selfsup/arguments.py").read_text()
+        for option in re.findall(r"--[a-z-]+", arguments):
+            assert f'"{option}"' in text, (script, option)

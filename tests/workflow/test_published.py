@@ -1,0 +1,36 @@
+"""An encoder that others have trained, from config.yaml to the table, without pretraining."""
+
+import copy
+
+import torch
+
+from selfsup.methods import build_method
+from selfsup.recipe import load_recipe
+from workflows import QUICK, jobs
+
+
+def test_published_weights_are_evaluated_and_told_apart_in_the_table(workflow):
+    recipe = load_recipe("digits", QUICK)
+    backbone = build_method(recipe, seed=7, total_steps=1).networks["online"]["backbone"]
+    weights = {f"resnet.{name}": value for name, value in backbone.state_dict().items()}
+    workflow.folder.mkdir(exist_ok=True)
+    more = {"last_epoch": 799, "momentum_model": torch.zeros(300_000)}  # of small files Snakemake compares checksums
+    torch.save({"model": weights, **more}, workflow.path("weights.pt"))
+    workflow.digits.update(overrides=copy.deepcopy(QUICK), published={"publisher": "authors", "path": "weights.pt"})
+    plan = workflow.run("-n", "results/demo.csv")
+    assert (jobs(plan, "import_encoder"), jobs(plan, "pretrain_segment"), jobs(plan, "export_encoder")) == (1, 0, 0)
+    workflow.run("results/demo.csv")
+    assert "| Published weights     | digits" in workflow.read("results/demo.md")
+    assert "| Random initialisation | digits" in workflow.read("results/demo.md")
+    assert "This work" not in workflow.read("results/demo.md")
+    assert '"epochs": 800' in workflow.read("results/digits/seed0/encoder.json")
+    assert "Nothing to be done" in workflow.run("-n", "results/demo.csv")
+    workflow.path("weights.pt").touch()  # a copy with another age is the same file
+    assert "Nothing to be done" in workflow.run("-n", "results/demo.csv")
+
+
+def test_a_published_file_that_is_missing_is_told_before_anything_runs(workflow):
+    workflow.digits.update(published={"publisher": "authors", "path": "nowhere.pt"})
+    printed = workflow.run("-n", "results/demo.csv", ok=False)
+    assert "experiments.digits.published.path is nowhere.pt, which is no file" in printed
+    assert "Traceback" not in printed

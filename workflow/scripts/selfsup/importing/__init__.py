@@ -1,0 +1,53 @@
+"""Encoders that others have published, in their own formats, as state dicts of this package's backbones."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.errors import UserError
+from selfsup.importing.authors import read_authors
+from selfsup.importing.official import read_official
+from selfsup.importing.published import Published
+from selfsup.models import Backbone, build_backbone
+
+# What reads a file of each publisher, and the padding with which its networks were trained.
+PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str]] = {
+    "authors": (read_authors, "symmetric"),
+    "official": (read_official, "same"),
+}
+
+__all__ = ["PUBLISHERS", "Published", "imported_backbone"]
+
+
+def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> tuple[Backbone, Published]:
+    """Return the recipe's backbone with a published file's weights, in eval mode, and what the file tells of itself.
+
+    Every weight of the backbone comes from the file, and every weight of the file's backbone is used. Raises UserError
+    where they do not fit, where the recipe pads otherwise than the publisher, and for a file of another format.
+    """
+    read, padding = PUBLISHERS[publisher]
+    model = recipe["model"]
+    if model["padding"] != padding:
+        raise UserError(
+            f"model.padding is {model['padding']!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
+            f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
+        )
+    published = read(path)
+    backbone = build_backbone(recipe)
+    check_fits(path, published.weights, backbone.state_dict(), f"{model['backbone']} of width {model['width']}")
+    backbone.load_state_dict(published.weights, strict=True)
+    return backbone.eval().requires_grad_(False), published
+
+
+def check_fits(path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise UserError with the first weight that only one side has, or whose shapes differ."""
+    for name in sorted({*found, *wanted}):
+        shapes = [tuple(side[name].shape) if name in side else None for side in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            sides = [f"of shape {shape}" if shape is not None else "missing" for shape in shapes]
+            raise UserError(
+                f"{path}: {name} is {sides[0]} in the file and {sides[1]} in the recipe's {what}: take the recipe that "
+                "the file was trained by"
+            )

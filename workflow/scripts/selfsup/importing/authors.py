@@ -1,0 +1,38 @@
+"""The checkpoints of the paper's authors: ADevillers/BYOL, checkpoints/weights_byol_{cifar10,imagenet}.pt.
+
+A torch file of a dictionary (their main.py): `model` is the online network's state dict, its parts `resnet`
+(torchvision's names), `proj_head_inv` and `predictor_inv`; beside it `momentum_model`, the optimiser, the schedulers,
+`last_epoch` (counted from 0) and `log_dir`. Their eval.py evaluates `model`, so that is what is read.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from selfsup.errors import UserError
+from selfsup.importing.published import Published
+
+BACKBONE, HEADS = "resnet.", ("proj_head_inv.", "predictor_inv.")
+GIT_LFS = b"version https://git-lfs"
+
+
+def read_authors(path: Path) -> Published:
+    """Return a checkpoint's online backbone; runs no code of the file's. Raises UserError for another format."""
+    with open(path, "rb") as file:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
+            raise UserError(f"{path} is Git LFS's pointer to the file, not the file: run `git lfs pull` in its clone")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: no checkpoint of the authors ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f"{path}: no checkpoint of the authors: it lacks `model`, the online network's weights")
+    weights = {}
+    for name, value in checkpoint["model"].items():
+        if name.startswith(BACKBONE):
+            weights[name.removeprefix(BACKBONE)] = value
+        elif not name.startswith(HEADS):
+            raise UserError(f"{path}: {name} is of none of the authors' parts (resnet, proj_head_inv, predictor_inv)")
+    last = checkpoint.get("last_epoch")
+    return Published(weights, {"epochs": last + 1} if isinstance(last, int) else {})

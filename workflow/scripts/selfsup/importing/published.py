@@ -1,0 +1,14 @@
+"""What is read from a published file."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Published:
+    """A backbone's weights and buffers under torchvision's names, float32, and what the file says of its training."""
+
+    weights: dict[str, torch.Tensor]
+    facts: dict[str, Any]
