@@ -196,6 +196,22 @@ def test_uint8_rounds_after_every_operation_and_stays_near_the_floats():
     assert 0 < (rounded - floats).abs().mean() < 0.02
 
 
+def test_only_the_crop_is_rounded_when_the_recipe_says_so():
+    recipe = with_view()
+    recipe["augment"].update(mean=[0.0] * 3, std=[1.0] * 3, quantize="crop")
+    crops = build_views(recipe, 48)(images(4, 48, 48), seed=0, epoch=0, indices=np.arange(4))[0] * 255
+    torch.testing.assert_close(crops, crops.round(), rtol=0, atol=1e-4)
+    recipe["augment"]["views"][0]["jitter"] = {
+        "p": 1.0,
+        "brightness": 0.4,
+        "contrast": 0.0,
+        "saturation": 0.0,
+        "hue": 0.0,
+    }
+    jittered = build_views(recipe, 48)(images(4, 48, 48), seed=0, epoch=0, indices=np.arange(4))[0] * 255
+    assert (jittered - jittered.round()).abs().mean() > 0.1
+
+
 def test_pixels_do_not_depend_on_the_number_of_threads():
     """To the last digits: with other threads the order of a matrix product's sum is another."""
     recipe = load_recipe("imagenet")
@@ -208,7 +224,7 @@ def test_pixels_do_not_depend_on_the_number_of_threads():
         torch.testing.assert_close(a, b, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("quantize", ["none", "uint8"])
+@pytest.mark.parametrize("quantize", ["none", "crop", "uint8"])
 def test_crops_one_by_one_give_the_views_that_the_whole_batch_gives(quantize):
     """As loader workers make them for images of any size; 8-bit crops may round to the next grey level."""
     recipe = copy.deepcopy(load_recipe("cifar10"))

@@ -4,13 +4,14 @@ Each is linear and separable: picture -> rows @ picture @ columns^T, with a matr
 Two batched products are exact, run on any device, and need no gathering of pixels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 CUBIC_PLAIN = -0.75  # torch's cubic coefficient without antialiasing; with it, Pillow's and torch's is -0.5
+STRIP = 32  # rows or columns of a blurred picture made by one product
 FAR = 1e4  # in pixels: beyond any kernel's reach
 
 
@@ -92,11 +93,31 @@ def _tap_weight(t: torch.Tensor, interpolation: str) -> torch.Tensor:
     return torch.where(t <= 1, near, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a)
 
 
-def blur_matrix(sigma: torch.Tensor, size: int, kernel: int, padding: str) -> torch.Tensor:
-    """Return the weights of a Gaussian blur along one direction: float32 [N, size, size].
+def blur(pictures: torch.Tensor, sigma: torch.Tensor, kernel: int, padding: str) -> torch.Tensor:
+    """Return pictures, float32 [N, C, H, W], blurred by a Gaussian each. sigma: float32 [N], in pixels, > 0.
 
-    sigma: float32 [N], in pixels, > 0; kernel: taps, odd; padding: "reflect" (torchvision's) or "zero".
+    kernel: taps, odd; padding: "reflect" (torchvision's) or "zero". The matrices have a band of `kernel` only, so large
+    pictures are multiplied in strips of them: a quarter of the work at 224 pixels and 23 taps.
     """
+    count, channels, height, width = pictures.shape
+    rows, columns = (blur_matrix(sigma, size, kernel, padding) for size in (height, width))
+    flat = pictures.reshape(count, channels * height, width)
+    strips = [
+        torch.bmm(flat[:, :, read], columns[:, made, read].transpose(1, 2)) for made, read in _strips(width, kernel)
+    ]
+    across = torch.cat(strips, dim=2).view(pictures.shape)
+    strips = [rows[:, None, made, read] @ across[:, :, read] for made, read in _strips(height, kernel)]
+    return torch.cat(strips, dim=2)
+
+
+def _strips(size: int, kernel: int) -> Iterator[tuple[slice, slice]]:
+    """Yield which pixels a strip makes, and which it reads."""
+    for start in range(0, size, STRIP):
+        yield slice(start, start + STRIP), slice(max(start - kernel // 2, 0), start + STRIP + kernel // 2)
+
+
+def blur_matrix(sigma: torch.Tensor, size: int, kernel: int, padding: str) -> torch.Tensor:
+    """Return the weights of a Gaussian blur along one direction: float32 [N, size, size]."""
     taps = torch.arange(kernel, device=sigma.device) - kernel // 2
     weights = torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=1)
     return (weights @ _tap_places(size, kernel, padding, sigma.device)).view(-1, size, size)

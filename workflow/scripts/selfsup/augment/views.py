@@ -1,8 +1,9 @@
 """Views of a batch: what was drawn on the host, done to the pictures, many at once and on any device.
 
 Order of a view (paper, section 6.4, and the authors' code): crop, flip, jitter, greyscale, blur, solarise, normalise.
-`quantize: none` works on floats in [0, 1], clamped where an operation can leave it; `quantize: uint8` keeps whole
-numbers 0 to 255 after every operation, as the authors' Pillow pictures did.
+`quantize: none` works on floats in [0, 1], clamped where an operation can leave it; `crop` does too, but rounds resized
+pictures to 8 bits, a quarter of the bytes from loader to device; `uint8` keeps whole numbers 0 to 255 after every
+operation, as the authors' Pillow pictures did.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from selfsup.augment import official_jitter
+from selfsup.augment import official_jitter, resampling
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.draws import Draws, ViewDraws, draw
-from selfsup.augment.resampling import blur_matrix, resample, resize_matrix
+from selfsup.augment.resampling import resample, resize_matrix
 
 INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-OPERATIONS = {"none": Floats, "uint8": Bytes}
+OPERATIONS = {"none": Floats, "crop": Floats, "uint8": Bytes}
+RESIZED = {"none": Floats, "crop": Bytes, "uint8": Bytes}
 ROWS_AT_ONCE = 128  # pictures of 32 pixels, on a CPU: what is worked on stays in its cache
 PIXELS_AT_ONCE = ROWS_AT_ONCE * 32 * 32
 
@@ -57,7 +59,7 @@ def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) ->
     """Cut the sample's crop out of an image, resize and flip it, for each view: for images of any size, one by one.
 
     image: uint8 [3, H, W]. sample: the image's place in `draws`. augment: the recipe's block of that name.
-    Returns a tensor [3, size, size] per view: float32 in [0, 1], or uint8 with `quantize: uint8`.
+    Returns a tensor [3, size, size] per view: float32 in [0, 1] with `quantize: none`, else uint8.
     """
     return tuple(_crop_view(image, view, sample, augment) for view in draws.views)
 
@@ -67,16 +69,16 @@ def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment
 
     rows: int [M], the image of each crop; views: its parameters. Returns float32 [M, 3, size, size].
     """
-    device, colours = images.device, OPERATIONS[augment["quantize"]]
+    device, resized = images.device, RESIZED[augment["quantize"]]
     height, width = images.shape[2:]
     box = torch.from_numpy(views.boxes.astype(np.float32)).to(device, non_blocking=True)
     top, left, crop_height, crop_width = box.unbind(1)
     mirrored = torch.from_numpy(views.flip).to(device, non_blocking=True)
-    size, gain = augment["size"], colours.top / 255
+    size, gain = augment["size"], resized.top / 255
     down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
     across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
     chosen = images.index_select(0, torch.from_numpy(rows).to(device, non_blocking=True)).float()
-    return colours.rounded(resample(chosen, down, across, colours.between_passes))
+    return _in_working_range(resized.rounded(resample(chosen, down, across, resized.between_passes)), resized, augment)
 
 
 def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
@@ -86,13 +88,14 @@ def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
     """
     if crops and isinstance(crops[0], tuple):
         crops = stack_crops(crops)
-    pictures = torch.cat(tuple(crops))
-    return _finish(
-        recipe,
-        draws,
-        pictures.device,
-        lambda rows, _: pictures.index_select(0, torch.from_numpy(rows).to(pictures.device)).float(),
-    )
+    pictures, augment = torch.cat(tuple(crops)), recipe["augment"]
+    device, resized = pictures.device, RESIZED[augment["quantize"]]
+
+    def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
+        chosen = pictures.index_select(0, torch.from_numpy(rows).to(device, non_blocking=True)).float()
+        return _in_working_range(chosen, resized, augment)
+
+    return _finish(recipe, draws, device, taken)
 
 
 def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws) -> Views:
@@ -123,7 +126,7 @@ def build_views(recipe: Mapping, image_size: tuple[int, int] | int) -> Callable[
 def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor:
     """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns [N, 3, crop, crop]."""
     test, augment = recipe["linear"]["test"], recipe["augment"]
-    mode, quantised = INTERPOLATION[test["interpolation"]], augment["quantize"] == "uint8"
+    mode, quantised = INTERPOLATION[test["interpolation"]], augment["quantize"] != "none"
     pictures = []
     with one_thread():
         for image in images:
@@ -132,7 +135,7 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor
             pictures.append(tv.center_crop(_in_range(resized), [test["crop"]]))
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
         return torch.empty(0, 3, test["crop"], test["crop"])
-    return _normalise(torch.stack(pictures).float(), augment)
+    return _normalise(_in_working_range(torch.stack(pictures).float(), RESIZED[augment["quantize"]], augment), augment)
 
 
 @contextmanager
@@ -149,11 +152,17 @@ def one_thread():
 def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Mapping) -> torch.Tensor:
     top, left, height, width = map(int, view.boxes[sample])
     piece = tv.crop_image(image, top, left, height, width)
-    if augment["quantize"] != "uint8":
+    if augment["quantize"] == "none":
         piece = tv.to_dtype_image(piece, torch.float32, scale=True)
     mode, size = INTERPOLATION[augment["interpolation"]], [augment["size"]] * 2
     piece = _in_range(tv.resize_image(piece, size, interpolation=mode, antialias=augment["antialias"]))
     return tv.horizontal_flip_image(piece) if view.flip[sample] else piece
+
+
+def _in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Mapping) -> torch.Tensor:
+    """Bring resized pictures, float32, to the range that the colour operations work in, in place."""
+    gain = OPERATIONS[augment["quantize"]].top / resized.top
+    return pictures if gain == 1 else pictures.mul_(gain)
 
 
 def _in_range(picture: torch.Tensor) -> torch.Tensor:
@@ -279,8 +288,7 @@ def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], aug
 
 def _blur_by(blur: Mapping, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        weights = blur_matrix(sigma, pictures.shape[-1], blur["kernel"], blur["padding"])
-        return colours.rounded(resample(pictures, weights, weights))
+        return colours.rounded(resampling.blur(pictures, sigma, blur["kernel"], blur["padding"]))
 
     return blurred
 
