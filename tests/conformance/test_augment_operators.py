@@ -148,7 +148,7 @@ def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random)
     batch = tensors.resize(coarse, [32, 32], interpolation=InterpolationMode.BICUBIC)
     torch.manual_seed(int(random.integers(2**31)))
     ours = build_views(recipe, 32)(batch, seed=int(random.integers(2**31)), epoch=0, indices=np.arange(2000))
-    for number, (blur, solarize) in enumerate([(1.0, 0.0), (0.1, 0.2)]):
+    for number, (blurred, solarized) in enumerate([(1.0, 0.0), (0.1, 0.2)]):
         policy = v2.Compose(
             [
                 v2.ToDtype(torch.float32, scale=True),
@@ -157,8 +157,8 @@ def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random)
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
                 v2.RandomGrayscale(0.2),
-                v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], blur),
-                v2.RandomSolarize(0.5, solarize),
+                v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], blurred),
+                v2.RandomSolarize(0.5, solarized),
             ]
         )
         theirs = torch.stack([policy(picture) for picture in batch])

@@ -2,7 +2,7 @@
 
     python workflow/scripts/show_views.py --recipe cifar10 --data data/cifar10 --output views.png
 
-Reads a prepared dataset. A row is an image: itself, scaled to the views' size, then its views in two epochs of the seed.
+Reads a prepared dataset. A row is an image: itself, in their size, then its views in two epochs of the seed.
 """
 
 import argparse
