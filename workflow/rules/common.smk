@@ -292,6 +292,19 @@ def previous_boundary(wildcards):
     return [f"{PRETRAIN}/{boundary_name(earlier[-1])}"] if earlier else []
 
 
+def gate(wildcards):
+    """The verdict on the boundary before; its age, or its loss, never trains a finished segment anew."""
+    earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
+    return [ancient(f"{PRETRAIN}/health_{earlier[-1]:04d}.json")] if earlier else []
+
+
+def bands_arguments(wildcards):
+    """What the gate judges by; a file that config.yaml names is used for whatever recipe."""
+    experiment = experiment_of(wildcards)
+    named = f"--bands {shlex.quote(experiment.bands)}" if experiment.bands else ""
+    return f"{named} {'--continue-after-collapse' if experiment.continue_after_collapse else ''}".strip()
+
+
 def last_boundary(wildcards):
     return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 

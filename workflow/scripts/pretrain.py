@@ -5,7 +5,7 @@
 
 One process per device: alone, --local-ranks of them on this machine, or started by srun or torchrun. Reads the packed
 dataset, the boundary before this one (--previous) and the rolling checkpoints in <run-folder>/partial. Writes
-<run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv and ledger.csv.
+<run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv, knn.csv and ledger.csv.
 
 Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, all work saved; 1 error, or stopped for good
 by a file STOP in <run-folder> or beside it. After an error that no retry mends, failed.json says which; delete it to
@@ -67,6 +67,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
         folder=arguments.run_folder,
         compute=compute,
         checkpoint_minutes=arguments.checkpoint_minutes,
+        knn=arguments.knn,
     )
     output = arguments.run_folder / boundary_name(arguments.until_epoch)
     reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output)
@@ -86,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment"
     )
+    parser.add_argument("--knn", type=Path, help="file of k-NN at milestones; default <run-folder>/knn.csv")
     add_compute_arguments(parser)
     return parser.parse_args()
 

@@ -28,6 +28,9 @@ class Experiment:
     segment_epochs: int
     revision: int
     compute: dict[str, dict[str, Any]]
+    recipe_name: str = ""
+    bands: str | None = None  # file of health bands; None: the recipe's
+    continue_after_collapse: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,12 @@ def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
     except RecipeError as error:
         raise UserError(f"config.yaml: experiments.{name}: {error}") from error
     experiment = Experiment(
-        name, recipe, *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute"))
+        name,
+        recipe,
+        *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")),
+        recipe_name=block["recipe"],
+        bands=block.get("bands") and _expanded(block["bands"], f"experiments.{name}.bands"),
+        continue_after_collapse=block.get("continue_after_collapse", False),
     )
     for problem in _batch_problems(experiment):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
