@@ -13,6 +13,7 @@ rule table:
     output:
         csv="results/{table}.csv",
         md="results/{table}.md",
+        tex="results/{table}.tex",
     log:
         "logs/table/{table}.log",
     benchmark:
