@@ -20,8 +20,8 @@ from selfsup.recipe import fingerprint, pretraining_part
 from selfsup.schema import suggest
 from selfsup.segments import boundaries, boundary_name
 
-HEADER = f"""# Where a further seed's health figures are expected at segments' ends: intervals of {CONFIDENCE:.1%} probability, from
-# the seeds below (selfsup/bands.py). The rule health_gate stops a run that leaves them. Written by
+HEADER = f"""# Where a further seed's health figures are expected at segments' ends: {CONFIDENCE:.1%} prediction
+# intervals from the seeds below (selfsup/bands.py). The rule health_gate stops a run that leaves them. Written by
 #   python workflow/scripts/record_bands.py --experiment {{experiment}} --output {{output}}
 """
 

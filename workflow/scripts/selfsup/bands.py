@@ -43,7 +43,9 @@ def band(figure: str, values: list[float]) -> dict[str, Any]:
     """
     from scipy.stats import t  # comes with scikit-learn; only recording needs it
 
-    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+    half = (
+        float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+    )
     mean = statistics.mean(values)
     high = None if figure in HIGHER_IS_BETTER else round(mean + half, 4)
     return {"low": round(mean - half, 4), "high": high, "values": [round(value, 4) for value in values]}
