@@ -65,7 +65,11 @@ def queue_seconds(job_ids: Sequence[str], patience_s: float = PATIENCE_S) -> dic
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
         if done.returncode == 0:
             rows = [line.split("|") for line in done.stdout.splitlines()]
-            return {job: _seconds(eligible, start) for job, eligible, start in rows if start[:1].isdigit()}
+            return {
+                job: _seconds(eligible, start)
+                for job, eligible, start in rows
+                if eligible[:1].isdigit() and start[:1].isdigit()
+            }
     return {}
 
 
