@@ -309,13 +309,39 @@ def last_boundary(wildcards):
     return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 
 
-def metrics_of_table(wildcards):
+def metrics_of(table):
     return [
         f"results/{name}/seed{seed}/{part}linear/metrics.csv"
-        for name in CONFIG.tables[wildcards.table]
+        for name in CONFIG.tables[table]
         for seed in CONFIG.experiments[name].seeds
         for part in ("", "random_init/")
     ]
+
+
+def metrics_of_table(wildcards):
+    return metrics_of(wildcards.table)
+
+
+def ask_for_deleted_metrics():
+    """Make the deleted metrics of a table that is asked for targets too: behind a table that exists Snakemake looks at
+    nothing, and would say that there is nothing to be done."""
+    settings = workflow.dag_settings
+    if settings is None or not workflow.is_main_process:
+        return
+    asked = settings.targets or {"results/table1.csv"}
+    tables = [table for table in CONFIG.tables if f"results/{table}.csv" in asked]
+    deleted = {
+        path
+        for table in tables
+        if os.path.exists(f"results/{table}.csv")
+        for path in metrics_of(table)
+        if not os.path.exists(path)
+    }
+    if deleted:
+        settings.targets = frozenset({*(settings.targets or {"all"}), *deleted})
+
+
+ask_for_deleted_metrics()
 
 
 def rows_of_table(wildcards):
