@@ -344,6 +344,46 @@ def ask_for_deleted_metrics():
 ask_for_deleted_metrics()
 
 
+def finished_tables():
+    """The tables that a report can show: those whose evaluations are all there. Nothing is trained for a report."""
+    finished = [table for table in CONFIG.tables if all(map(os.path.exists, metrics_of(table)))]
+    if not finished:
+        give_up("no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first")
+    return finished
+
+
+def parts_of_report(wildcards):
+    tables = finished_tables()
+    experiments = dict.fromkeys(name for table in tables for name in CONFIG.tables[table])
+    recipes = dict.fromkeys(CONFIG.experiments[name].recipe_name for name in experiments)
+    return [
+        *(f"results/report/{table}.html" for table in tables),
+        *(f"results/figures/{name}.svg" for name in experiments),
+        *(f"results/report/{name}_recipe.html" for name in experiments),
+        *(f"results/figures/views_{name}.png" for name in recipes if hasattr(rules, "views")),
+        "results/report/compute.html",
+    ]
+
+
+def existing_ledgers(wildcards):
+    """Ledgers are kept up by jobs, and are no rule's output."""
+    runs = [f"results/{one.name}/seed{seed}" for one in CONFIG.experiments.values() for seed in one.seeds]
+    paths = [f"{run}/{stage}/ledger.csv" for run in runs for stage in ("pretrain", "linear", "random_init/linear")]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def metrics_of_experiment(wildcards):
+    return [f"results/{wildcards.experiment}/seed{seed}/linear/metrics.csv" for seed in experiment_of(wildcards).seeds]
+
+
+def config_of_experiment(wildcards):
+    """The part of config.yaml that an experiment is made from, as JSON."""
+    parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
+    return canonical(
+        {**parts, "tables": {}, "experiments": {wildcards.experiment: config["experiments"][wildcards.experiment]}}
+    )
+
+
 def rows_of_table(wildcards):
     """What a table says of its experiments beside their metrics; a change of it makes the table anew."""
     experiments = [CONFIG.experiments[name] for name in CONFIG.tables[wildcards.table]]
