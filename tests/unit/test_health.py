@@ -15,7 +15,7 @@ from selfsup.evaluation.knn import knn_top1
 from selfsup.methods.byol import BYOL
 from selfsup.methods.health import alignment, effective_rank, evaluation_mode, feature_spread, uniformity
 from selfsup.recipe import load_recipe, pretraining_part
-from selfsup.training import health, pretraining
+from selfsup.training import health, pretraining, tensorboard
 from selfsup.training.health import Health
 
 
@@ -171,6 +171,25 @@ def test_what_a_methods_loss_wants_logged_is_a_column(run, monkeypatch):
     logged = run(recipe={**run().recipe, "micro_batches": 2})
     assert train(logged, 4)
     assert [float(row["own"]) for row in rows(logged.folder / "history.csv")] == [4 + step for step in range(20)]
+
+
+def test_tensorboard_events_are_continuous_over_a_resume(run, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    watched = run(tensorboard=True)
+    assert not train(watched, 4, stop=StopAfter(7))
+    assert train(watched, 4)
+    events = event_accumulator.EventAccumulator(str(watched.folder / "tensorboard"))
+    events.Reload()
+    assert [one.step for one in events.Scalars("loss")] == list(range(20))
+    losses = [float(row["loss"]) for row in rows(watched.folder / "history.csv")]
+    assert [one.value for one in events.Scalars("loss")] == pytest.approx(losses, rel=1e-6)  # float32 there
+    assert len(events.Scalars("knn_top1")) == 1
+
+
+def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        tensorboard.check_tensorboard()
 
 
 def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypatch):

@@ -57,6 +57,9 @@ rule pretrain_segment:
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
+        tensorboard=lambda wildcards, input: (
+            "--tensorboard" if experiment_of(wildcards).compute.get("tensorboard") else ""
+        ),
         knn=lambda wildcards, output: f"results/{wildcards.experiment}/seed{wildcards.seed}/knn.csv",
         previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
@@ -66,7 +69,7 @@ rule pretrain_segment:
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
-        " --knn {params.knn:q}"
+        " --knn {params.knn:q} {params.tensorboard}"
         " {params.compute} 2>&1 | {params.tee} {log}"
 
 

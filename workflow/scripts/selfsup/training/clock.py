@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from selfsup.training.tensorboard import Events
+
 NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # said in other words, or only to the file
 LINES_AT_FIRST_S = 5.0  # between two progress lines in the first minute; afterwards one a minute is enough
 LINES_LATER_S = 60.0
@@ -66,9 +68,9 @@ class History:
     Columns are those of the rows, in the order in which they first appear; a row has blanks for what it does not tell.
     """
 
-    def __init__(self, path: Path, *, start: int):
-        """Rows of steps before `start` are kept."""
-        self._path = path
+    def __init__(self, path: Path, *, start: int, also: Events | None = None):
+        """Rows of steps before `start` are kept. also: gets every appended row too."""
+        self._path, self._also = path, also
         self._columns, rows = _read(path)
         self._rewrite([row for row in rows if int(row["step"]) < start])
 
@@ -81,6 +83,8 @@ class History:
             self._rewrite(rows)
         with open(self._path, "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        if self._also:
+            self._also.append(row)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self._path.with_suffix(".tmp")

@@ -17,6 +17,7 @@ from selfsup.methods.health import effective_rank, evaluation_mode, uniformity
 from selfsup.random_draws import Stream, permutation
 from selfsup.training.clock import History
 from selfsup.training.device import autocast
+from selfsup.training.tensorboard import Events
 
 KNN = "knn.csv"
 PROBE_IMAGES = 256  # of the cheap figures, at most
@@ -33,10 +34,21 @@ BATCH = 256
 class Health:
     """The health of one run's training. Same images in every run on a dataset, so that runs can be compared."""
 
-    def __init__(self, method: Method, run, attempt: Attempt, *, start: int, steps_per_epoch: int, row_interval: int):
+    def __init__(
+        self,
+        method: Method,
+        run,
+        attempt: Attempt,
+        *,
+        start: int,
+        steps_per_epoch: int,
+        row_interval: int,
+        events: Events | None = None,
+    ):
         """run: a `selfsup.training.pretraining.Run`. start: steps done; what knn.csv tells of later ones is cut off.
 
-        row_interval: steps between two rows of history.csv, which is where the cheap figures go.
+        row_interval: steps between two rows of history.csv, which is where the cheap figures go. events: get the
+        milestones' figures too.
         """
         self._method, self._run, self._attempt = method, run, attempt
         self._split, self._steps_per_epoch = run.store.train, steps_per_epoch
@@ -49,7 +61,7 @@ class Health:
         passes = (len(self._queries) + len(self._bank)) / (len(self._split) * PASSES_OF_A_STEP)
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
-        self._history = History(run.knn or run.folder / KNN, start=start + 1) if ranks.is_main else None
+        self._history = History(run.knn or run.folder / KNN, start=start + 1, also=events) if ranks.is_main else None
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps, where they are due or it is the last; else nothing.

@@ -28,6 +28,7 @@ from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
 from selfsup.training.health import Health
 from selfsup.training.saving import Decision, Saver
+from selfsup.training.tensorboard import FOLDER, Events
 
 HISTORY = "history.csv"
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
@@ -44,6 +45,7 @@ class Run:
     folder: Path
     compute: Compute
     checkpoint_minutes: float
+    tensorboard: bool = False  # event files beside history.csv, with the same rows
     knn: Path | None = None  # where k-NN at milestones is written; None: into the folder
 
     @property
@@ -324,9 +326,12 @@ def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) ->
         steps_per_epoch=spe,
         batch=run.recipe["global_batch"],
     )
-    history = History(run.folder / HISTORY, start=start) if ranks.is_main else None
+    events = Events(run.folder / FOLDER, start=start) if run.tensorboard and ranks.is_main else None
+    history = History(run.folder / HISTORY, start=start, also=events) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
-    health = Health(training.method, run, attempt, start=start, steps_per_epoch=spe, row_interval=row_interval)
+    health = Health(
+        training.method, run, attempt, start=start, steps_per_epoch=spe, row_interval=row_interval, events=events
+    )
     pinned = compute.device.type == "cuda"
     with contextlib.closing(Saver(ranks, attempt, run.checkpoint_minutes)) as saver:
         for batch in progress.counted(training.batches.read(start, end, workers=compute.workers, pin_memory=pinned)):
