@@ -121,9 +121,11 @@ def test_what_was_lost_and_done_again_is_wasted_and_a_processor_has_no_gpu_hours
     for one, took in zip(cells, hours, strict=True):
         one.update(device_hours=str(took), gpu_hours=str(took))
     (folder / "ledger.csv").write_text("\n".join([rows[0], *(",".join(one.values()) for one in cells)]) + "\n")
-    (paid,) = costs_paid(config, tmp_path)
+    paid = next(row for row in costs_paid(config, tmp_path) if row["experiment"] == "cifar10")
     assert (paid["experiment"], paid["attempts"], paid["gpu_hours"]) == ("cifar10", 2, 12)
     assert paid["wasted_gpu_hours"] == 8 * 100 / 400 and paid["stall_s"] == 3.0 and paid["paper_gpu_hours"] == 8
+    not_begun = next(row for row in costs_paid(config, tmp_path) if row["experiment"] == "imagenet")
+    assert (not_begun["attempts"], not_begun["gpu_hours"], not_begun["paper_gpu_hours"]) == (0, 0, 5440)
     text = to_csv([paid])
     assert text.startswith("experiment,seed,stage,attempts") and ",100.0," in text
 

@@ -64,13 +64,13 @@ def _card(card: dict) -> dict[str, str]:
     numerics = ", ".join(f"{key} {value}" for key, value in training.get("numerics", {}).items())
     versions = ", ".join(f"{key} {value}" for key, value in card.get("versions", {}).items())
     return {
-        "encoder SHA-256": card["encoder_sha256"],
+        "encoder SHA-256": card["encoder_sha256"][:16],
         "fingerprint": training.get("fingerprint", "")[:16],
         "dataset": training.get("dataset_fingerprint", "")[:16],
         "epochs": f"{training.get('epoch', 0):g}",
         "jobs": str(len(training.get("attempts", []))),
         "computed with": numerics,
-        "code": card.get("code_revision", "unknown"),
+        "code": card.get("code_revision", "unknown").replace("+", " + "),
         "software": versions,
     }
 

@@ -36,13 +36,13 @@ STAGES = {
 
 
 def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each stage of each run that has a ledger; a stage without one has cost nothing yet."""
+    """Yield a row for each run's pretraining, begun or not, and for each of its evaluations that has a ledger."""
     for experiment in config.experiments.values():
         paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"])
         for seed in experiment.seeds:
             for stage, folder in STAGES.items():
                 rows = read_ledger(results / experiment.name / f"seed{seed}" / folder / "ledger.csv")
-                if rows:
+                if rows or stage == "pretraining":
                     row = {"experiment": experiment.name, "seed": seed, "stage": stage, **_paid(rows)}
                     yield row | ({"paper_gpu_hours": paper} if stage == "pretraining" else {})
 
@@ -57,6 +57,9 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _paid(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    if not rows:
+        return {"attempts": 0, "gpu_hours": 0.0, "device_hours": 0.0}
+
     def total(column: str) -> float:
         return sum(float(row[column] or 0) for row in rows)
 

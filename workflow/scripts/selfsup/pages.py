@@ -8,8 +8,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; color: #222; }
 table { border-collapse: collapse; margin: 0 0 1.5em; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; max-width: 24em; }
-th { border-bottom: 2px solid #888; white-space: nowrap; }
+td { max-width: 24em; }
+th { border-bottom: 2px solid #888; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 13px; }
 h2 { font-size: 1.1em; }
 """
@@ -22,7 +22,8 @@ def page(*parts: str) -> str:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Return a frame of text as a table; cells are escaped."""
+    """Return a frame of text as a table; cells are escaped, and columns' names may be broken between words."""
+    frame = frame.rename(columns=lambda name: name.replace("_", " "))
     return frame.to_html(index=False, border=0, escape=True, justify="left")
 
 
