@@ -319,29 +319,12 @@ def metrics_of(table):
 
 
 def metrics_of_table(wildcards):
-    return metrics_of(wildcards.table)
-
-
-def ask_for_deleted_metrics():
-    """Make the deleted metrics of a table that is asked for targets too: behind a table that exists Snakemake looks at
-    nothing, and would say that there is nothing to be done."""
-    settings = workflow.dag_settings
-    if settings is None or not workflow.is_main_process:
-        return
-    asked = settings.targets or {"results/table1.csv"}
-    tables = [table for table in CONFIG.tables if f"results/{table}.csv" in asked]
-    deleted = {
-        path
-        for table in tables
-        if os.path.exists(f"results/{table}.csv")
-        for path in metrics_of(table)
-        if not os.path.exists(path)
-    }
-    if deleted:
-        settings.targets = frozenset({*(settings.targets or {"all"}), *deleted})
-
-
-ask_for_deleted_metrics()
+    """The metrics of a table. Deleted ones are made again when the table is asked for, as by --force on it: behind a
+    table that exists Snakemake looks at nothing."""
+    metrics, table = metrics_of(wildcards.table), f"results/{wildcards.table}.csv"
+    if os.path.exists(table) and not all(map(os.path.exists, metrics)):
+        workflow.dag.forcefiles.add(table)
+    return metrics
 
 
 def finished_tables():
