@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 
@@ -52,38 +53,49 @@ def record_bands(run: Workflow, path: str) -> None:
     subprocess.run(command, cwd=run.folder, check=True, capture_output=True)
 
 
-def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_so(three_seeds, workflow):
-    """A weight decay that shrinks every weight to nothing; bands of three healthy seeds."""
-    record_bands(three_seeds, "bands.yaml")
+def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_so(workflow):
+    """Plain SGD at a learning rate of 300: every picture gets the same features. The bands are the demo's."""
     run = workflow
-    run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1)
-    run.digits["bands"] = str(three_seeds.path("bands.yaml"))
-    run.digits["overrides"]["optimizer"]["weight_decay"] = 0.7
-    run.digits["overrides"]["optimizer"]["exclude_from_lars"] = ["bias", "norm"]
-    run.digits["overrides"]["optimizer"]["lars_weight"] = 0.0
+    run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 20}, segment_epochs=10)
+    run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
+    run.digits["bands"] = str(run.repository / "workflow" / "bands" / "digits.yaml")
     printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
-    assert printed.count("the run has left its band at epoch 1") == 1
-    assert "feature_spread" in printed and "bands.yaml" in printed and "continue_after_collapse: true" in printed
-    assert "Traceback" not in printed
-    assert run.path(f"{RUN}/pretrain/epoch_0001.pt").exists() and not run.path(f"{RUN}/pretrain/epoch_0002.pt").exists()
-    checkpoint = run.path(f"{RUN}/pretrain/epoch_0001.pt").stat()
+    assert printed.count("error: results/digits") == 1 and "has left its band at epoch 10" in printed
+    assert re.search(r"feature_spread 0\.0\d+ \(wanted 0\.36\d* to 0\.65", printed) and "bands/digits.yaml" in printed
+    assert "experiments.digits.continue_after_collapse: true" in printed and "Traceback" not in printed
+    boundary = run.path(f"{RUN}/pretrain/epoch_0010.pt")
+    saved = boundary.stat().st_mtime_ns
+    assert not run.path(f"{RUN}/pretrain/epoch_0020.pt").exists()
     run.digits["continue_after_collapse"] = True
     printed = run.run(f"{RUN}/encoder.safetensors")
-    assert jobs(printed, "pretrain_segment") == 2 and jobs(printed, "health_gate") == 2
-    assert run.path(f"{RUN}/pretrain/epoch_0001.pt").stat().st_mtime_ns == checkpoint.st_mtime_ns
-    verdict = json.loads(run.read(f"{RUN}/pretrain/health_0001.json"))
+    assert jobs(printed, "pretrain_segment") == jobs(printed, "health_gate") == 1
+    assert boundary.stat().st_mtime_ns == saved
+    verdict = json.loads(run.read(f"{RUN}/pretrain/health_0010.json"))
     assert verdict["outside"] and verdict["verdict"].startswith("left its band, and goes on as told")
 
 
 def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
-    record_bands(three_seeds, "bands.yaml")
-    three_seeds.digits["bands"] = "bands.yaml"
-    verdict = three_seeds.path(f"{RUN}/pretrain/health_0002.json")
-    assert json.loads(verdict.read_text())["verdict"].startswith(
+    script = three_seeds.repository / "workflow" / "scripts" / "record_bands.py"
+    command = [sys.executable, str(script), "--experiment", "digits", "--output", "bands.yaml"]
+    subprocess.run(command, cwd=three_seeds.folder, check=True, capture_output=True)
+    verdict = f"{RUN}/pretrain/health_0002.json"
+    assert json.loads(three_seeds.read(verdict))["verdict"].startswith(
         "not judged: "
-    )  # for another recipe than the quick one
-    verdict.unlink()
-    printed = three_seeds.run(f"{RUN}/encoder.safetensors", str(verdict.relative_to(three_seeds.folder)))
+    )  # the demo's bands are not for it
+    three_seeds.digits["bands"] = "bands.yaml"
+    three_seeds.path(verdict).unlink()
+    assert jobs(three_seeds.run("results/demo.csv"), "pretrain_segment") == 0
+    printed = three_seeds.run("--force", verdict)
     assert (jobs(printed, "health_gate"), jobs(printed, "total")) == (1, 1)
-    assert json.loads(verdict.read_text())["verdict"] == "within its band"
+    assert json.loads(three_seeds.read(verdict))["verdict"] == "within its band"
     assert "Nothing to be done" in three_seeds.run("results/demo.csv")
+
+
+def test_the_report_is_one_file_with_the_table_curves_costs_and_recipe(three_seeds):
+    three_seeds.run("--", "report")
+    three_seeds.run("--report", "results/report.html", "--", "report")
+    text = three_seeds.read("results/report.html")
+    for word in ("1. Results", "2. Curves", "3. Cost", "4. Recipes", "digits_recipe.html", "health_gate"):
+        assert word in text, word
+    assert "<script src=" not in text  # nothing is fetched
+    assert "5440" in three_seeds.read("results/compute.csv")
