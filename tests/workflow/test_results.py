@@ -61,7 +61,8 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
     run.digits["bands"] = str(run.repository / "workflow" / "bands" / "digits.yaml")
     printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
     assert printed.count("error: results/digits") == 1 and "has left its band at epoch 10" in printed
-    assert re.search(r"feature_spread 0\.0\d+ \(wanted 0\.36\d* to 0\.65", printed) and "bands/digits.yaml" in printed
+    spread, low = re.search(r"feature_spread (\S+) \(wanted (\S+) to ", printed).groups()
+    assert float(spread) < 0.1 < float(low) and "bands/digits.yaml" in printed
     assert "experiments.digits.continue_after_collapse: true" in printed and "Traceback" not in printed
     boundary = run.path(f"{RUN}/pretrain/epoch_0010.pt")
     saved = boundary.stat().st_mtime_ns
