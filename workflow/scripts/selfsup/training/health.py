@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from selfsup.augment import augment_batch, centre_view, draw
+from selfsup.augment import Views, apply, centre_view, crop, draw, stack_crops
 from selfsup.evaluation.knn import knn_top1
 from selfsup.job.attempt import Attempt
 from selfsup.methods import Method
@@ -103,10 +103,12 @@ class Health:
         bank = max(IMAGES_PER_FEATURE * features, min(BANK, round(BANK_SHARE * images)))
         self._queries, self._bank = order[:queries], order[queries : queries + bank]
 
-    def _views(self, indices: np.ndarray):
-        sizes = self._split.sizes[indices]
-        draws = draw(self._run.recipe, seed=0, epoch=0, indices=indices, sizes=sizes, stage="pretrain")
-        return augment_batch(self._run.recipe, map(self._split.image, indices), draws).to(self._run.compute.device)
+    def _views(self, indices: np.ndarray) -> Views:
+        recipe, device = self._run.recipe, self._run.compute.device
+        draws = draw(recipe, seed=0, epoch=0, indices=indices, sizes=self._split.sizes[indices], stage="pretrain")
+        images = map(self._split.image, indices)
+        crops = [crop(image, draws, sample, augment=recipe["augment"]) for sample, image in enumerate(images)]
+        return apply(recipe, [view.to(device) for view in stack_crops(crops)], draws)
 
     def _features(self, indices: np.ndarray) -> torch.Tensor:
         """Return the encoder's features of training images as test images are prepared, float32 [N, D] on the device.
