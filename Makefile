@@ -9,7 +9,7 @@ SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan test test-slurm chaos bench lint format lock
+.PHONY: help env demo plan status report test test-slurm chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,13 @@ explain: env  ## a recipe with the source of each value, or two compared: make e
 
 plan: env  ## what the experiments of config.yaml will cost, by the speed that was measured
 	$(BIN)/python workflow/scripts/plan.py
+
+status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job
+	@$(BIN)/python workflow/scripts/status.py
+
+report: env  ## results/report.html: what is finished, as one file to show to others
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params -- report
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params --report results/report.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest

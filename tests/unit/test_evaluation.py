@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,10 +7,12 @@ import torch
 
 from runs import StopAfter, on_cpu
 from selfsup.errors import PermanentError, UserError
+from selfsup.evaluation.layout import to_latex, to_markdown
 from selfsup.evaluation.linear import LinearEvaluation, protocol
 from selfsup.evaluation.metrics import top_k_hits
-from selfsup.evaluation.table import Row, make_table, to_markdown
+from selfsup.evaluation.table import Row, make_table, read_table, to_csv
 from selfsup.job.attempt import Attempt
+from selfsup.job.ledger import Ledger
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
 from selfsup.training.saving import Saver
@@ -136,7 +140,14 @@ def test_the_protocol_is_named_in_words():
 
 def metrics_file(folder, top1, top5=99.0, sha="abc"):
     folder.mkdir(parents=True)
-    line = {"top1": top1, "top5": top5, "n_test": 10000, "protocol": "linear", "encoder_sha256": sha}
+    line = {
+        "top1": top1,
+        "top5": top5,
+        "best_top1": top1 + 0.5,
+        "n_test": 10000,
+        "protocol": "linear",
+        "encoder_sha256": sha,
+    }
     pd.DataFrame([{**line, "numerics_changes": 0}]).to_csv(folder / "metrics.csv", index=False)
     return folder / "metrics.csv"
 
@@ -176,9 +187,11 @@ def test_published_rows_come_with_their_dataset_only(tmp_path):
 
 
 def test_the_csv_round_trips_its_figures(tmp_path):
-    frame = make_table("demo", [row([metrics_file(tmp_path / "a", 97 + 2 / 9)], dataset="digits")])
-    again = pd.read_csv(pd.io.common.StringIO(frame.to_csv(index=False)))
-    assert again["top1"][0] == 97 + 2 / 9 and again["n_test"][0] == 10000
+    files = [metrics_file(tmp_path / name, top1) for name, top1 in {"a": 97 + 2 / 9, "b": 96 + 1 / 7}.items()]
+    frame = make_table("demo", [row(files, dataset="digits", seeds=(0, 1))])
+    again = read_table(to_csv(frame), "demo.csv")
+    pd.testing.assert_frame_equal(again.dropna(axis=1), frame.dropna(axis=1), check_dtype=False, check_exact=True)
+    assert again["n_test"][0] == 10000 and again["seeds"][0] == "0 1"
     wanted = [
         "implementation",
         "dataset",
@@ -192,6 +205,76 @@ def test_the_csv_round_trips_its_figures(tmp_path):
         "encoder_sha256",
     ]
     assert list(again.columns)[:10] == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace(",97.5,", ",197.5,"), "top1 is 197.5, wanted at most 100"),
+        (lambda text: text.replace("no reference", "excellent"), "verdict is 'excellent'"),
+        (lambda text: text.replace("top5,", "top_5,", 1), "unknown key 'top_5'"),
+    ],
+)
+def test_a_table_that_is_not_what_its_schema_says_is_refused(tmp_path, change, words):
+    text = to_csv(make_table("demo", [row([metrics_file(tmp_path / "a", 97.5)], dataset="digits")]))
+    with pytest.raises(UserError, match="demo.csv.*" + words):
+        read_table(change(text), "demo.csv")
+
+
+@pytest.mark.parametrize(
+    ("top1", "changes", "verdict", "reason"),
+    [
+        (91.92 - 1.49, {}, "agrees", "-1.49 points from Devillers & Lefort, tolerance 1.5"),
+        (91.92 - 1.51, {}, "differs", "-1.51 points"),
+        (91.92 + 1.51, {}, "differs", "+1.51 points"),
+        (91.92, {"epochs": 100}, "not comparable", "epochs 100, the reference 800"),
+        (91.92, {"global_batch": 256}, "not comparable", "batch 256, the reference 512"),
+        (91.92, {"random_init": True}, "untrained", None),
+        (91.92, {"dataset": "digits"}, "no reference", None),
+    ],
+)
+def test_the_verdict_holds_the_last_epoch_against_the_paper_where_both_did_the_same(
+    tmp_path, top1, changes, verdict, reason
+):
+    line = replace(row([metrics_file(tmp_path / "a", top1)]), **changes)
+    found = make_table("mine", [line]).iloc[-1]
+    assert found["verdict"] == verdict
+    assert (reason in found["verdict_reason"]) if reason else pd.isna(found["verdict_reason"])
+    assert found["best_top1"] == top1 + 0.5  # half a point better, and no verdict looks at it
+
+
+def test_gpu_hours_are_one_seeds_and_those_of_processors_are_none(tmp_path):
+    ledgers = []
+    for seed, hours in enumerate((2, 4)):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        Ledger(folder).open(
+            {"started": "2026-01-01T00:00:00+00:00", "ended": f"2026-01-01T0{hours}:00:00+00:00", "devices": 2}
+            | {"device": "NVIDIA H100"}
+        )
+        ledgers.append(folder / "ledger.csv")
+    files = [metrics_file(tmp_path / name, 91) for name in "ab"]
+    found = make_table("mine", [replace(row(files, seeds=(0, 1)), ledgers=tuple(ledgers))])
+    assert found.iloc[-1]["gpu_hours"] == 6  # two devices, three hours on average
+    text = (tmp_path / "seed0" / "ledger.csv").read_text()
+    for ledger in ledgers:
+        ledger.write_text(text.replace("NVIDIA H100,4.0,4.0", "cpu,4.0,0"))
+    found = make_table("mine", [replace(row(files, seeds=(0, 1)), ledgers=tuple(ledgers))])
+    assert (found.iloc[-1]["gpu_hours"], found.iloc[-1]["device_hours"]) == (0, 4)
+    assert "none: 4.00 h of CPU" in to_markdown(found)
+    ledgers[1].unlink()
+    found = make_table("mine", [replace(row(files, seeds=(0, 1)), ledgers=tuple(ledgers))])
+    assert pd.isna(found.iloc[-1]["gpu_hours"])  # half of it is not known
+
+
+def test_the_latex_has_the_papers_layout(tmp_path):
+    text = to_latex(make_table("table1", [row([metrics_file(tmp_path / "a", 91.25)])]))
+    assert r"Implementations & \multicolumn{2}{c}{CIFAR10} & \multicolumn{2}{c}{ImageNet} \\" in text
+    assert r"& Top-1 & Top-5 & Top-1 & Top-5 \\" in text
+    assert r"Devillers \& Lefort & 91.92$^{c}$ & 99.69 & 74.03$^{d}$ & 91.51 \\" in text
+    assert r"This work & 91.25 & 99.00 & not run & not run \\" in text
+    figures = text.split(r"\hline")[2]
+    assert all(line.replace(r"\&", "").count("&") == 4 for line in figures.strip().splitlines())
 
 
 def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path):

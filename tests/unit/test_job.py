@@ -141,7 +141,7 @@ def test_a_beat_that_comes_while_one_asks_saves_the_holder(tmp_path, monkeypatch
 def test_slurm_is_asked_for_the_job_of_a_silent_lock(tmp_path, monkeypatch, state, at_work):
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    squeue.write_text(f'#!/bin/sh\ncase "$*" in *--jobs=4711*) echo {state};; esac\n')
+    squeue.write_text(f'#!/bin/sh\ncase "$*" in *--jobs=4711*) echo "4711 {state}";; esac\n')
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
     of_another_host(tmp_path, silent_s=STALE_S + 100)

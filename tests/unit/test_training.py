@@ -266,10 +266,10 @@ def test_history_has_a_row_per_logged_step_and_is_cut_back_on_a_resume(run):
     logged = run()
     assert not train(logged, 4, stop=StopAfter(6))
     with open(logged.folder / "history.csv", "a") as file:
-        file.write("15,3,9.9,0,0,0\n")  # of a step after the checkpoint, whose work was lost
+        file.write("15,3,9.9,0,0,0,0\n")  # of a step after the checkpoint, whose work was lost
     assert train(logged, 4)
     rows = (logged.folder / "history.csv").read_text().splitlines()
-    assert rows[0] == "step,epoch,loss,lr,images_per_s,tau"
+    assert rows[0] == "step,epoch,loss,lr,tau,images_per_s,data_wait,feature_spread,alignment,cosine"
     assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(20))
     assert not any(row.startswith("15,3,9.9") for row in rows)
 
@@ -278,9 +278,9 @@ def test_the_loss_falls_and_lr_and_tau_follow_their_schedules(run):
     logged = run()
     assert train(logged, 4)
     rows = [row.split(",") for row in (logged.folder / "history.csv").read_text().splitlines()[1:]]
-    assert float(rows[0][3]) == 0 and float(rows[0][5]) == 0.97
+    assert float(rows[0][3]) == 0 and float(rows[0][4]) == 0.97
     assert float(rows[STEPS_PER_EPOCH][3]) == TINY["optimizer"].get("peak_lr", 2.0)
-    assert 0 < float(rows[-1][3]) < 0.1 and 0.999 < float(rows[-1][5]) < 1
+    assert 0 < float(rows[-1][3]) < 0.1 and 0.999 < float(rows[-1][4]) < 1
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_skipped_steps_are_logged_and_survive_a_resume(run):
     again.restore(fp16.folder, state)
     assert again.skipped == 2
     assert train(fp16, 1)
-    assert (fp16.folder / "history.csv").read_text().splitlines()[0].endswith("tau,skipped")
+    assert (fp16.folder / "history.csv").read_text().splitlines()[0].startswith("step,epoch,loss,lr,tau,skipped,")
 
 
 def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):
@@ -511,5 +511,28 @@ def test_the_progress_line_tells_what_a_person_wants_to_know():
 def test_a_history_survives_a_half_written_row(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,epoch,loss,lr,images_per_s,tau\n0,0,4.0,0,1,0.97\n1,0,3.")
-    History(path, start=2, columns=("tau",))
+    History(path, start=2)
     assert path.read_text().splitlines() == ["step,epoch,loss,lr,images_per_s,tau", "0,0,4.0,0,1,0.97"]
+
+
+def test_a_history_takes_columns_when_they_come_and_leaves_blank_what_a_row_does_not_tell(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss\n0,4.0\n1,3.0\n")
+    History(path, start=1).append({"step": 1, "loss": 3.5, "own": 7})
+    again = History(path, start=2)
+    again.append({"step": 2, "loss": 2.5})
+    assert path.read_text().splitlines() == ["step,loss,own", "0,4.0,", "1,3.5,7", "2,2.5,"]
+
+
+def test_the_share_of_the_time_that_batches_were_waited_for_is_told():
+    progress = Progress(start=0, segment_end=50, run_end=100, steps_per_epoch=10, batch=8)
+
+    def slow():
+        for _ in range(2):
+            time.sleep(0.05)
+            yield None
+
+    list(progress.counted(slow()))
+    assert progress.since_last_row(2)["data_wait"] > 0.9  # all that was done was to wait
+    time.sleep(0.05)
+    assert progress.since_last_row(2)["data_wait"] == 0

@@ -292,17 +292,84 @@ def previous_boundary(wildcards):
     return [f"{PRETRAIN}/{boundary_name(earlier[-1])}"] if earlier else []
 
 
+def gate(wildcards):
+    """The verdict on the boundary before; its age, or its loss, never trains a finished segment anew."""
+    earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
+    return [ancient(f"{PRETRAIN}/health_{earlier[-1]:04d}.json")] if earlier else []
+
+
+def bands_arguments(wildcards):
+    """What the gate judges by; a file that config.yaml names is used for whatever recipe."""
+    experiment = experiment_of(wildcards)
+    named = f"--bands {shlex.quote(experiment.bands)}" if experiment.bands else ""
+    return f"{named} {'--continue-after-collapse' if experiment.continue_after_collapse else ''}".strip()
+
+
 def last_boundary(wildcards):
     return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 
 
-def metrics_of_table(wildcards):
+def metrics_of(table):
     return [
         f"results/{name}/seed{seed}/{part}linear/metrics.csv"
-        for name in CONFIG.tables[wildcards.table]
+        for name in CONFIG.tables[table]
         for seed in CONFIG.experiments[name].seeds
         for part in ("", "random_init/")
     ]
+
+
+def metrics_of_table(wildcards):
+    """The metrics of a table. Deleted ones are made again when the table is asked for, as by --force on it: behind a
+    table that exists Snakemake looks at nothing."""
+    metrics, table = metrics_of(wildcards.table), f"results/{wildcards.table}.csv"
+    if os.path.exists(table) and not all(map(os.path.exists, metrics)):
+        workflow.dag.forcefiles.add(table)
+    return metrics
+
+
+def finished_tables():
+    """The tables that a report can show: those whose evaluations are all there. Nothing is trained for a report."""
+    finished = [table for table in CONFIG.tables if all(map(os.path.exists, metrics_of(table)))]
+    if not finished:
+        give_up("no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first")
+    return finished
+
+
+def has_views():
+    """Whether a rule draws views, as results/figures/views_<recipe>.png, for the report to show."""
+    return any(rule.name == "views" for rule in workflow.rules)
+
+
+def parts_of_report(wildcards):
+    tables = finished_tables()
+    experiments = dict.fromkeys(name for table in tables for name in CONFIG.tables[table])
+    recipes = dict.fromkeys(CONFIG.experiments[name].recipe_name for name in experiments)
+    return [
+        *(f"results/report/{table}.html" for table in tables),
+        *(f"results/figures/{name}.svg" for name in experiments),
+        *(f"results/report/{name}_recipe.html" for name in experiments),
+        *(f"results/figures/views_{name}.png" for name in recipes if has_views()),
+        "results/report/compute.html",
+    ]
+
+
+def existing_ledgers(wildcards):
+    """Ledgers are kept up by jobs, and are no rule's output."""
+    runs = [f"results/{one.name}/seed{seed}" for one in CONFIG.experiments.values() for seed in one.seeds]
+    paths = [f"{run}/{stage}/ledger.csv" for run in runs for stage in ("pretrain", "linear", "random_init/linear")]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def metrics_of_experiment(wildcards):
+    return [f"results/{wildcards.experiment}/seed{seed}/linear/metrics.csv" for seed in experiment_of(wildcards).seeds]
+
+
+def config_of_experiment(wildcards):
+    """The part of config.yaml that an experiment is made from, as JSON."""
+    parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
+    return canonical(
+        {**parts, "tables": {}, "experiments": {wildcards.experiment: config["experiments"][wildcards.experiment]}}
+    )
 
 
 def rows_of_table(wildcards):

@@ -3,6 +3,7 @@
 
 localrules:
     set_aside,
+    health_gate,
 
 
 rule set_aside:
@@ -28,6 +29,7 @@ rule pretrain_segment:
         data=dataset_of,
         begun=revision_begun,
         previous=previous_boundary,
+        gate=gate,
     output:
         checkpoint=f"{PRETRAIN}/epoch_{{epoch}}.pt",
         card=f"{PRETRAIN}/epoch_{{epoch}}.json",
@@ -55,6 +57,10 @@ rule pretrain_segment:
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
+        tensorboard=lambda wildcards, input: (
+            "--tensorboard" if experiment_of(wildcards).compute.get("tensorboard") else ""
+        ),
+        knn=lambda wildcards, output: f"results/{wildcards.experiment}/seed{wildcards.seed}/knn.csv",
         previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
@@ -63,7 +69,33 @@ rule pretrain_segment:
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
+        " --knn {params.knn:q} {params.tensorboard}"
         " {params.compute} 2>&1 | {params.tee} {log}"
+
+
+# Between two segments: a run that has collapsed, or left its band, stops here and loses nothing.
+rule health_gate:
+    input:
+        card=f"{PRETRAIN}/epoch_{{epoch}}.json",
+    output:
+        f"{PRETRAIN}/health_{{epoch}}.json",
+    log:
+        "logs/health_gate/{experiment}_seed{seed}_epoch{epoch}.log",
+    benchmark:
+        "logs/benchmarks/health_gate/{experiment}_seed{seed}_epoch{epoch}.tsv"
+    retries: 0  # the same figures have the same verdict
+    params:
+        # Nothing here is tracked: other bands do not judge anew what has gone on already.
+        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        name=lambda wildcards, input: experiment_of(wildcards).recipe_name,
+        bands=lambda wildcards, input: bands_arguments(wildcards),
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("health_gate.py"),
+    message:
+        "Health of {wildcards.experiment}, seed {wildcards.seed}, at epoch {wildcards.epoch}"
+    shell:
+        "{params.python} {params.script} --recipe {params.recipe:q} --name {params.name} --card {input.card:q}"
+        " --experiment {wildcards.experiment} {params.bands} --output {output:q} 2>&1 | tee -i {log}"
 
 
 rule export_encoder:

@@ -13,6 +13,7 @@ rule table:
     output:
         csv="results/{table}.csv",
         md="results/{table}.md",
+        tex="results/{table}.tex",
     log:
         "logs/table/{table}.log",
     benchmark:
@@ -28,3 +29,146 @@ rule table:
     shell:
         "{params.python} {params.script} --table {wildcards.table} --config {params.config:q} --output {output.csv:q}"
         " 2>&1 | tee -i {log}"
+
+
+# The parts of `make report`, which bundles them into results/report.html: Snakemake's own report, one file.
+report: BASE / "workflow/report/workflow.rst"
+
+
+localrules:
+    curves,
+    compute_table,
+    table_page,
+    compute_page,
+    recipe_page,
+    report,
+
+
+rule curves:
+    input:
+        metrics_of_experiment,
+    output:
+        svg=report(
+            "results/figures/{experiment}.svg",
+            caption=BASE / "workflow/report/curves.rst",
+            category="2. Curves",
+            labels={"experiment": "{experiment}"},
+        ),
+        png="results/figures/{experiment}.png",
+    log:
+        "logs/curves/{experiment}.log",
+    benchmark:
+        "logs/benchmarks/curves/{experiment}.tsv"
+    params:
+        code=code_digest("make_curves.py"),
+        config=lambda wildcards, input: config_of_experiment(wildcards),
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("make_curves.py"),
+    message:
+        "Draw the curves of {wildcards.experiment}"
+    shell:
+        "{params.python} {params.script} --experiment {wildcards.experiment} --config {params.config:q}"
+        " --output {output.svg:q} 2>&1 | tee -i {log}"
+
+
+rule compute_table:
+    input:
+        existing_ledgers,
+    output:
+        "results/compute.csv",
+    log:
+        "logs/compute_table.log",
+    benchmark:
+        "logs/benchmarks/compute_table.tsv"
+    params:
+        config=lambda wildcards, input: canonical(config),
+        python=PYTHON,
+        script=script("compute_table.py"),
+    message:
+        "What the experiments have cost"
+    shell:
+        "{params.python} {params.script} --config {params.config:q} --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule table_page:
+    input:
+        "results/{table}.md",
+    output:
+        report(
+            "results/report/{table}.html",
+            caption=BASE / "workflow/report/table.rst",
+            category="1. Results",
+            labels={"table": "{table}"},
+        ),
+    log:
+        "logs/table_page/{table}.log",
+    benchmark:
+        "logs/benchmarks/table_page/{table}.tsv"
+    params:
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("report_page.py"),
+    message:
+        "The page of {wildcards.table}"
+    shell:
+        "{params.python} {params.script} --table {input:q} --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule compute_page:
+    input:
+        "results/compute.csv",
+    output:
+        report(
+            "results/report/compute.html",
+            caption=BASE / "workflow/report/compute.rst",
+            category="3. Cost",
+            labels={"ledger": "all experiments"},
+        ),
+    log:
+        "logs/compute_page.log",
+    benchmark:
+        "logs/benchmarks/compute_page.tsv"
+    params:
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("report_page.py"),
+    message:
+        "The page of the ledgers"
+    shell:
+        "{params.python} {params.script} --csv {input:q} --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule recipe_page:
+    input:
+        metrics_of_experiment,
+    output:
+        report(
+            "results/report/{experiment}_recipe.html",
+            caption=BASE / "workflow/report/recipe.rst",
+            category="4. Recipes",
+            labels={"experiment": "{experiment}"},
+        ),
+    log:
+        "logs/recipe_page/{experiment}.log",
+    benchmark:
+        "logs/benchmarks/recipe_page/{experiment}.tsv"
+    params:
+        config=lambda wildcards, input: config_of_experiment(wildcards),
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("report_page.py"),
+    message:
+        "Where {wildcards.experiment} comes from"
+    shell:
+        "{params.python} {params.script} --experiment {wildcards.experiment} --config {params.config:q}"
+        " --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule report:
+    input:
+        parts_of_report,
+    log:
+        "logs/report.log",
+    benchmark:
+        "logs/benchmarks/report.tsv"
+    message:
+        "The parts of the report are there"
+    shell:
+        "echo {input} > {log}"

@@ -2,8 +2,9 @@
 
     python workflow/scripts/make_table.py --table table1 --output results/table1.csv
 
-Reads config.yaml, workflow/reference/published.csv and the metrics.csv files under --results; an experiment that has
-none is shown as not run. Writes --output (CSV) and the same path ending in .md, and prints the latter.
+Reads config.yaml, workflow/reference/published.csv and the metrics.csv and ledger.csv files under --results; an
+experiment that has none is shown as not run. Writes --output (CSV) and the same path ending in .md and .tex, and prints
+the first of these.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, check_config, load_config
 from selfsup.errors import UserError, run_script
-from selfsup.evaluation.table import Row, dataset_label, make_table, to_markdown
+from selfsup.evaluation.layout import to_latex, to_markdown
+from selfsup.evaluation.table import Row, dataset_label, make_table, to_csv
 from selfsup.schema import suggest
 
 
@@ -39,8 +41,13 @@ def main() -> None:
     text = to_markdown(frame)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output.with_suffix(".md"), text)
-    write_atomically(arguments.output, frame.to_csv(index=False))
+    write_atomically(arguments.output.with_suffix(".tex"), to_latex(frame))
+    write_atomically(arguments.output, to_csv(frame))
     print(text, end="")
+
+
+# What the test split of a source is; the others have a folder of that name.
+SPLITS = {"imagenet": "validation", "digits": "test (a fixed fifth)"}
 
 
 def rows_of(config: Config, table: str, results: Path) -> list[Row]:
@@ -48,17 +55,21 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
     rows = []
     for name in config.tables[table]:
         experiment = config.experiments[name]
+        source = config.datasets[experiment.dataset]["source"]
+        ledgers = tuple(results / name / f"seed{seed}" / "pretrain" / "ledger.csv" for seed in experiment.seeds)
         for part in ("", "random_init"):
             metrics = [results / name / f"seed{seed}" / part / "linear" / "metrics.csv" for seed in experiment.seeds]
             rows.append(
                 Row(
                     experiment=name,
-                    dataset=dataset_label(experiment.dataset, config.datasets[experiment.dataset]["source"]),
+                    dataset=dataset_label(experiment.dataset, source),
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,
                     metrics=metrics,
                     random_init=bool(part),
+                    split=SPLITS.get(source, "test"),
+                    ledgers=() if part else ledgers,
                 )
             )
     return rows

@@ -5,7 +5,7 @@
 
 One process per device: alone, --local-ranks of them on this machine, or started by srun or torchrun. Reads the packed
 dataset, the boundary before this one (--previous) and the rolling checkpoints in <run-folder>/partial. Writes
-<run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv and ledger.csv.
+<run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv, knn.csv and ledger.csv.
 
 Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, all work saved; 1 error, or stopped for good
 by a file STOP in <run-folder> or beside it. After an error that no retry mends, failed.json says which; delete it to
@@ -22,6 +22,7 @@ from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place, discover_place
 from selfsup.recipe import fingerprint, parse_recipe
 from selfsup.segments import boundary_name
+from selfsup.training.tensorboard import check_tensorboard
 
 
 def main() -> int:
@@ -29,6 +30,8 @@ def main() -> int:
     recipe = parse_recipe(arguments.recipe)
     if not 0 < arguments.until_epoch <= recipe["epochs"]:
         raise UserError(f"--until-epoch is {arguments.until_epoch}, wanted 1 to the recipe's {recipe['epochs']} epochs")
+    if arguments.tensorboard:
+        check_tensorboard()
     start_local_ranks(arguments)
     place = discover_place(os.environ)
     attempt = Attempt(
@@ -67,6 +70,8 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
         folder=arguments.run_folder,
         compute=compute,
         checkpoint_minutes=arguments.checkpoint_minutes,
+        knn=arguments.knn,
+        tensorboard=arguments.tensorboard,
     )
     output = arguments.run_folder / boundary_name(arguments.until_epoch)
     reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output)
@@ -86,6 +91,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment"
     )
+    parser.add_argument("--knn", type=Path, help="file of k-NN at milestones; default <run-folder>/knn.csv")
+    parser.add_argument("--tensorboard", action="store_true", help="write <run-folder>/tensorboard too")
     add_compute_arguments(parser)
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from selfsup.recipe import RecipeError, load_recipe
 from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
 
 # Names of folders and targets of the workflow's own.
-RESERVED_NAMES = ("compute", "figures", "preflight", "plan")
+RESERVED_NAMES = ("compute", "figures", "preflight", "plan", "report")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Experiment:
     segment_epochs: int
     revision: int
     compute: dict[str, dict[str, Any]]
+    recipe_name: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    bands: str | None = None  # file of health bands; None: the recipe's
+    continue_after_collapse: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,13 @@ def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
     except RecipeError as error:
         raise UserError(f"config.yaml: experiments.{name}: {error}") from error
     experiment = Experiment(
-        name, recipe, *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute"))
+        name,
+        recipe,
+        *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")),
+        recipe_name=block["recipe"],
+        overrides=block["overrides"],
+        bands=block.get("bands") and _expanded(block["bands"], f"experiments.{name}.bands"),
+        continue_after_collapse=block.get("continue_after_collapse", False),
     )
     for problem in _batch_problems(experiment):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")

@@ -33,9 +33,14 @@ class Cost:
     images_per_s: float | None
     measured_on: str
     hours: float | None  # of one seed's pretraining from its beginning to its end, without waiting in a queue
-    gpu_hours: float | None
+    device_hours: float | None  # of all seeds
     paper_gpu_hours: float | None
     warnings: list[str]
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """The same where the devices are GPUs; a processor's hours are none of those."""
+        return None if self.measured_on == "cpu" else self.device_hours
 
 
 def costs(config: Config, results: Path) -> Iterator[Cost]:
@@ -63,8 +68,9 @@ def to_text(lines: list[Cost]) -> str:
     for line in lines:
         numbers = [line.seeds, line.segments, line.finished, line.devices]
         days = None if line.hours is None else line.hours / 24
-        figures = [line.images_per_s, line.gpu_hours, line.paper_gpu_hours, days]
-        rows.append([line.experiment, *map(str, numbers), *map(_figure, figures), line.measured_on])
+        gpu_hours = "none" if line.measured_on == "cpu" else _figure(line.gpu_hours)
+        figures = [_figure(line.images_per_s), gpu_hours, _figure(line.paper_gpu_hours), _figure(days)]
+        rows.append([line.experiment, *map(str, numbers), *figures, line.measured_on])
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"{line.experiment}: {warning}" for line in lines for warning in line.warnings]
@@ -76,7 +82,7 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
     devices = block["nodes"] * block["devices_per_node"]
     ends = boundaries(recipe["epochs"], experiment.segment_epochs)
     done = [finished_boundaries(results / experiment.name / f"seed{seed}" / "pretrain") for seed in experiment.seeds]
-    steps = _steps_per_epoch(config, experiment)
+    steps = steps_per_epoch(config, experiment)
     rate, measured_on = _measured(experiment, results, devices)
     images = hours = None
     warnings = []
@@ -102,8 +108,8 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
         images_per_s=rate,
         measured_on=measured_on,
         hours=hours,
-        gpu_hours=None if hours is None else hours * devices * len(experiment.seeds),
-        paper_gpu_hours=_paper_gpu_hours(config.datasets[experiment.dataset]["source"]),
+        device_hours=None if hours is None else hours * devices * len(experiment.seeds),
+        paper_gpu_hours=paper_gpu_hours(config.datasets[experiment.dataset]["source"]),
         warnings=warnings,
     )
 
@@ -121,7 +127,8 @@ def _misfit(experiment: Experiment, hours_per_epoch: float) -> Iterator[str]:
         yield f"a segment of {length} epochs takes {needed:.1f} h, its time limit is {limit:g} h: {way}"
 
 
-def _steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
+def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
+    """Return an experiment's optimiser steps in an epoch, or None where its number of images is not known yet."""
     store = Path(config.data_dir) / experiment.dataset / "store.json"
     try:
         images = json.loads(store.read_text())["splits"]["train"]["images"]
@@ -142,7 +149,8 @@ def _measured(experiment: Experiment, results: Path, devices: int) -> tuple[floa
     return float(newest["images_per_s"]), newest["device"]
 
 
-def _paper_gpu_hours(source: str) -> float | None:
+def paper_gpu_hours(source: str) -> float | None:
+    """Return what the paper's pretraining on a source took, or None where it tells nothing."""
     with open(REFERENCE, newline="") as file:
         found = [row["gpu_hours"] for row in csv.DictReader(file) if row["dataset"] == source and row["gpu_hours"]]
     return float(found[0]) if found else None

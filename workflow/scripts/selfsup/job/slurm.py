@@ -2,6 +2,8 @@
 
 import contextlib
 import subprocess
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from selfsup.job.lock import living_holder, read_holder, this_process
@@ -39,10 +41,37 @@ def holder_at_work(folder: Path) -> str | None:
 
 def job_state(job_id: str) -> str | None:
     """Return Slurm's word for a job's state, or None where there is no Slurm or it knows no such job."""
+    return job_states([job_id], PATIENCE_S).get(job_id)
+
+
+def job_states(job_ids: Sequence[str], patience_s: float) -> dict[str, str]:
+    """Return Slurm's words for the states of the jobs that it knows; none where there is no answer in time."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-        words = done.stdout.split()
-        if done.returncode == 0 and words:
-            return words[0]
-    return None
+        command = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}", "--format=%A %T"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        if done.returncode == 0:
+            return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split()) == 2)
+    return {}
+
+
+def queue_seconds(job_ids: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, int]:
+    """Return how long each job waited in the queue, in s, by sacct; none where accounting is not kept.
+
+    A job that was requeued counts its last wait: Slurm keeps no other under its number.
+    """
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(job_ids)}"]
+        command += ["--format=JobIDRaw,Eligible,Start"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        if done.returncode == 0:
+            rows = [line.split("|") for line in done.stdout.splitlines()]
+            return {
+                job: _seconds(eligible, start)
+                for job, eligible, start in rows
+                if eligible[:1].isdigit() and start[:1].isdigit()
+            }
+    return {}
+
+
+def _seconds(begin: str, end: str) -> int:
+    return round((datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds())

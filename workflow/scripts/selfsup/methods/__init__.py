@@ -35,7 +35,10 @@ class Method(Protocol):
         """Called before the forward pass of a step, unless the update of the step before was skipped."""
 
     def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """This rank's loss, a scalar whose mean over ranks is the global loss, and scalars to log."""
+        """This rank's loss, a scalar whose mean over ranks is the global loss, and scalars to log.
+
+        Each scalar, a mean over this rank's images, is a column of history.csv of its own.
+        """
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's update of a step, unless that was skipped."""
@@ -44,7 +47,11 @@ class Method(Protocol):
         """The network that is kept: its weights become encoder.safetensors."""
 
     def health(self, views: Views) -> dict[str, float]:
-        """Figures that show whether the encoder has collapsed."""
+        """Figures that show whether the encoder has collapsed, columns of history.csv: see `selfsup.methods.health`.
+
+        Called on rank 0 alone, now and then, always with the same views: no collective, no change of state, and
+        `evaluation_mode` for the networks. `feature_spread` and `alignment` are expected of every method.
+        """
 
     def state_dict(self) -> dict:
         """All that changes while training: networks with buffers, queues, centres."""

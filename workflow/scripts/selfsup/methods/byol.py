@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import Views
+from selfsup.methods.health import alignment, evaluation_mode, feature_spread
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
@@ -108,18 +109,17 @@ class BYOL:
     def encoder(self) -> nn.Module:
         return self.networks["online"]["backbone"]
 
-    @torch.no_grad()
     def health(self, views: Views) -> dict[str, float]:
-        """Return the mean standard deviation of the normalised features' dimensions times the root of their number.
-
-        1 for features spread evenly over the sphere, 0 for a collapsed encoder (Chen & He 2021, section 4.1).
-        """
-        encoder = self.encoder()
-        training = encoder.training
-        encoder.eval()
-        features = F.normalize(encoder(views[0]).float(), dim=1)
-        encoder.train(training)
-        return {"feature_spread": float(features.std(dim=0).mean() * features.shape[1] ** 0.5)}
+        online, target = self.networks["online"], self.networks["target"]
+        with evaluation_mode(self.networks):
+            first, second = (online["backbone"](view) for view in views)
+            prediction = online["predictor"](online["projector"](first))
+            projection = target["projector"](target["backbone"](views[1]))
+        return {
+            "feature_spread": feature_spread(first),
+            "alignment": alignment(first, second),
+            "cosine": float(F.cosine_similarity(prediction.float(), projection.float()).mean()),
+        }
 
     def state_dict(self) -> dict:
         return self.networks.state_dict()

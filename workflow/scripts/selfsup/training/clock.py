@@ -3,10 +3,12 @@
 import csv
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-FIXED_COLUMNS = ("step", "epoch", "loss", "lr", "images_per_s")
+from selfsup.training.tensorboard import Events
+
+NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # said in other words, or only to the file
 LINES_AT_FIRST_S = 5.0  # between two progress lines in the first minute; afterwards one a minute is enough
 LINES_LATER_S = 60.0
 
@@ -18,7 +20,21 @@ class Progress:
         self._start, self._segment_end, self._run_end = start, segment_end, run_end
         self._steps_per_epoch, self._batch = steps_per_epoch, batch
         self._began = self._last_line = self._last_rate = time.monotonic()
-        self._rate_step = start
+        self._rate_step, self._waited = start, 0.0
+
+    def counted(self, batches: Iterable) -> Iterator:
+        """Yield the batches, and count how long each was waited for."""
+        began = time.monotonic()
+        for batch in batches:
+            self._waited += time.monotonic() - began
+            yield batch
+            began = time.monotonic()
+
+    def since_last_row(self, step: int) -> dict[str, float]:
+        """Return images per second, and the share of the time that batches were waited for; `step` steps are done."""
+        seconds = max(time.monotonic() - self._last_rate, 1e-9)
+        share, self._waited = self._waited / seconds, 0.0
+        return {"images_per_s": self.images_per_s(step), "data_wait": round(share, 4)}
 
     def images_per_s(self, step: int) -> float:
         """Return the images per second since the last call; `step` steps are done."""
@@ -37,9 +53,7 @@ class Progress:
         """Return the progress line after `step` steps. row: what history.csv has for the newest of them."""
         self._last_line = time.monotonic()
         per_step = (self._last_line - self._began) / max(step - self._start, 1)
-        figures = "  ".join(
-            f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "epoch", "images_per_s")
-        )
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in NOT_IN_LINES)
         epochs = f"{step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}"
         segment, run = (duration((end - step) * per_step) for end in (self._segment_end, self._run_end))
         return (
@@ -49,28 +63,41 @@ class Progress:
 
 
 class History:
-    """history.csv of a run: a row per logged step, cut back to the checkpoint's step on a resume."""
+    """A CSV of a run with a row per logged step, cut back to the checkpoint's step on a resume.
 
-    def __init__(self, path: Path, *, start: int, columns: tuple[str, ...]):
-        """columns: the method's own, after the fixed ones."""
-        self._path, self._columns = path, FIXED_COLUMNS + columns
-        kept = [row for row in _read_rows(path) if int(row["step"]) < start]
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
+    Columns are those of the rows, in the order in which they first appear; a row has blanks for what it does not tell.
+    """
+
+    def __init__(self, path: Path, *, start: int, also: Events | None = None):
+        """Rows of steps before `start` are kept. also: gets every appended row too."""
+        self._path, self._also = path, also
+        self._columns, rows = _read(path)
+        self._rewrite([row for row in rows if int(row["step"]) < start])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row; on disk when the call returns, as far as the operating system goes."""
+        new = [name for name in row if name not in self._columns]
+        if new:
+            _, rows = _read(self._path)
+            self._columns += new
+            self._rewrite(rows)
         with open(self._path, "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        if self._also:
+            self._also.append(row)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self._path)
 
 
 def steps_logged(path: Path) -> int:
     """Return how many steps a history.csv tells of, those included whose work was lost."""
-    return max((int(row["step"]) + 1 for row in _read_rows(path)), default=0)
+    return max((int(row["step"]) + 1 for row in _read(path)[1]), default=0)
 
 
 def duration(seconds: float) -> str:
@@ -79,8 +106,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if all(row.values())]  # a killed process may leave half a row
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and the whole rows; a killed process may leave half a row at the end."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return [], []
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]

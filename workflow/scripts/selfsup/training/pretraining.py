@@ -26,7 +26,9 @@ from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
+from selfsup.training.health import Health
 from selfsup.training.saving import Decision, Saver
+from selfsup.training.tensorboard import FOLDER, Events
 
 HISTORY = "history.csv"
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
@@ -43,6 +45,8 @@ class Run:
     folder: Path
     compute: Compute
     checkpoint_minutes: float
+    tensorboard: bool = False  # event files beside history.csv, with the same rows
+    knn: Path | None = None  # where k-NN at milestones is written; None: into the folder
 
     @property
     def partial(self) -> Path:
@@ -92,6 +96,7 @@ class Pretraining:
         self.treatments = self.method.parameter_groups()
         self.optimizer = build_optimizer(self.treatments, run.recipe["optimizer"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
+        self._scalars: dict[str, torch.Tensor] = {}  # of the newest step, which the method wants logged
         self._bad_step = torch.full((), math.inf, device=device)  # first with a loss that is not finite
         self.numerics = run.compute.numerics()
         self.code_revision = provenance.code_revision()  # now: a pull during the run changes nothing that runs
@@ -133,12 +138,14 @@ class Pretraining:
     def _accumulate_gradients(self, batch: Batch) -> torch.Tensor:
         parts = self.run.recipe["micro_batches"]
         compute = self.run.compute
-        total = torch.zeros((), device=compute.device)
+        total, self._scalars = torch.zeros((), device=compute.device), {}
         for views in self.make_views(batch).chunk(parts):
             with autocast(compute.device, compute.precision):
-                loss, _ = self.method.loss(views, self.step, self.ranks)
+                loss, scalars = self.method.loss(views, self.step, self.ranks)
             self.scaler.scale(loss / parts).backward()
             total += loss.detach() / parts
+            for name, value in scalars.items():
+                self._scalars[name] = self._scalars.get(name, 0) + value.detach() / parts
         return total
 
     def state(self) -> dict[str, Any]:
@@ -192,12 +199,36 @@ class Pretraining:
             )
         return float(self.ranks.mean(loss))
 
-    def save(self, path: Path, loss: torch.Tensor, saver: Saver, *, wait: bool) -> None:
-        """Write a checkpoint, once the loss and all parameters are known to be finite on every rank."""
+    def row(self, step: int, loss: torch.Tensor, saver: Saver) -> dict[str, float]:
+        """Return what history.csv tells of `step`, the newest, means over ranks. Collective; waits for the device."""
+        row = {
+            "step": step,
+            "epoch": step // self.steps_per_epoch,
+            "loss": self.checked_loss(loss, saver, weights=False),
+            "lr": self.learning_rate(step),
+            **self.method.schedules(step),
+            **{name: float(self.ranks.mean(value)) for name, value in sorted(self._scalars.items())},
+        }
+        return row | ({"skipped": self.skipped} if self.scaler.is_enabled() else {})
+
+    def save(
+        self,
+        path: Path,
+        loss: torch.Tensor,
+        saver: Saver,
+        *,
+        wait: bool,
+        health: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write a checkpoint, once the loss and all parameters are known to be finite on every rank.
+
+        health: a boundary's figures, for its JSON file, where the rule health_gate reads them.
+        """
         card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
         mean_loss = self.checked_loss(loss, saver, weights=True)
         epoch, run = self.step / self.steps_per_epoch, self.run
         card |= {"step": self.step, "epoch": epoch, "loss": mean_loss, "numerics": self.numerics}
+        card |= {} if health is None else {"health": dict(health)}
 
         def tidy() -> None:
             checkpoint.prune(run.partial, keep=path)
@@ -295,35 +326,33 @@ def _train(training: Pretraining, end: int, boundary: Path, attempt: Attempt) ->
         steps_per_epoch=spe,
         batch=run.recipe["global_batch"],
     )
-    columns = (*training.method.schedules(start), *(["skipped"] if training.scaler.is_enabled() else []))
-    history = History(run.folder / HISTORY, start=start, columns=columns) if ranks.is_main else None
+    events = Events(run.folder / FOLDER, start=start) if run.tensorboard and ranks.is_main else None
+    history = History(run.folder / HISTORY, start=start, also=events) if ranks.is_main else None
     row_interval = max(1, spe // ROWS_PER_EPOCH)
+    health = Health(
+        training.method, run, attempt, start=start, steps_per_epoch=spe, row_interval=row_interval, events=events
+    )
     pinned = compute.device.type == "cuda"
     with contextlib.closing(Saver(ranks, attempt, run.checkpoint_minutes)) as saver:
-        for batch in training.batches.read(start, end, workers=compute.workers, pin_memory=pinned):
+        for batch in progress.counted(training.batches.read(start, end, workers=compute.workers, pin_memory=pinned)):
             step = training.step
             loss = training.train_step(batch)
             done = training.step
             attempt.at(done)
+            figures = health.figures(done, last=done == end)
             logged = done % row_interval == 0
             if logged or done == end:
-                row = {
-                    "step": step,
-                    "epoch": step // spe,
-                    "loss": training.checked_loss(loss, saver, weights=False),
-                    "lr": training.learning_rate(step),
-                    **training.method.schedules(step),
-                }
-                if training.scaler.is_enabled():
-                    row["skipped"] = training.skipped
+                row = training.row(step, loss, saver)
                 if ranks.is_main:
-                    row["images_per_s"] = progress.images_per_s(done)
+                    row |= progress.since_last_row(done) | figures
                     if logged:
                         history.append(row)
                     if progress.due(done):
                         print(progress.line(done, row), flush=True)
+            if done == end or health.is_milestone(done):
+                figures |= health.milestone(done)
             if done == end:
-                training.save(boundary, loss, saver, wait=True)
+                training.save(boundary, loss, saver, wait=True, health=figures)
                 return True
             decision = saver.decide()
             if decision is not Decision.GO_ON:

@@ -1,0 +1,50 @@
+"""Curves and pages: that what was measured is on them, and what others wrote is escaped."""
+
+import pandas as pd
+import pytest
+
+from selfsup.figures import FROM_ZERO, draw_curves, read_run, write_figure
+from selfsup.pages import markdown_page, page, preformatted, table
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two epochs of five steps; health at some steps only; a run that is still going on has no linear accuracy."""
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    rows = {"step": range(10), "epoch": [0] * 5 + [1] * 5, "loss": [4 - step / 4 for step in range(10)]}
+    pd.DataFrame({**rows, "feature_spread": [None] * 4 + [0.5] + [None] * 5}).to_csv(
+        folder / "history.csv", index=False
+    )
+    pd.DataFrame({"step": [5], "epoch": [1.0], "knn_top1": [93.0]}).to_csv(tmp_path / "knn.csv", index=False)
+    return read_run(tmp_path, 7, [1])
+
+
+def test_each_quantity_has_a_panel_with_its_points_at_their_epochs(run):
+    figure = draw_curves("a run", [run], steps_per_epoch=5)
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert len(panels) == 3
+    losses = panels["loss"].lines[0]
+    assert losses.get_xdata().tolist() == pytest.approx([(step + 1) / 5 for step in range(10)])
+    assert losses.get_ydata().tolist() == [4 - step / 4 for step in range(10)] and losses.get_label() == "seed 7"
+    (spread,) = [axis.lines[0] for title, axis in panels.items() if title.startswith("feature spread")]
+    assert (spread.get_xdata().tolist(), spread.get_ydata().tolist()) == ([1.0], [0.5])
+    (knn,) = [axis.lines[0] for title, axis in panels.items() if title.startswith("k-NN")]
+    assert (knn.get_xdata().tolist(), knn.get_ydata().tolist()) == ([1.0], [93.0])
+    assert all(axis.lines[-1].get_xdata() == [1, 1] for axis in panels.values())  # the segment's end
+    assert panels["loss"].get_ylim()[0] == 0 and "feature_spread" in FROM_ZERO
+
+
+def test_figures_are_written_for_the_web_and_for_slides(run, tmp_path):
+    svg, png = write_figure(draw_curves("a run", [run], 5), tmp_path / "figures" / "mine", {"Title": "a run"})
+    assert svg.read_text().startswith("<?xml") and png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pages_escape_what_they_show():
+    text = page(preformatted("<b>&"), table(pd.DataFrame({"a_b": ["<script>"]})))
+    assert "&lt;b&gt;&amp;" in text and "&lt;script&gt;" in text and "<script>" not in text and ">a b<" in text
+
+
+def test_a_markdown_table_becomes_one_of_html_with_its_remarks():
+    text = markdown_page("| A | B |\n| - | - |\n| x | 1.5 ± 0.1 |\n\n- [a] a < b\n")
+    assert text.count("<table") == 1 and "<td>1.5 ± 0.1</td>" in text and "<li>[a] a &lt; b</li>" in text

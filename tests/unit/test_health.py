@@ -1,0 +1,264 @@
+"""Health figures: what they measure, that they change nothing, and that a resume repeats them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from runs import StopAfter, equal_states, state_of, train
+from selfsup.bands import BANDS, band, outside, read_bands, recorded_for
+from selfsup.errors import UserError
+from selfsup.evaluation.knn import knn_top1
+from selfsup.methods.byol import BYOL
+from selfsup.methods.health import alignment, effective_rank, evaluation_mode, feature_spread, uniformity
+from selfsup.recipe import load_recipe, pretraining_part
+from selfsup.training import health, pretraining, tensorboard
+from selfsup.training.health import Health
+
+
+@pytest.fixture
+def features() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng().normal(size=(60, 7)))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_spread_rank_and_uniformity_follow_their_definitions(features):
+    """Restated in NumPy, float64, from the papers' equations; 1e-4 is float32's share of sums over 1,770 pairs."""
+    x = features.numpy()
+    assert feature_spread(features) == pytest.approx(unit(x).std(axis=0, ddof=1).mean() * 7**0.5, rel=1e-4)
+    shares = np.linalg.svd(x, compute_uv=False)
+    shares = shares / shares.sum() + 1e-7
+    assert effective_rank(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    distances = ((unit(x)[:, None] - unit(x)[None]) ** 2).sum(-1)[np.triu_indices(60, 1)]
+    assert uniformity(features) == pytest.approx(np.log(np.exp(-2 * distances).mean()), rel=1e-4)
+    y = x + 0.1
+    assert alignment(features, torch.from_numpy(y)) == pytest.approx(((unit(x) - unit(y)) ** 2).sum(1).mean(), rel=1e-4)
+
+
+def test_a_collapsed_encoder_has_no_spread_rank_one_and_no_uniformity():
+    same = torch.randn(1, 7).expand(60, 7)
+    assert feature_spread(same) == pytest.approx(0, abs=1e-6)
+    assert effective_rank(same) == pytest.approx(1, rel=1e-3)
+    assert uniformity(same) == pytest.approx(0, abs=1e-5)
+    assert effective_rank(torch.zeros(60, 7)) == pytest.approx(1, rel=1e-3)  # dead, not damaged
+    assert np.isnan(effective_rank(same * float("nan")))
+
+
+def test_knn_follows_a_restatement(features):
+    """Votes in NumPy, float64, one query after the other; random votes of float64 do not tie."""
+    random = np.random.default_rng()
+    labels, asked = random.integers(0, 4, 60), random.integers(0, 4, 500)
+    queries = random.normal(size=(500, 7))
+    hits = 0
+    for query, truth in zip(unit(queries), asked, strict=True):
+        cosines = unit(features.numpy()) @ query
+        votes = np.zeros(4)
+        for near in np.argsort(-cosines)[:20]:
+            votes[labels[near]] += np.exp(cosines[near] / 0.07)
+        hits += votes.argmax() == truth
+    found = knn_top1(features, torch.from_numpy(labels), torch.from_numpy(queries), torch.from_numpy(asked), 4)
+    assert found == pytest.approx(100 * hits / 500, abs=0.21)  # one vote of 500 may turn in float32
+
+
+def test_evaluation_mode_gives_every_module_its_own_mode_back():
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
+    network[1].eval()
+    with evaluation_mode(network):
+        assert not network[0].training and not network(torch.ones(2, 3)).requires_grad
+    assert [network.training, network[0].training, network[1].training, network[1][0].training] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.fixture
+def measured_often(monkeypatch):
+    """Cheap figures at every step, and milestones at every epoch."""
+    monkeypatch.setattr(health, "SHARE", 100.0)
+    monkeypatch.setattr(health, "IMAGES_PER_FEATURE", 1)  # the tiny dataset has 43 images for 32 features
+
+
+@pytest.fixture
+def run(tiny_recipe, tiny_store, tmp_path):
+    from runs import on_cpu
+
+    def make(folder="run", **changes) -> pretraining.Run:
+        settings = {"recipe": tiny_recipe, "seed": 0, "revision": 1, "store": tiny_store, "folder": tmp_path / folder}
+        made = pretraining.Run(**{**settings, "compute": on_cpu(), "checkpoint_minutes": 60, **changes})
+        made.folder.mkdir(exist_ok=True)
+        return made
+
+    return make
+
+
+def rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_looking_at_health_changes_no_bit_of_the_training(run, monkeypatch):
+    never = run("never")
+    monkeypatch.setattr(Health, "figures", lambda self, step, last: {})
+    monkeypatch.setattr(Health, "milestone", lambda self, step: {})
+    torch.manual_seed(0)  # the loader draws from it, once a segment
+    assert train(never, 4)
+    state = torch.random.get_rng_state()
+    monkeypatch.undo()
+    monkeypatch.setattr(health, "SHARE", 100.0)
+    often = run("often")
+    torch.manual_seed(0)
+    assert train(often, 4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len([row for row in rows(often.folder / "history.csv") if row["feature_spread"]]) == 20
+    assert equal_states(state_of(never), state_of(often))
+
+
+def test_a_resumed_run_has_the_figures_of_an_uninterrupted_one(run, measured_often):
+    whole, parts = run("whole"), run("parts", knn=None)
+    assert train(whole, 4)
+    assert not train(parts, 4, stop=StopAfter(7))
+    with open(parts.folder / "knn.csv", "a") as file:
+        file.write("15,3,99,9,9,9,9\n")  # of a milestone whose step was lost
+    assert train(parts, 4)
+    assert rows(parts.folder / "knn.csv") == rows(whole.folder / "knn.csv")
+    assert [row["step"] for row in rows(whole.folder / "knn.csv")] == ["5", "10", "15", "20"]
+    names = ("step", "feature_spread", "alignment", "cosine")
+    histories = [[[row[name] for name in names] for row in rows(one.folder / "history.csv")] for one in (whole, parts)]
+    assert histories[0] == histories[1]
+    cards = [json.loads((one.folder / "epoch_0004.json").read_text())["health"] for one in (whole, parts)]
+    assert cards[0] == cards[1]
+    assert set(cards[0]) == {"feature_spread", "alignment", "cosine", "knn_top1", "effective_rank", "uniformity"}
+
+
+def test_rank_and_uniformity_are_left_out_where_images_are_too_few(run):
+    """43 images for 32 features: k-NN alone is told."""
+    few = run()
+    assert train(few, 4)
+    assert set(json.loads((few.folder / "epoch_0004.json").read_text())["health"]) == {
+        "feature_spread",
+        "alignment",
+        "cosine",
+        "knn_top1",
+    }
+
+
+def test_knn_asks_training_images_that_are_not_in_its_bank(run, monkeypatch):
+    seen, features = [], Health._features
+    monkeypatch.setattr(Health, "_features", lambda self, indices: seen.append(indices) or features(self, indices))
+    looked = run()
+    monkeypatch.setattr(looked.store.test, "image", lambda index: pytest.fail("a test image was looked at"))
+    assert train(looked, 4)
+    bank, queries = seen
+    assert len(queries) == 5 and len(bank) == 38 and not set(bank) & set(queries)
+
+
+def test_what_a_methods_loss_wants_logged_is_a_column(run, monkeypatch):
+    loss = BYOL.loss
+
+    def with_scalar(self, views, step, ranks):
+        value, _ = loss(self, views, step, ranks)
+        return value, {"own": value * 0 + len(views[0]) + step}
+
+    monkeypatch.setattr(BYOL, "loss", with_scalar)
+    logged = run(recipe={**run().recipe, "micro_batches": 2})
+    assert train(logged, 4)
+    assert [float(row["own"]) for row in rows(logged.folder / "history.csv")] == [4 + step for step in range(20)]
+
+
+def test_tensorboard_events_are_continuous_over_a_resume(run, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    watched = run(tensorboard=True)
+    assert not train(watched, 4, stop=StopAfter(7))
+    assert train(watched, 4)
+    events = event_accumulator.EventAccumulator(str(watched.folder / "tensorboard"))
+    events.Reload()
+    assert [one.step for one in events.Scalars("loss")] == list(range(20))
+    losses = [float(row["loss"]) for row in rows(watched.folder / "history.csv")]
+    assert [one.value for one in events.Scalars("loss")] == pytest.approx(losses, rel=1e-6)  # float32 there
+    assert len(events.Scalars("knn_top1")) == 1
+
+
+def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        tensorboard.check_tensorboard()
+
+
+def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypatch):
+    """Reckoned in forward passes: what is looked at, over what is trained; two kinds of figures, half each."""
+    for name, images in {"cifar10": 50_000, "imagenet": 1_281_167}.items():
+        recipe = load_recipe(name)
+        steps, batch = images // recipe["global_batch"], recipe["global_batch"]
+        one = object.__new__(Health)
+        one._split = range(images)
+        one._choose_images({"cifar10": 512, "imagenet": 2048}[name])
+        every = -(-recipe["epochs"] // health.MILESTONES)
+        milestones = (len(one._bank) + len(one._queries)) * health.MILESTONES
+        assert milestones / (steps * batch * recipe["epochs"] * health.PASSES_OF_A_STEP) < health.SHARE
+        assert len(one._bank) >= 4 * {"cifar10": 512, "imagenet": 2048}[name] and every == 50
+
+
+def test_a_band_is_a_prediction_interval():
+    """t of 0.9995 with 4 degrees of freedom is 8.610 in any table; s = 1.5811."""
+    found = band("feature_spread", [1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 8.610 * 1.58114 * 1.2**0.5
+    assert found["low"] == pytest.approx(3 - half, abs=0.01) and found["high"] == pytest.approx(3 + half, abs=0.01)
+    assert band("knn_top1", [90.0, 91.0, 92.0])["high"] is None
+
+
+@pytest.fixture
+def bands() -> dict:
+    figures = {"feature_spread": {"low": 0.5, "high": 0.9, "values": [0.7] * 3}}
+    figures["knn_top1"] = {"low": 80.0, "high": None, "values": [90.0] * 3}
+    return {"boundaries": [{"epoch": 10, "figures": figures}], "recipe": {"epochs": 3, "model": {"width": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("figures", "left"),
+    [
+        ({"feature_spread": 0.7, "knn_top1": 99.9}, []),
+        ({"feature_spread": 0.01, "knn_top1": 9.0}, ["feature_spread", "knn_top1"]),
+        ({"feature_spread": 0.95}, ["feature_spread"]),
+        ({"feature_spread": float("nan")}, ["feature_spread"]),
+    ],
+)
+def test_a_figure_outside_its_band_is_named(bands, figures, left):
+    assert [one.figure for one in outside(figures, bands, 10)] == left
+    assert outside(figures, bands, 20) == []  # an epoch that was not recorded
+
+
+def test_bands_are_for_the_recipe_that_was_recorded_and_survive_keys_that_came_later(bands):
+    assert recorded_for(bands, {"epochs": 3, "model": {"width": 4, "later": 1}, "linear": {}}) == []
+    (difference,) = recorded_for(bands, {"epochs": 3, "model": {"width": 8}})
+    assert "model.width" in difference and "8" in difference
+
+
+def test_the_shipped_bands_are_for_the_shipped_recipes():
+    files = sorted(BANDS.glob("*.yaml"))
+    assert BANDS / "digits.yaml" in files
+    for path in files:
+        bands, recipe = read_bands(path), load_recipe(path.stem)
+        assert recorded_for(bands, recipe) == [], f"{path}: record it again"
+        assert len(bands["seeds"]) >= 3 and bands["recipe"].keys() <= pretraining_part(recipe).keys()
+        for one in bands["boundaries"]:
+            for name, figure in one["figures"].items():
+                assert figure == band(name, figure["values"]) | {
+                    key: pytest.approx(figure[key], rel=1e-2, abs=2e-3) if figure[key] is not None else None
+                    for key in ("low", "high")
+                }
+
+
+def test_bands_of_two_seeds_are_refused(tmp_path, bands):
+    path = tmp_path / "two.yaml"
+    whole = {**bands, "recorded": {}, "seeds": [0, 1]}
+    path.write_text(yaml.safe_dump(whole))
+    with pytest.raises(UserError, match=r"two\.yaml: seeds"):
+        read_bands(path)

@@ -1,0 +1,102 @@
+"""From runs to results: several seeds, metrics that were deleted, a run whose health stops it, the report."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from workflows import QUICK, Workflow, jobs
+
+pytestmark = pytest.mark.slow
+
+RUN = "results/digits/seed0"
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    """A finished quick run with three seeds; tests that use it leave it finished."""
+    from pathlib import Path
+
+    run = Workflow(tmp_path_factory.mktemp("seeds"), Path(__file__).parents[2])
+    run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
+    run.run("results/demo.csv")
+    return run
+
+
+def test_seeds_give_a_row_with_a_mean_and_a_spread(three_seeds):
+    table = pd.read_csv(three_seeds.path("results/demo.csv")).set_index("implementation")
+    for name, part in {"This work": "", "Random initialisation": "random_init/"}.items():
+        files = [three_seeds.path(f"results/digits/seed{seed}/{part}linear/metrics.csv") for seed in range(3)]
+        top1 = [pd.read_csv(file)["top1"].iloc[0] for file in files]
+        assert table.loc[name, "top1"] == pytest.approx(pd.Series(top1).mean())
+        assert table.loc[name, "top1_std"] == pytest.approx(pd.Series(top1).std())
+    assert "±" in three_seeds.read("results/demo.md") and r"\pm" in three_seeds.read("results/demo.tex")
+
+
+def test_one_encoders_deleted_metrics_are_all_that_the_table_computes_again(three_seeds):
+    metrics, table = ("results/digits/seed1/linear/metrics.csv", "results/demo.csv")
+    before = [three_seeds.read(path) for path in (metrics, table)]
+    three_seeds.path(metrics).unlink()
+    printed = three_seeds.run(table)
+    assert [jobs(printed, rule) for rule in ("linear_eval", "linear_eval_random_init", "pretrain_segment")] == [1, 0, 0]
+    assert [three_seeds.read(path) for path in (metrics, table)] == before
+    assert "Nothing to be done" in three_seeds.run(table)
+
+
+def record_bands(run: Workflow, path: str) -> None:
+    script = run.repository / "workflow" / "scripts" / "record_bands.py"
+    command = [sys.executable, str(script), "--experiment", "digits", "--output", path]
+    subprocess.run(command, cwd=run.folder, check=True, capture_output=True)
+
+
+def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_so(workflow):
+    """Plain SGD at a learning rate of 300: features of a rank of five or less. The bands are the demo's."""
+    run = workflow
+    run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 20}, segment_epochs=10)
+    run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
+    run.digits["bands"] = str(run.repository / "workflow" / "bands" / "digits.yaml")
+    printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
+    assert printed.count("error: results/digits") == 1 and "has left its band at epoch 10" in printed
+    rank, low = re.search(r"effective_rank (\S+) \(wanted (\S+) to ", printed).groups()
+    assert float(rank) < float(low) / 2 and "knn_top1" in printed and "bands/digits.yaml" in printed
+    assert "experiments.digits.continue_after_collapse: true" in printed and "Traceback" not in printed
+    boundary = run.path(f"{RUN}/pretrain/epoch_0010.pt")
+    saved = boundary.stat().st_mtime_ns
+    assert not run.path(f"{RUN}/pretrain/epoch_0020.pt").exists()
+    run.digits["continue_after_collapse"] = True
+    printed = run.run(f"{RUN}/encoder.safetensors")
+    assert jobs(printed, "pretrain_segment") == jobs(printed, "health_gate") == 1
+    assert boundary.stat().st_mtime_ns == saved
+    verdict = json.loads(run.read(f"{RUN}/pretrain/health_0010.json"))
+    assert verdict["outside"] and verdict["verdict"].startswith("left its band, and goes on as told")
+
+
+def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
+    script = three_seeds.repository / "workflow" / "scripts" / "record_bands.py"
+    command = [sys.executable, str(script), "--experiment", "digits", "--output", "bands.yaml"]
+    subprocess.run(command, cwd=three_seeds.folder, check=True, capture_output=True)
+    verdict = f"{RUN}/pretrain/health_0002.json"
+    assert json.loads(three_seeds.read(verdict))["verdict"].startswith(
+        "not judged: "
+    )  # the demo's bands are not for it
+    three_seeds.digits["bands"] = "bands.yaml"
+    three_seeds.path(verdict).unlink()
+    assert jobs(three_seeds.run("results/demo.csv"), "pretrain_segment") == 0
+    printed = three_seeds.run("--force", verdict)
+    assert (jobs(printed, "health_gate"), jobs(printed, "total")) == (1, 1)
+    assert json.loads(three_seeds.read(verdict))["verdict"] == "within its band"
+    assert "Nothing to be done" in three_seeds.run("results/demo.csv")
+
+
+def test_the_report_is_one_file_with_the_table_curves_costs_and_recipe(three_seeds):
+    three_seeds.run("--", "report")
+    three_seeds.run("--report", "results/report.html", "--", "report")
+    text = three_seeds.read("results/report.html")
+    for word in ("1. Results", "2. Curves", "3. Cost", "4. Recipes", "digits_recipe.html", "health_gate"):
+        assert word in text, word
+    assert "<script src=" not in text  # nothing is fetched
+    assert "5440" in three_seeds.read("results/compute.csv")

@@ -1,0 +1,79 @@
+"""Write a page of the report: a table of results, a ledger, or where an experiment comes from, as HTML.
+
+    python workflow/scripts/report_page.py --table results/demo.md --output results/report/demo.html
+    python workflow/scripts/report_page.py --csv results/compute.csv --output results/report/compute.html
+    python workflow/scripts/report_page.py --experiment digits --output results/report/digits.html
+
+Reads the file named, or config.yaml, the recipe's file and the encoders' cards under --results. Writes --output.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from selfsup.atomic_files import write_atomically
+from selfsup.config import Config, check_config, load_config
+from selfsup.errors import run_script
+from selfsup.pages import markdown_page, page, preformatted, table
+from selfsup.recipe import RECIPES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=Path, help="a Markdown table of results")
+    what.add_argument("--csv", type=Path, help="a CSV")
+    what.add_argument("--experiment", help="a name under `experiments` in config.yaml")
+    parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
+    parser.add_argument("--output", required=True, type=Path, help="the page")
+    arguments = parser.parse_args()
+    if arguments.table:
+        text = markdown_page(arguments.table.read_text())
+    elif arguments.csv:
+        text = page(table(pd.read_csv(arguments.csv, dtype=str).fillna("")))
+    else:
+        is_json = arguments.config.lstrip().startswith("{")
+        config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+        text = origin(config, arguments.experiment, arguments.results)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output, text)
+
+
+def origin(config: Config, name: str, results: Path) -> str:
+    """Return the page of an experiment: encoders with code and software they were made with, and the recipe."""
+    experiment = config.experiments[name]
+    cards = {seed: results / name / f"seed{seed}" / "encoder.json" for seed in experiment.seeds}
+    rows = [{"seed": seed, **_card(json.loads(path.read_text()))} for seed, path in cards.items() if path.exists()]
+    file = RECIPES / f"{experiment.recipe_name}.yaml"
+    overrides = json.dumps(experiment.overrides, indent=1) if experiment.overrides else "none"
+    return page(
+        "<h2>Encoders</h2>",
+        table(pd.DataFrame(rows).astype(str)) if rows else "<p>none exported yet</p>",
+        f"<h2>What config.yaml changes of the recipe {experiment.recipe_name}</h2>",
+        preformatted(overrides),
+        f"<h2>The recipe, each value with its source: {file.name}</h2>",
+        preformatted(file.read_text()),
+    )
+
+
+def _card(card: dict) -> dict[str, str]:
+    training = card.get("training", {})
+    numerics = ", ".join(f"{key} {value}" for key, value in training.get("numerics", {}).items())
+    versions = ", ".join(f"{key} {value}" for key, value in card.get("versions", {}).items())
+    return {
+        "encoder SHA-256": card["encoder_sha256"][:16],
+        "fingerprint": training.get("fingerprint", "")[:16],
+        "dataset": training.get("dataset_fingerprint", "")[:16],
+        "epochs": f"{training.get('epoch', 0):g}",
+        "jobs": str(len(training.get("attempts", []))),
+        "computed with": numerics,
+        "code": card.get("code_revision", "unknown").replace("+", " + "),
+        "software": versions,
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)

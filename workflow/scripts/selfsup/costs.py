@@ -1,0 +1,91 @@
+"""compute.csv: what the experiments have cost, from their ledgers, beside what the paper's did. Imports no torch."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfsup.config import Config
+from selfsup.job.ledger import read_ledger
+from selfsup.job.slurm import queue_seconds
+from selfsup.plan import paper_gpu_hours
+
+COLUMNS = (
+    "experiment",
+    "seed",
+    "stage",
+    "attempts",
+    "devices",  # of the newest attempt
+    "device",
+    "gpu_hours",  # 0 on a processor
+    "device_hours",
+    "wasted_gpu_hours",  # on steps that were lost and done again: their share of all steps done
+    "wasted_device_hours",
+    "images_per_s",  # of the newest attempt that took a step
+    "checkpoints",
+    "stall_s",  # the training waited so long for its checkpoints
+    "queue_s",  # of all its jobs, from sacct; blank where accounting is not kept
+    "paper_gpu_hours",  # for one pretraining on this dataset
+)
+STAGES = {
+    "pretraining": "pretrain",
+    "linear evaluation": "linear",
+    "untrained, linear evaluation": "random_init/linear",
+}
+
+
+def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each run's pretraining, begun or not, and for each of its evaluations that has a ledger."""
+    for experiment in config.experiments.values():
+        paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"])
+        for seed in experiment.seeds:
+            for stage, folder in STAGES.items():
+                rows = read_ledger(results / experiment.name / f"seed{seed}" / folder / "ledger.csv")
+                if rows or stage == "pretraining":
+                    row = {"experiment": experiment.name, "seed": seed, "stage": stage, **_paid(rows)}
+                    yield row | ({"paper_gpu_hours": paper} if stage == "pretraining" else {})
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _paid(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    if not rows:
+        return {"attempts": 0, "gpu_hours": 0.0, "device_hours": 0.0}
+
+    def total(column: str) -> float:
+        return sum(float(row[column] or 0) for row in rows)
+
+    worked = [row for row in rows if float(row["images_per_s"] or 0) > 0]
+    queue = queue_seconds(sorted({row["job_id"] for row in rows if row["job_id"]})) if _by_slurm(rows) else {}
+    return {
+        "attempts": len(rows),
+        "devices": rows[-1]["devices"],
+        "device": rows[-1]["device"],
+        "gpu_hours": round(total("gpu_hours"), 4),
+        "device_hours": round(total("device_hours"), 4),
+        "wasted_gpu_hours": round(sum(_wasted(row, "gpu_hours") for row in rows), 4),
+        "wasted_device_hours": round(sum(_wasted(row, "device_hours") for row in rows), 4),
+        "images_per_s": worked[-1]["images_per_s"] if worked else "",
+        "checkpoints": round(total("checkpoints")),
+        "stall_s": round(total("stall_s"), 2),
+        "queue_s": sum(queue.values()) if queue else "",
+    }
+
+
+def _by_slurm(rows: Sequence[Mapping[str, str]]) -> bool:
+    return any(row["job_id"] for row in rows)
+
+
+def _wasted(row: Mapping[str, str], column: str) -> float:
+    """Return the hours of an attempt that went into steps that were lost; all of them where it took no step."""
+    done, lost = float(row["steps_done"] or 0), float(row["steps_lost"] or 0)
+    hours = float(row[column] or 0)
+    return hours * (lost / done if done else not row["how_it_ended"].startswith("reached"))

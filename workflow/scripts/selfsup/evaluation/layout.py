@@ -1,0 +1,171 @@
+"""The table for people: Markdown, and LaTeX in the paper's layout (its table 1), with footnotes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from selfsup.evaluation.table import COMPARED_WITH, TOLERANCE
+
+DATASETS = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # as the paper writes them
+DETAILS = {
+    "Implementation": "implementation",
+    "Dataset": "dataset",
+    "Epochs": "epochs",
+    "Batch": "global_batch",
+    "Seeds": "seeds",
+    "Best epoch (%)": "best_top1",
+    "Split": "split",
+    "Test images": "n_test",
+    "GPU-hours": "gpu_hours",
+    "Verdict": "verdict",
+    "Protocol": "protocol",
+}
+
+
+@dataclass
+class Notes:
+    """Footnotes, lettered in the order of their first mention."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, text: str | None) -> str:
+        """Return the letter of a footnote, added if it is new; nothing for no text."""
+        if not text:
+            return ""
+        if text not in self.texts:
+            self.texts.append(text)
+        return chr(ord("a") + self.texts.index(text))
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Return the table in the paper's layout, below it what each row rests on, then the footnotes."""
+    notes = Notes()
+    names, datasets, cells = _grid(frame)
+    head = ["Top-1 / Top-5 (%)", *(DATASETS.get(dataset, dataset) for dataset in datasets)]
+    accuracies = [[name, *(_pair(cells.get((name, dataset)), notes) for dataset in datasets)] for name in names]
+    details = [[_detail(row, key) for key in DETAILS.values()] for row in _named(frame)]
+    lines = [*_columns(head, accuracies), "", *_columns(list(DETAILS), details), "", *_remarks(frame)]
+    lines += [f"- [{chr(ord('a') + number)}] {text}" for number, text in enumerate(notes.texts)]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """Return the table in the paper's layout: implementations down, datasets across; needs no package."""
+    notes = Notes()
+    names, datasets, cells = _grid(frame)
+    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(DATASETS.get(one, one))}}}" for one in datasets)
+    lines = [
+        rf"\begin{{tabular}}{{l{'cc' * len(datasets)}}}",
+        r"\hline",
+        rf"Implementations & {spans} \\",
+        " & ".join(["", *(["Top-1", "Top-5"] * len(datasets))]).strip() + r" \\",
+        r"\hline",
+    ]
+    for name in names:
+        figures = []
+        for dataset in datasets:
+            row = cells.get((name, dataset))
+            mark = notes.mark(_footnote(row)) if row is not None else ""
+            top1 = _tex(_percent(row, "top1")) + (f"$^{{{mark}}}$" if mark else "")
+            figures += [top1, _tex(_percent(row, "top5"))]
+        lines.append(" & ".join([_tex(name), *figures]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize $^{{{chr(ord('a') + n)}}}$ {_tex(text)}" for n, text in enumerate(notes.texts)]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(frame: pd.DataFrame) -> tuple[list[str], list[str], dict[tuple[str, str], Mapping]]:
+    """Return the names of rows and of datasets, and the lines by both."""
+    rows = _named(frame)
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    ours = [
+        name for name in names if any(row["implementation"] == name and row["status"] != "published" for row in rows)
+    ]
+    names = [name for name in names if name not in ours] + ours
+    cells = {(row["implementation"], row["dataset"]): row for row in rows}
+    return names, list(dict.fromkeys(row["dataset"] for row in rows)), cells
+
+
+def _named(frame: pd.DataFrame) -> list[dict]:
+    """Return the lines; where several experiments share a dataset, ours carry the experiment's name."""
+    ours = frame["status"] != "published"
+    several = frame.loc[ours, ["implementation", "dataset"]].duplicated().any()
+    rows = frame.to_dict("records")
+    for row in rows:
+        if several and row["status"] != "published":
+            row["implementation"] += f" ({row['experiment']})"
+    return rows
+
+
+def _pair(row: Mapping | None, notes: Notes) -> str:
+    if row is None:
+        return ""
+    if pd.isna(row["top1"]):
+        return row["status"]
+    mark = notes.mark(_footnote(row))
+    return f"{_percent(row, 'top1')} / {_percent(row, 'top5')}" + (f" [{mark}]" if mark else "")
+
+
+def _percent(row: Mapping | None, key: str) -> str:
+    if row is None:
+        return ""
+    if pd.isna(row[key]):
+        return row["status"]
+    spread = row[f"{key}_std"]
+    return f"{row[key]:.2f}" + ("" if pd.isna(spread) else f" ± {spread:.2f}")
+
+
+def _footnote(row: Mapping) -> str | None:
+    """Return where a published figure comes from, or why one of ours cannot be compared."""
+    if row["status"] == "published":
+        return row["source"]
+    changes = row["numerics_changes"]
+    texts = [f"not comparable: {row['verdict_reason']}" if row["verdict"] == "not comparable" else ""]
+    if not pd.isna(changes) and changes:
+        texts.append(f"{changes} changes of devices, precision or versions during the pretraining")
+    return "; ".join(filter(None, texts)) or None
+
+
+def _detail(row: Mapping, key: str) -> str:
+    value = row[key]
+    if key == "gpu_hours":
+        on_cpu = not pd.isna(row["device_hours"]) and not value
+        return f"none: {row['device_hours']:.2f} h of CPU" if on_cpu else _text(value, ",.4g")
+    if key == "best_top1":
+        return _text(value, ".2f")
+    if key == "verdict" and row["verdict"] in ("agrees", "differs"):
+        return f"{row['verdict']} ({row['difference']:+.2f})"
+    return _text(value, "")
+
+
+def _text(value, form: str) -> str:
+    return "" if value is None or pd.isna(value) else format(value, form)
+
+
+def _remarks(frame: pd.DataFrame) -> list[str]:
+    """Return how the figures are to be read, and the encoders they belong to."""
+    remarks = ["Last epoch, mean ± standard deviation over seeds. The best epoch is chosen on the test set: no claim."]
+    if frame["verdict"].isin(["agrees", "differs"]).any():
+        remarks.append(
+            f"Verdict: last epoch's top-1 against {COMPARED_WITH}, tolerance {TOLERANCE:g} points, by which single "
+            "runs of the paper's authors differ."
+        )
+    for row in frame[frame["status"] == "run"].to_dict("records"):
+        remarks.append(f"{row['implementation']} ({row['experiment']}): encoder SHA-256 {row['encoder_sha256']}")
+    return [f"- {remark}" for remark in remarks]
+
+
+def _columns(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+
+    def joined(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return [joined(head), joined(["-" * width for width in widths]), *map(joined, lines)]
+
+
+def _tex(text: str) -> str:
+    for plain in "&%_#":
+        text = text.replace(plain, rf"\{plain}")
+    return text.replace("±", r"$\pm$")

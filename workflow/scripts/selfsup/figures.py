@@ -1,0 +1,104 @@
+"""Curves of an experiment's runs: a panel per quantity, a line per seed, segments marked. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+PANELS = {  # column of history.csv or knn.csv: title with unit
+    "loss": "loss",
+    "lr": "learning rate",
+    "tau": "momentum of the average, tau",
+    "images_per_s": "images / s",
+    "data_wait": "share of time waiting for data",
+    "feature_spread": "feature spread (0: collapsed, 1: even)",
+    "alignment": "alignment of views (0: identical)",
+    "cosine": "cosine of online and target",
+    "effective_rank": "effective rank of features (RankMe)",
+    "uniformity": "uniformity (0: collapsed)",
+    "knn_top1": "k-NN accuracy, training images (%)",
+}
+FROM_ZERO = ("loss", "images_per_s", "data_wait", "feature_spread", "alignment")  # their distance from 0 counts
+LINEAR = "linear accuracy, test images (%)"
+COLUMNS = 3
+SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs."""
+
+    seed: int
+    history: pd.DataFrame
+    knn: pd.DataFrame
+    linear: pd.DataFrame
+    boundaries: list[int]
+
+
+def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
+    """Read the CSVs of results/<experiment>/seed<seed>; runs that are still going on included."""
+    files = {"history": "pretrain/history.csv", "knn": "knn.csv", "linear": "linear/history.csv"}
+    return RunCurves(seed=seed, boundaries=boundaries, **{name: _read(run / path) for name, path in files.items()})
+
+
+def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float) -> Figure:
+    """Return the figure; a panel for each quantity that some run has. The horizontal axis is epochs."""
+    panels = [name for name in PANELS if any(name in run.history or name in run.knn for run in runs)]
+    linear = any(len(run.linear) for run in runs)
+    rows = -(-(len(panels) + linear) // COLUMNS)
+    figure = Figure(figsize=(COLUMNS * SIZE_INCHES[0], rows * SIZE_INCHES[1] + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for axis, name in zip(axes, panels, strict=False):
+        for run in runs:
+            _draw(axis, run, name, steps_per_epoch)
+        _finish(axis, PANELS[name], runs, "epoch of pretraining")
+        axis.set_xlim(left=0)
+        if name in FROM_ZERO:
+            axis.set_ylim(bottom=0)
+    if linear:
+        axis = axes[len(panels)]
+        for run in filter(lambda run: len(run.linear), runs):
+            axis.plot(run.linear["epoch"], run.linear["top1"], label=f"seed {run.seed}", linewidth=1)
+        _finish(axis, LINEAR, [], "epoch of the linear evaluation")
+    for axis in axes[len(panels) + linear :]:
+        axis.remove()
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float) -> None:
+    frame = run.knn if name in run.knn else run.history
+    if name not in frame:
+        return
+    told = frame.dropna(subset=[name])
+    done = told["step"] + (0 if name in run.knn else 1)
+    few = len(told) < 60  # measured now and then: points show where
+    axis.plot(done / steps_per_epoch, told[name], label=f"seed {run.seed}", linewidth=1, marker="." if few else None)
+
+
+def _finish(axis: Axes, title: str, runs: list[RunCurves], along: str) -> None:
+    for boundary in sorted({boundary for run in runs for boundary in run.boundaries}):
+        axis.axvline(boundary, color="0.8", linewidth=0.8, linestyle="--", zorder=0)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(along, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axis.grid(visible=True, axis="y", color="0.92")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def write_figure(figure: Figure, stem: Path, metadata: Mapping[str, str]) -> list[Path]:
+    """Write <stem>.svg and <stem>.png; returns both."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
+    for path in paths:
+        figure.savefig(path, dpi=130, metadata=dict(metadata))
+    return paths

@@ -1,0 +1,61 @@
+"""Figures of features that tell whether an encoder has collapsed. Features: float [N, D], one row a picture.
+
+Each is computed in float32 and changes nothing: no gradient, no random number, no running statistic.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+RANK_EPSILON = 1e-7  # added to each share of a singular value: RankMe, section 3.1, for float32
+
+
+@contextmanager
+def evaluation_mode(networks: nn.Module) -> Iterator[None]:
+    """Inside the block networks are in eval mode and give no gradients; then each module is in the mode it had."""
+    modes = [(module, module.training) for module in networks.modules()]
+    networks.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def feature_spread(features: torch.Tensor) -> float:
+    """Return the standard deviation of normalised features, mean over dimensions, times the root of their number.
+
+    1 for features spread evenly over the sphere, 0 for a collapsed encoder (Chen & He 2021, section 4.1).
+    """
+    normalised = F.normalize(features.float(), dim=1)
+    return float(normalised.std(dim=0).mean() * features.shape[1] ** 0.5)
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the mean squared distance of two views' normalised features (Wang & Isola 2020, eq. 1, alpha = 2)."""
+    return float((F.normalize(first.float(), dim=1) - F.normalize(second.float(), dim=1)).square().sum(dim=1).mean())
+
+
+def uniformity(features: torch.Tensor) -> float:
+    """Return log E exp(-2 |x - y|^2) over pairs of normalised features (Wang & Isola 2020, eq. 2, t = 2).
+
+    0 when all are equal; about -4 for features spread evenly over the sphere of many dimensions.
+    """
+    squares = torch.pdist(F.normalize(features.float(), dim=1)).square()
+    return float(squares.mul(-2).exp().mean().log())
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """Return exp of the entropy of the singular values' shares: RankMe (Garrido et al. 2023, eq. 1).
+
+    1 for features on one line, D for features that fill all dimensions alike; NaN for features that are not finite.
+    """
+    if not torch.isfinite(features).all():
+        return float("nan")
+    singular = torch.linalg.svdvals(features.float())
+    shares = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny) + RANK_EPSILON
+    return float(torch.exp(-(shares * shares.log()).sum()))

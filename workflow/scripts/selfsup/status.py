@@ -1,0 +1,178 @@
+"""Where each run stands, read from what its jobs leave. Imports no torch and needs no job of its own."""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfsup.config import Config, Experiment
+from selfsup.errors import UserError
+from selfsup.job.attempt import FAILED_FILE
+from selfsup.job.ledger import read_ledger
+from selfsup.job.lock import Holder, living_holder, read_holder
+from selfsup.job.slurm import ENDED, job_states
+from selfsup.job.stopping import stop_file
+from selfsup.plan import steps_per_epoch
+from selfsup.segments import BOUNDARIES, boundaries, work_done
+
+PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown
+TAIL_BYTES = 64_000  # of a CSV: hundreds of rows, enough for a speed
+ROWS_OF_SPEED = 20
+HEAD = ["experiment", "seed", "segment", "epoch", "loss", "k-NN", "images/s", "left", "checkpoint", "job", "state"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run; what is None is not known yet. left_s: of the pretraining. age_s: of its newest checkpoint."""
+
+    experiment: str
+    seed: int
+    segment: str
+    epoch: float
+    loss: float | None
+    knn: float | None
+    images_per_s: float | None
+    left_s: float | None
+    age_s: float | None
+    job: str
+    state: str
+
+
+def standings(config: Config, results: Path) -> Iterator[Standing]:
+    """Yield where each seed of each experiment in config.yaml stands; Slurm is asked once, for all of them."""
+    runs = [
+        (one, seed, results / one.name / f"seed{seed}") for one in config.experiments.values() for seed in one.seeds
+    ]
+    holders = [read_holder(run / stage) for _, _, run in runs for stage in ("pretrain", "linear")]
+    jobs = sorted({holder.job_id for holder in holders if holder and holder.job_id})
+    states = job_states(jobs, PATIENCE_S) if jobs else {}
+    for experiment, seed, run in runs:
+        yield _standing(config, experiment, seed, run, states)
+
+
+def to_text(lines: Sequence[Standing]) -> str:
+    """Return the standings as a table for people."""
+    rows = [HEAD, *map(_cells, lines)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(HEAD))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
+
+
+def _standing(config: Config, experiment: Experiment, seed: int, run: Path, states: Mapping[str, str]) -> Standing:
+    folder, epochs = run / "pretrain", experiment.recipe["epochs"]
+    rows, steps = _tail(folder / "history.csv"), steps_per_epoch(config, experiment)
+    last, speed = (rows or [{}])[-1], _speed(rows)
+    job, state = _job(run, states)
+    try:
+        done = work_done(folder, experiment.recipe, experiment.revision)
+        ends = boundaries(epochs, experiment.segment_epochs, done.boundaries, done.reached)
+    except UserError:
+        return Standing(
+            experiment.name, seed, "", 0, None, None, None, None, None, job, "of another recipe or revision"
+        )
+    finished = len(done.boundaries)
+    over = finished == len(ends)
+    epoch = (int(last["step"]) + 1) / steps if last and steps else done.reached
+    left = (epochs - epoch) * steps * experiment.recipe["global_batch"] / speed if speed and steps else None
+    return Standing(
+        experiment=experiment.name,
+        seed=seed,
+        segment=f"{min(finished + 1, len(ends))} of {len(ends)}",
+        epoch=epoch,
+        loss=_number(last.get("loss")),
+        knn=_number((_tail(run / "knn.csv") or [{}])[-1].get("knn_top1")),
+        images_per_s=speed,
+        left_s=0 if over else left,
+        age_s=_age(folder),
+        job=job,
+        state=state or _rest(run, over, begun=bool(last)),
+    )
+
+
+def _job(run: Path, states: Mapping[str, str]) -> tuple[str, str]:
+    """Return the job or process at work and its state; nothing for a run that no job holds."""
+    for stage, doing in {"pretrain": "pretraining", "linear": "evaluating"}.items():
+        holder = read_holder(run / stage)
+        if holder is None:
+            continue
+        slurm = states.get(holder.job_id)
+        if slurm is not None and slurm not in ENDED:
+            return holder.job_id, doing if slurm == "RUNNING" else slurm.lower()
+        if slurm is None and living_holder(run / stage):
+            return _named(holder), doing
+    return "", ""
+
+
+def _named(holder: Holder) -> str:
+    return holder.job_id or f"process {holder.pid}"
+
+
+def _rest(run: Path, over: bool, *, begun: bool) -> str:
+    """Return what files tell of a run that no job is at work on."""
+    for stage in ("pretrain", "linear"):
+        if (run / stage / FAILED_FILE).exists():
+            return f"failed: see {run / stage / FAILED_FILE}"
+    stop = stop_file(run / "pretrain")
+    if stop:
+        return f"stopped: {stop} is there"
+    if (run / "linear" / "metrics.csv").exists():
+        return f"evaluated: top-1 {float(_tail(run / 'linear' / 'metrics.csv')[0]['top1']):.2f} %"
+    if over:
+        return "trained, not evaluated"
+    attempts = read_ledger(run / "pretrain" / "ledger.csv")
+    if not attempts:
+        return "not begun"
+    ended = attempts[-1]["how_it_ended"]
+    return f"waits: {'killed' if ended == 'running' else ended}" if begun else f"not begun: {ended}"
+
+
+def _speed(rows: Sequence[Mapping[str, str]]) -> float | None:
+    """Return images per second over the newest rows of history.csv, each of equally many images."""
+    rates = [float(row["images_per_s"]) for row in rows[-ROWS_OF_SPEED:]]
+    return len(rates) / sum(1 / max(rate, 1e-9) for rate in rates) if rates else None
+
+
+def _tail(path: Path) -> list[dict[str, str]]:
+    """Return the last whole rows of a CSV; none where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.readline().decode()
+            file.seek(max(path.stat().st_size - TAIL_BYTES, len(head)))
+            text = file.read().decode()
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    if path.stat().st_size - len(head) > TAIL_BYTES:
+        whole = whole[whole.find("\n") + 1 :]  # the first row may be cut
+    return list(csv.DictReader(io.StringIO(head + whole)))
+
+
+def _age(folder: Path) -> float | None:
+    saved = [path.stat().st_mtime for path in [*folder.glob(BOUNDARIES), *folder.glob("partial/*.pt")]]
+    return time.time() - max(saved) if saved else None
+
+
+def _cells(line: Standing) -> list[str]:
+    figures = {"loss": (line.loss, ".4g"), "knn": (line.knn, ".2f"), "images_per_s": (line.images_per_s, ",.0f")}
+    loss, knn, speed = ("" if value is None else format(value, form) for value, form in figures.values())
+    left, age = ("" if seconds is None else _duration(seconds) for seconds in (line.left_s, line.age_s))
+    place = [line.experiment, str(line.seed), line.segment, f"{line.epoch:.2f}"]
+    return [*place, loss, knn, speed, left, f"{age} ago" if age else "", line.job, line.state]
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as 45 s, 12 min, 3:05 h or 2.1 days."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
