@@ -50,9 +50,10 @@ test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on 
 chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos
 
-bench: env  ## measurements, each with its ratio: what a checkpoint costs, how fast images are packed
+bench: env  ## measurements, each with its ratio: what a checkpoint costs, how fast images are packed and augmented
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/augmentation.py
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)

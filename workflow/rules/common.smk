@@ -335,20 +335,14 @@ def finished_tables():
     return finished
 
 
-def has_views():
-    """Whether a rule draws views, as results/figures/views_<recipe>.png, for the report to show."""
-    return any(rule.name == "views" for rule in workflow.rules)
-
-
 def parts_of_report(wildcards):
     tables = finished_tables()
     experiments = dict.fromkeys(name for table in tables for name in CONFIG.tables[table])
-    recipes = dict.fromkeys(CONFIG.experiments[name].recipe_name for name in experiments)
     return [
         *(f"results/report/{table}.html" for table in tables),
         *(f"results/figures/{name}.svg" for name in experiments),
         *(f"results/report/{name}_recipe.html" for name in experiments),
-        *(f"results/figures/views_{name}.png" for name in recipes if has_views()),
+        *(f"results/figures/views_{name}.png" for name in experiments),
         "results/report/compute.html",
     ]
 

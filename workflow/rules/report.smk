@@ -37,6 +37,7 @@ report: BASE / "workflow/report/workflow.rst"
 
 localrules:
     curves,
+    views,
     compute_table,
     table_page,
     compute_page,
@@ -69,6 +70,32 @@ rule curves:
     shell:
         "{params.python} {params.script} --experiment {wildcards.experiment} --config {params.config:q}"
         " --output {output.svg:q} 2>&1 | tee -i {log}"
+
+
+rule views:
+    input:
+        data=dataset_of,
+    output:
+        report(
+            "results/figures/views_{experiment}.png",
+            caption=BASE / "workflow/report/views.rst",
+            category="3. Views",
+            labels={"experiment": "{experiment}"},
+        ),
+    log:
+        "logs/views/{experiment}.log",
+    benchmark:
+        "logs/benchmarks/views/{experiment}.tsv"
+    params:
+        augment=lambda wildcards, input: canonical(experiment_of(wildcards).recipe["augment"]),
+        data=lambda wildcards, input: os.path.dirname(input.data),
+        python=lambda wildcards, input: PYTHON,
+        script=lambda wildcards, input: script("show_views.py"),
+    message:
+        "Draw what {wildcards.experiment} is trained on"
+    shell:
+        "{params.python} {params.script} --augment {params.augment:q} --data {params.data:q} --output {output:q}"
+        " 2>&1 | tee -i {log}"
 
 
 rule compute_table:
@@ -120,7 +147,7 @@ rule compute_page:
         report(
             "results/report/compute.html",
             caption=BASE / "workflow/report/compute.rst",
-            category="3. Cost",
+            category="4. Cost",
             labels={"ledger": "all experiments"},
         ),
     log:
@@ -143,7 +170,7 @@ rule recipe_page:
         report(
             "results/report/{experiment}_recipe.html",
             caption=BASE / "workflow/report/recipe.rst",
-            category="4. Recipes",
+            category="5. Recipes",
             labels={"experiment": "{experiment}"},
         ),
     log:

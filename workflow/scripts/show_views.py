@@ -27,7 +27,7 @@ GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this s
 
 def main() -> None:
     arguments = parse_arguments()
-    recipe = json.loads(arguments.recipe) if arguments.recipe.startswith("{") else load_recipe(arguments.recipe)
+    recipe = {"augment": json.loads(arguments.augment)} if arguments.augment else load_recipe(arguments.recipe)
     split = PackedStore(arguments.data).train
     indices = np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64)
     images = [split.image(index) for index in indices]
@@ -71,7 +71,9 @@ def tiled(pictures: torch.Tensor) -> np.ndarray:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a recipe's name, or a recipe as JSON")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--recipe", help="a recipe's name")
+    which.add_argument("--augment", help="a recipe's block `augment` as JSON")
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
     parser.add_argument("--output", type=Path, required=True, help="the picture, PNG")
     parser.add_argument("--seed", type=int, default=0)
