@@ -140,14 +140,16 @@ def preset(epochs, peak_lr, tau_base):
 
 
 # ADevillers/BYOL; deepmind-research/byol, configs/byol.py: base rates 0.45, 0.45, 0.3 times 4096 / 256.
+OFFICIAL_IMAGENET = {**OFFICIAL, "augment.quantize": "none"}  # the paper's recipe rounds crops
+
 VARIANTS = {
     "cifar10_authors": ("cifar10", {"epochs": 800, **AUTHORS}),
     "imagenet_authors": ("imagenet", AUTHORS),
     "cifar10_official": ("cifar10", {**OFFICIAL, "model.zero_init_residual": False}),
-    "imagenet_official": ("imagenet", OFFICIAL),
-    "imagenet_official_40": ("imagenet", {**OFFICIAL, **preset(40, 7.2, 0.97)}),
-    "imagenet_official_100": ("imagenet", {**OFFICIAL, **preset(100, 7.2, 0.99)}),
-    "imagenet_official_300": ("imagenet", {**OFFICIAL, **preset(300, 4.8, 0.99)}),
+    "imagenet_official": ("imagenet", OFFICIAL_IMAGENET),
+    "imagenet_official_40": ("imagenet", {**OFFICIAL_IMAGENET, **preset(40, 7.2, 0.97)}),
+    "imagenet_official_100": ("imagenet", {**OFFICIAL_IMAGENET, **preset(100, 7.2, 0.99)}),
+    "imagenet_official_300": ("imagenet", {**OFFICIAL_IMAGENET, **preset(300, 4.8, 0.99)}),
 }
 
 

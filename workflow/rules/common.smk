@@ -190,6 +190,7 @@ def compute_arguments(wildcards, stage):
     block = experiment_of(wildcards).compute[stage]
     words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
     words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
+    words += f" --hang-minutes {block['hang_minutes']}" if "hang_minutes" in block else ""
     local_copy = CONFIG.datasets[experiment_of(wildcards).dataset].get("local_copy")
     words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
     # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.

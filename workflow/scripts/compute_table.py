@@ -7,11 +7,10 @@ Reads config.yaml and the ledgers under --results, and asks sacct, where there i
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
-from selfsup.config import check_config, load_config
+from selfsup.config import config_of
 from selfsup.costs import costs_paid, to_csv
 from selfsup.errors import run_script
 
@@ -22,8 +21,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     arguments = parser.parse_args()
-    is_json = arguments.config.lstrip().startswith("{")
-    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    config = config_of(arguments.config)
     rows = list(costs_paid(config, arguments.results))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, to_csv(rows))

@@ -13,15 +13,14 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_local_ranks
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
 from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
 from selfsup.job.attempt import Attempt
-from selfsup.job.place import Place, discover_place
+from selfsup.job.place import Place
 from selfsup.recipe import canonical, parse_recipe
 
 
@@ -34,19 +33,9 @@ def main() -> int:
     add_compute_arguments(parser)
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
-    start_local_ranks(arguments)
-    place = discover_place(os.environ)
-    attempt = Attempt(
-        arguments.output,
-        stage="linear evaluation",
-        goal=f"epoch {recipe['linear']['epochs']}",
-        fingerprint=fingerprint(recipe, arguments.seed, arguments.encoder),
-        place=place,
-        time_limit_s=arguments.time_limit and arguments.time_limit * 60,
-        hang_s=arguments.hang_minutes * 60,
-    )
-    with attempt:
-        return evaluate(arguments, recipe, place, attempt)
+    goal, name = f"epoch {recipe['linear']['epochs']}", fingerprint(recipe, arguments.seed, arguments.encoder)
+    with begin_attempt(arguments, arguments.output, stage="linear evaluation", goal=goal, fingerprint=name) as attempt:
+        return evaluate(arguments, recipe, attempt.place, attempt)
 
 
 def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:

@@ -7,10 +7,9 @@ same path ending in .png.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from selfsup.config import check_config, load_config
+from selfsup.config import config_of
 from selfsup.errors import UserError, run_script
 from selfsup.figures import draw_curves, read_run, write_figure
 from selfsup.plan import steps_per_epoch
@@ -25,8 +24,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="ends in .svg")
     arguments = parser.parse_args()
-    is_json = arguments.config.lstrip().startswith("{")
-    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    config = config_of(arguments.config)
     name = arguments.experiment
     if name not in config.experiments:
         raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(config.experiments))}")

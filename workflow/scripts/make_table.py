@@ -8,11 +8,10 @@ the first of these.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
-from selfsup.config import Config, check_config, load_config
+from selfsup.config import Config, config_of
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.layout import to_latex, to_markdown
 from selfsup.evaluation.table import Row, dataset_label, make_table, to_csv
@@ -30,8 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="ends in .csv")
     arguments = parser.parse_args()
-    is_json = arguments.config.lstrip().startswith("{")
-    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    config = config_of(arguments.config)
     if arguments.table not in config.tables:
         raise UserError(
             f"--table is {arguments.table!r}, which config.yaml does not "

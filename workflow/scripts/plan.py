@@ -7,10 +7,9 @@ measured there, on as many devices as the experiment asks for; where nothing was
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from selfsup.config import check_config, load_config
+from selfsup.config import config_of
 from selfsup.errors import run_script
 from selfsup.plan import costs, to_text
 
@@ -20,8 +19,7 @@ def main() -> None:
     parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     arguments = parser.parse_args()
-    is_json = arguments.config.lstrip().startswith("{")
-    config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+    config = config_of(arguments.config)
     print(to_text(list(costs(config, arguments.results))), end="")
 
 

@@ -13,13 +13,12 @@ try again.
 """
 
 import argparse
-import os
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, existing_path, start_local_ranks
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
 from selfsup.errors import PermanentError, UserError, run_script
 from selfsup.job.attempt import Attempt
-from selfsup.job.place import Place, discover_place
+from selfsup.job.place import Place
 from selfsup.recipe import fingerprint, parse_recipe
 from selfsup.segments import boundary_name
 from selfsup.training.tensorboard import check_tensorboard
@@ -32,19 +31,9 @@ def main() -> int:
         raise UserError(f"--until-epoch is {arguments.until_epoch}, wanted 1 to the recipe's {recipe['epochs']} epochs")
     if arguments.tensorboard:
         check_tensorboard()
-    start_local_ranks(arguments)
-    place = discover_place(os.environ)
-    attempt = Attempt(
-        arguments.run_folder,
-        stage="pretraining",
-        goal=f"epoch {arguments.until_epoch}",
-        fingerprint=fingerprint(recipe, arguments.revision),
-        place=place,
-        time_limit_s=arguments.time_limit and arguments.time_limit * 60,
-        hang_s=arguments.hang_minutes * 60,
-    )
-    with attempt:
-        return train(arguments, recipe, place, attempt)
+    goal, name = f"epoch {arguments.until_epoch}", fingerprint(recipe, arguments.revision)
+    with begin_attempt(arguments, arguments.run_folder, stage="pretraining", goal=goal, fingerprint=name) as attempt:
+        return train(arguments, recipe, attempt.place, attempt)
 
 
 def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:

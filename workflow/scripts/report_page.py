@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from selfsup.atomic_files import write_atomically
-from selfsup.config import Config, check_config, load_config
+from selfsup.config import Config, config_of
 from selfsup.errors import run_script
 from selfsup.pages import markdown_page, page, preformatted, table
 from selfsup.recipe import RECIPES
@@ -35,8 +35,7 @@ def main() -> None:
     elif arguments.csv:
         text = page(table(pd.read_csv(arguments.csv, dtype=str).fillna("")))
     else:
-        is_json = arguments.config.lstrip().startswith("{")
-        config = check_config(json.loads(arguments.config)) if is_json else load_config(Path(arguments.config))
+        config = config_of(arguments.config)
         text = origin(config, arguments.experiment, arguments.results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, text)

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import discover_place
 
@@ -62,6 +63,20 @@ def start_local_ranks(arguments: argparse.Namespace) -> None:
     """Where --local-ranks asks for several and nobody else has, start them and leave with their exit status."""
     if arguments.local_ranks > 1 and "RANK" not in os.environ and discover_place(os.environ).size == 1:
         sys.exit(run_local_ranks(arguments.local_ranks))
+
+
+def begin_attempt(arguments: argparse.Namespace, folder: Path, *, stage: str, goal: str, fingerprint: str) -> Attempt:
+    """Start the local ranks that are asked for, and return this process's attempt at the job. See `Attempt`."""
+    start_local_ranks(arguments)
+    return Attempt(
+        folder,
+        stage=stage,
+        goal=goal,
+        fingerprint=fingerprint,
+        place=discover_place(os.environ),
+        time_limit_s=arguments.time_limit and arguments.time_limit * 60,
+        hang_s=arguments.hang_minutes * 60,
+    )
 
 
 def seed(text: str) -> int:

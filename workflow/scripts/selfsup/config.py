@@ -1,5 +1,6 @@
 """config.yaml: what is run. Read and checked here, before anything is queued. Imports no torch."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,11 @@ class Config:
 def load_config(path: Path) -> Config:
     """Read and check a config.yaml. Raises UserError with one line that names the key, the value and what is wanted."""
     return check_config(read_yaml(path))
+
+
+def config_of(given: str) -> Config:
+    """Return the config that a script was given: a file's path, or its content as JSON. Raises UserError."""
+    return check_config(json.loads(given)) if given.lstrip().startswith("{") else load_config(Path(given))
 
 
 def check_config(raw: Mapping) -> Config:

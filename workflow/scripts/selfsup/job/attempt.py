@@ -48,7 +48,7 @@ class Attempt:
         stop: StopRequest | None = None,
     ):
         self.folder, self._stage, self._goal = folder, stage, goal
-        self._fingerprint, self._place, self._hang_s = fingerprint, place or Place(), hang_s
+        self._fingerprint, self.place, self._hang_s = fingerprint, place or Place(), hang_s
         self._time_limit_s, self._given_stop = time_limit_s, stop
         self._row = {"stage": stage, "goal": goal, "host": socket.gethostname(), "started": now()}
         self._row["job_id"] = os.environ.get("SLURM_JOB_ID", "")
@@ -58,17 +58,17 @@ class Attempt:
 
     def __enter__(self) -> "Attempt":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.stop = self._given_stop or StopRequest(self.folder if self._place.is_main else None, self._time_limit_s)
+        self.stop = self._given_stop or StopRequest(self.folder if self.place.is_main else None, self._time_limit_s)
         self._lock = Lock(self.folder, f"{self._stage} to {self._goal}")
         try:
             self._refuse_if_stopped_or_failed()
-            if self._place.is_main:
+            if self.place.is_main:
                 self._lock.acquire()
         except UserError as error:
-            if self._place.is_main:
+            if self.place.is_main:
                 note_refused(self.folder, self._row, f"refused: {_first_line(error)}")
             raise
-        if self._place.is_main:
+        if self.place.is_main:
             for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
             self._ledger = Ledger(self.folder)
@@ -76,7 +76,7 @@ class Attempt:
             self._leaving = threading.Event()
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
-        self._watchdog = Watchdog(self._hang_s, f"rank {self._place.rank} of {self._place.size} on {self._row['host']}")
+        self._watchdog = Watchdog(self._hang_s, f"rank {self.place.rank} of {self.place.size} on {self._row['host']}")
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
@@ -85,7 +85,7 @@ class Attempt:
         if isinstance(error, PermanentError):
             with contextlib.suppress(OSError):  # the error itself is what the user has to see
                 self._write_failed(str(error))
-        if not self._place.is_main:
+        if not self.place.is_main:
             return
         self._leaving.set()
         self._heart.join()
@@ -105,7 +105,7 @@ class Attempt:
         """
         self._batch, self._began = batch, time.monotonic()
         self._figures.update(start_step=step, end_step=step, saved_step=step, checkpoints=0, stall_s=0.0)
-        if self._place.is_main:
+        if self.place.is_main:
             self._ledger.learn(reached, step)
             self._ledger.update(**self._known())
         self._watchdog.beat(f"continuing at step {step}")
@@ -134,7 +134,7 @@ class Attempt:
 
     def check_ours(self) -> None:
         """Raise UserError if another job has taken the run over, as it may when this one stood still for long."""
-        if self._place.is_main and not self._lock.is_mine():
+        if self.place.is_main and not self._lock.is_mine():
             raise UserError(
                 f"{self.folder} was taken over by another job while this one stood still: nothing was written"
             )
