@@ -17,8 +17,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -153,12 +155,22 @@ def _wait_until_gone(run: Run, pid: int) -> None:
         time.sleep(0.01)
 
 
+def _stopped_while(holds: Callable[[], Any], pid: int) -> bool:
+    """Stop a process where it is; let it go on, and return False, if what should hold no longer does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        if holds():
+            return True
+        os.kill(pid, signal.SIGCONT)
+    return False
+
+
 def _wait_for_a_write(run: Run, pid: int) -> float:
     began, folder = time.monotonic(), run.pretrain / "partial"
     leftover = {name for name in _names(folder) if name.endswith(".tmp")}  # of an earlier kill
     while time.monotonic() - began < PATIENCE_S:
         now = {name for name in _names(folder) if name.endswith(".tmp")}
-        if now - leftover:
+        if now - leftover and _stopped_while(lambda new=now - leftover: new & set(_names(folder)), pid):
             break
         leftover &= now
         holder = living_holder(run.pretrain)

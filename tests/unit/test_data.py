@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.io import encode_jpeg
 
-from selfsup.data import sources
+from selfsup.data import loader, sources
 from selfsup.data.loader import CPU, Batches, ViewMaker
 from selfsup.data.sources import Packing, prepare
 from selfsup.data.store import PackedStore, StoreWriter
@@ -152,6 +152,16 @@ def encoded_store(tmp_path) -> PackedStore:
     write_tree(tmp_path / "tree", {"train": ["ant", "bee", "cat", "dog"], "test": ["ant"]})
     prepare("folder", tmp_path / "tree", tmp_path / "store")
     return PackedStore(tmp_path / "store")
+
+
+def test_images_of_one_size_are_carried_only_where_the_device_cannot_hold_them(tiny_store, tiny_recipe, monkeypatch):
+    """The views are the same; a GPU too small for all images gets each batch's."""
+    make_views = ViewMaker(tiny_store.train, tiny_recipe, CPU)
+    resident = Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain")[2]
+    monkeypatch.setattr(loader, "fits_on", lambda device, split: False)
+    carried = Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain")[2]
+    assert resident.pictures is None and carried.pictures.dtype == torch.uint8
+    assert all(map(torch.equal, make_views(resident), make_views(carried)))
 
 
 @pytest.mark.parametrize("store", ["tiny_store", "encoded_store"])

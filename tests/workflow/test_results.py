@@ -96,7 +96,7 @@ def test_the_report_is_one_file_with_the_table_curves_costs_and_recipe(three_see
     three_seeds.run("--", "report")
     three_seeds.run("--report", "results/report.html", "--", "report")
     text = three_seeds.read("results/report.html")
-    for word in ("1. Results", "2. Curves", "3. Cost", "4. Recipes", "digits_recipe.html", "health_gate"):
+    for word in ("1. Results", "2. Curves", "3. Views", "4. Cost", "5. Recipes", "digits_recipe.html", "health_gate"):
         assert word in text, word
     assert "<script src=" not in text  # nothing is fetched
     assert "5440" in three_seeds.read("results/compute.csv")
