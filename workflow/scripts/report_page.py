@@ -16,8 +16,9 @@ import pandas as pd
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, config_of
 from selfsup.errors import run_script
+from selfsup.explain import explained
+from selfsup.explain import table as recipe_table
 from selfsup.pages import markdown_page, page, preformatted, table
-from selfsup.recipe import RECIPES
 
 
 def main() -> None:
@@ -46,15 +47,13 @@ def origin(config: Config, name: str, results: Path) -> str:
     experiment = config.experiments[name]
     cards = {seed: results / name / f"seed{seed}" / "encoder.json" for seed in experiment.seeds}
     rows = [{"seed": seed, **_card(json.loads(path.read_text()))} for seed, path in cards.items() if path.exists()]
-    file = RECIPES / f"{experiment.recipe_name}.yaml"
-    overrides = json.dumps(experiment.overrides, indent=1) if experiment.overrides else "none"
+    values = explained(experiment.recipe_name, experiment.overrides, overrides_from="config.yaml")
     return page(
         "<h2>Encoders</h2>",
         table(pd.DataFrame(rows).astype(str)) if rows else "<p>none exported yet</p>",
-        f"<h2>What config.yaml changes of the recipe {experiment.recipe_name}</h2>",
-        preformatted(overrides),
-        f"<h2>The recipe, each value with its source: {file.name}</h2>",
-        preformatted(file.read_text()),
+        f"<h2>The recipe {experiment.recipe_name}, each value with its source and the file it stands in</h2>",
+        "<p>Numbers are sections of the report; authors: its authors' code; official: the JAX release.</p>",
+        preformatted(recipe_table(values)),
     )
 
 
