@@ -172,6 +172,25 @@ def test_batch_norm_over_ranks_equals_one_process(size, groups):
         torch.testing.assert_close(as_double(part[3]), as_double(alone[3]), rtol=1e-12, atol=1e-12)
 
 
+def _contrast(ranks: Ranks, rows: list) -> list:
+    """The gradient of a linear map's weights, for a loss of every row against all rows (InfoNCE without views)."""
+    rows = as_double(rows)
+    weights = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3))
+    mine = rows.chunk(ranks.size)[ranks.rank] @ weights
+    logits = mine @ ranks.gather_with_gradient(mine).T
+    first = ranks.rank * len(mine)
+    torch.nn.functional.cross_entropy(logits, torch.arange(first, first + len(mine))).backward()
+    ranks.average_gradients([weights])
+    return weights.grad.tolist()
+
+
+def test_a_loss_over_gathered_rows_has_the_gradient_of_one_rank():
+    rows = torch.randn(8, 4, dtype=torch.float64).tolist()
+    wanted = as_double(_contrast(Ranks(), rows))
+    for found in on_ranks(_contrast, 2, rows):
+        torch.testing.assert_close(as_double(found), wanted, rtol=1e-12, atol=1e-12)
+
+
 def _compute_in(dtype: torch.dtype, training: Pretraining) -> None:
     training.method.networks.to(dtype)
     make_views = training.make_views

@@ -17,7 +17,7 @@ from selfsup.optim.parameter_groups import ParameterTreatment
 class Method(Protocol):
     """What training asks of a method. Built as Class(recipe, seed=..., total_steps=...), on the CPU.
 
-    `ranks` offers rank, size, all_reduce, all_gather and mean.
+    `ranks` offers rank, size, all_reduce, all_gather, gather_with_gradient and mean.
     """
 
     networks: nn.ModuleDict  # everything to be moved to the device

@@ -62,6 +62,14 @@ class Ranks:
             dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
+    def gather_with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return all ranks' rows, [size N, ...] for [N, ...] on each, through which gradients flow back.
+
+        For losses that compare with the whole batch: the mean over ranks of the losses then has, after
+        `average_gradients`, the gradient that one rank with all rows would compute.
+        """
+        return tensor if self.size == 1 else _Gather.apply(tensor, self)
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; does not touch the device."""
         return bool(self.highest(int(flag)))
@@ -117,6 +125,20 @@ class Ranks:
         if self.size > 1:
             self.barrier()
             dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """Forward: the rows of all ranks. Backward: what all ranks' losses say of this rank's rows, summed."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks, ctx.rows = ranks, len(tensor)
+        return ranks.all_gather(tensor).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        begin = ctx.ranks.rank * ctx.rows
+        return ctx.ranks.all_reduce(gradient.clone())[begin : begin + ctx.rows], None
 
 
 @contextmanager
