@@ -13,6 +13,11 @@ from selfsup.recipe import load_recipe
 from tiny import TINY
 
 
+# A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe() -> dict:
     """The digits recipe with a network, pictures and a length that fit into a second."""
