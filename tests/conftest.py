@@ -12,7 +12,6 @@ from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.recipe import load_recipe
 from tiny import TINY
 
-
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
