@@ -169,6 +169,17 @@ def test_start_floor_and_missing_warmup():
     assert learning_rate(5, total_steps=5, warmup_steps=5, peak=1.0) == 1.0
 
 
+def recipes_rate(settings, step: int, *, total: int, warmup: int) -> float:
+    return learning_rate(
+        step,
+        total_steps=total,
+        warmup_steps=warmup,
+        peak=settings["peak_lr"],
+        start_factor=settings["lr_start_factor"],
+        floor=settings["lr_floor"],
+    )
+
+
 @pytest.mark.parametrize("name", ["cifar10_authors", "imagenet_authors"])
 def test_the_authors_schedule_is_that_of_their_schedulers(name):
     """LinearLR in the warm-up, then CosineAnnealingLR: both built at once, one stepped after each step (main.py)."""
@@ -179,14 +190,7 @@ def test_the_authors_schedule_is_that_of_their_schedulers(name):
     linear = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-8, end_factor=1, total_iters=warmup)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warmup, eta_min=1e-8)
     for step in range(total):
-        ours = learning_rate(
-            step,
-            total_steps=total,
-            warmup_steps=warmup,
-            peak=settings["peak_lr"],
-            start_factor=settings["lr_start_factor"],
-            floor=settings["lr_floor"],
-        )
+        ours = recipes_rate(settings, step, total=total, warmup=warmup)
         # theirs multiplies the rate of the step before: a thousand roundings
         assert optimizer.param_groups[0]["lr"] == pytest.approx(ours, rel=1e-6, abs=1e-12)
         optimizer.step()
@@ -201,14 +205,7 @@ def test_the_official_schedule_at_every_step():
     for step in range(total):
         place = (step - warmup) / (total - warmup)
         wanted = step / warmup * peak if step < warmup else peak * (0.5 * (1 + np.cos(np.pi * place)))
-        found = learning_rate(
-            step,
-            total_steps=total,
-            warmup_steps=warmup,
-            peak=settings["peak_lr"],
-            start_factor=settings["lr_start_factor"],
-            floor=settings["lr_floor"],
-        )
+        found = recipes_rate(settings, step, total=total, warmup=warmup)
         assert found == pytest.approx(wanted, rel=1e-14, abs=1e-15)
 
 
