@@ -128,7 +128,10 @@ def _trainer(run: Run, snakemake: subprocess.Popen) -> int | None:
 def _kill(run: Run, snakemake: subprocess.Popen, kind: str, pid: int, moment: float) -> bool:
     """Kill in the given way, `moment` seconds after the trainer was seen. Returns False when it had ended before."""
     if kind == WRITE:
-        moment = _wait_for_a_write(run, pid)
+        began = time.monotonic()
+        if not _stop_in_a_write(run, pid):
+            return False
+        moment = time.monotonic() - began
     else:
         time.sleep(moment)
     newest = max((_step(path) for path in run.pretrain.rglob("*.json")), default=0)
@@ -142,10 +145,7 @@ def _kill(run: Run, snakemake: subprocess.Popen, kind: str, pid: int, moment: fl
         if kind in (TERMINATED, SNAKEMAKE):
             return True
         _wait_until_gone(run, pid)
-        hit = kind == WRITE and any((run.pretrain / "partial").glob("*.tmp"))
-        run.writes_hit += hit
-        if kind == WRITE and not hit:
-            print("  (it had just finished the file)", flush=True)
+        run.writes_hit += kind == WRITE
         return True
     return False
 
@@ -157,26 +157,35 @@ def _wait_until_gone(run: Run, pid: int) -> None:
 
 def _stopped_while(holds: Callable[[], Any], pid: int) -> bool:
     """Stop a process where it is; let it go on, and return False, if what should hold no longer does."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, signal.SIGSTOP)
+        while not _stands_still(pid):  # the signal reaches a thread that is in a system call when that ends
+            time.sleep(0.001)
         if holds():
             return True
         os.kill(pid, signal.SIGCONT)
     return False
 
 
-def _wait_for_a_write(run: Run, pid: int) -> float:
-    began, folder = time.monotonic(), run.pretrain / "partial"
-    leftover = {name for name in _names(folder) if name.endswith(".tmp")}  # of an earlier kill
-    while time.monotonic() - began < PATIENCE_S:
-        now = {name for name in _names(folder) if name.endswith(".tmp")}
-        if now - leftover and _stopped_while(lambda new=now - leftover: new & set(_names(folder)), pid):
-            break
+def _stands_still(pid: int) -> bool:
+    """Whether no thread of a process runs any more (Linux: its state follows its name, which is in brackets)."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state in "TtZX" for state in states)
+
+
+def _stop_in_a_write(run: Run, pid: int) -> bool:
+    """Stop the trainer while it writes a checkpoint. Returns False when it had ended before it wrote one."""
+    deadline, folder = time.monotonic() + PATIENCE_S, run.pretrain / "partial"
+    leftover = _unfinished(folder)  # of an earlier kill
+    while time.monotonic() < deadline:
+        now = _unfinished(folder)
+        if now - leftover and _stopped_while(lambda new=now - leftover: new & _unfinished(folder), pid):
+            return True
         leftover &= now
         holder = living_holder(run.pretrain)
         if holder is None or holder.pid != pid:
-            break
-    return time.monotonic() - began
+            return False
+    raise AssertionError(f"no checkpoint was written in {PATIENCE_S} s")
 
 
 def _outlive_or_end_the_trainer(run: Run, draw: random.Random) -> None:
@@ -212,11 +221,12 @@ def _check_files(run: Run) -> None:
         raise AssertionError("a checkpoint was found damaged")
 
 
-def _names(folder: Path) -> list[str]:
+def _unfinished(folder: Path) -> set[str]:
+    """The names of the files that are being written, or were when their writer was killed."""
     try:
-        return os.listdir(folder)
+        return {name for name in os.listdir(folder) if name.endswith(".tmp")}
     except FileNotFoundError:
-        return []
+        return set()
 
 
 def _step(card: Path) -> int:

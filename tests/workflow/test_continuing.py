@@ -169,14 +169,13 @@ def test_a_change_of_numerics_is_counted_in_the_table(workflow):
 def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
     run = quick(workflow)
-    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 150}
+    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 300}  # some 8 s
+    run.digits["compute"]["evaluate"]["checkpoint_minutes"] = 0.005
     run.run(f"{RUN}/encoder.safetensors")
     process = run.start("--retries", "1", f"{RUN}/linear/metrics.csv")
-    lock = run.path(f"{RUN}/linear/lock.json")
-    wait_until(lock.exists, "the evaluation")
-    log = run.path("logs/linear_eval/digits_seed0.log")
-    wait_until(lambda: "linear epoch" in log.read_text(), "its first epochs")
-    subprocess.run(["kill", "-USR1", str(json.loads(lock.read_text())["pid"])], check=True)
+    wait_until(lambda: any(run.path(f"{RUN}/linear/partial").glob("*.pt")), "its first saved state")
+    lock = json.loads(run.read(f"{RUN}/linear/lock.json"))
+    subprocess.run(["kill", "-USR1", str(lock["pid"])], check=True)
     printed, _ = process.communicate(timeout=180)
     assert process.returncode == 0, printed
     step = re.search(r"stopped by SIGUSR1 after step (\d+)", printed)[1]
@@ -185,4 +184,4 @@ def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     stopped = [run.read(f"{RUN}/linear/{name}.csv") for name in ("metrics", "history")]
     run.run("--force", f"{RUN}/linear/metrics.csv")
     assert run.read(f"{RUN}/linear/metrics.csv") == stopped[0]
-    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 151
+    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 301
