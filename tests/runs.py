@@ -11,8 +11,10 @@ from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Run, train_segment
 
 
-def on_cpu(ranks: Ranks | None = None, *, threads: int = 2, precision: str = "fp32", workers: int = 0) -> Compute:
-    return Compute(ranks or Ranks(), torch.device("cpu"), precision, threads, workers)
+def on_cpu(
+    ranks: Ranks | None = None, *, threads: int = 2, precision: str = "fp32", workers: int = 0, **switches: bool
+) -> Compute:
+    return Compute(ranks or Ranks(), torch.device("cpu"), precision, threads, workers, **switches)
 
 
 class StopAfter:

@@ -222,3 +222,65 @@ def test_the_linear_protocols_rate_at_every_step(name, floor):
     np.testing.assert_allclose(rates, wanted, rtol=1e-12, atol=1e-16)
     assert rates[0] == 0.2 and rates[17_550 // 2] == pytest.approx((0.2 + floor) / 2)
     assert floor < rates[-1] < floor + 1e-8
+
+
+def _trained_lars(lr_in_momentum: bool, lr, gradients, scaler=None) -> list[torch.Tensor]:
+    """Parameters and momenta after a step for each list of gradients, which a scaler is given scaled."""
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)), torch.nn.Parameter(torch.ones(5))]
+    groups = [{"params": [one], "lars_weight": weight} for one, weight in zip(parameters, (1.0, 0.0), strict=True)]
+    optimizer = LARS(groups, lr=lr, weight_decay=1e-3, lr_in_momentum=lr_in_momentum)
+    for step in gradients:
+        for one, gradient in zip(parameters, step, strict=True):
+            one.grad = gradient.clone() if scaler is None else scaler.scale(gradient.clone())
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+    return [*(one.detach() for one in parameters), *(optimizer.state[one]["momentum_buffer"] for one in parameters)]
+
+
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_lars_takes_its_rate_from_the_device_too(lr_in_momentum):
+    """float32: a rate in a tensor rounds once more than a number, 1e-6 relative."""
+    gradients = [[torch.randn(3, 4), torch.randn(5)] for _ in range(10)]
+    wanted = _trained_lars(lr_in_momentum, 0.25, gradients)
+    for found, one in zip(_trained_lars(lr_in_momentum, torch.tensor(0.25), gradients), wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("unscaled_first", [True, False])
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_lars_under_a_gradient_scaler(lr_in_momentum, unscaled_first):
+    """Without an overflow, the unscaled steps: the scale is a power of two. A step that overflowed leaves every bit."""
+
+    class Scaler(torch.amp.GradScaler):
+        def step(self, optimizer):
+            if unscaled_first:
+                self.unscale_(optimizer)
+            return super().step(optimizer)
+
+    def scaler():
+        return Scaler("cpu", init_scale=2.0**10)
+
+    gradients = [[torch.randn(3, 4), torch.randn(5)] for _ in range(4)]
+    wanted = _trained_lars(lr_in_momentum, 0.25, gradients)
+    for found, one in zip(_trained_lars(lr_in_momentum, 0.25, gradients, scaler()), wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-6, atol=1e-6)
+    infinite = [torch.full((3, 4), 1.0), torch.tensor([1.0, math.inf, math.nan, 0.0, 1.0])]
+    before = _trained_lars(lr_in_momentum, 0.25, gradients, scaler())
+    after = _trained_lars(lr_in_momentum, 0.25, [*gradients, infinite], scaler())
+    assert all(one.equal(other) for one, other in zip(before, after, strict=True))
+
+
+def test_momenta_take_the_layout_of_their_parameters():
+    """A state saved in one memory layout and loaded into the other: the same numbers, in the parameters' layout."""
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+    optimizer = LARS([kernel], lr=0.1)
+    kernel.grad = torch.randn_like(kernel)
+    optimizer.step()
+    other = torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    again = LARS([other], lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    momentum = again.state[other]["momentum_buffer"]
+    assert momentum.equal(optimizer.state[kernel]["momentum_buffer"]) and momentum.stride() == other.stride()

@@ -1,14 +1,12 @@
 """Ranks: found in the environment, and several of them computing what one does."""
 
 import contextlib
-import queue
-import socket
 import threading
 
 import pytest
 import torch
-from torch import multiprocessing
 
+from many_ranks import on_ranks
 from runs import StopAfter, on_cpu, train
 from selfsup.augment import Views
 from selfsup.errors import UserError
@@ -59,6 +57,13 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
     assert first_host(nodes) == first
 
 
+def test_a_processor_computes_in_bf16_where_its_hardware_does(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, wanted in (({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert choose_precision("auto", cpu) == wanted
+
+
 def test_a_build_without_code_for_the_gpu_is_named():
     build = ["sm_75", "sm_80", "sm_90", "sm_120"]
     assert build_problem("H100", (9, 0), build) is None
@@ -72,7 +77,7 @@ def test_a_build_without_code_for_the_gpu_is_named():
 def test_devices_and_precisions_that_do_not_exist_are_refused():
     cpu = torch.device("cpu")
     assert choose_device("cpu", 0) == cpu
-    assert choose_precision("auto", cpu) == "fp32" and choose_precision("bf16", cpu) == "bf16"
+    assert choose_precision("bf16", cpu) == "bf16"
     with pytest.raises(UserError, match="fp16, which is for GPUs"):
         choose_precision("fp16", cpu)
     if not torch.cuda.is_available():
@@ -113,31 +118,6 @@ def test_a_job_with_gpus_does_not_fall_back_to_the_processor(monkeypatch):
 
 def as_double(values: list) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def on_ranks(function, size: int, *arguments):
-    """Run function(ranks, *arguments) on `size` processes and return what each gave back."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = multiprocessing.spawn(_on_rank, (size, port, function, arguments, results), nprocs=size, join=False)
-    gathered = {}
-    while len(gathered) < size:
-        with contextlib.suppress(queue.Empty):
-            gathered.update([results.get(timeout=0.2)])
-        processes.join(timeout=0)  # raises a rank's own error
-    while not processes.join():
-        pass
-    return [gathered[rank] for rank in range(size)]
-
-
-def _on_rank(rank, size, port, function, arguments, results):
-    torch.set_num_threads(1)
-    ranks = Ranks(Place(rank, size, rank, "127.0.0.1", port))
-    results.put((rank, function(ranks, *arguments)))
-    ranks.close()
 
 
 def _batch_norm(ranks: Ranks, groups: int) -> list:

@@ -404,18 +404,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_for_good(run, monkeypatch, bad)
 
 
 def test_an_fp16_step_that_overflows_counts_and_moves_nothing(run):
-    """The scaled gradient of step 1 is made infinite, the loss stays finite: scale halves, the skip is counted.
+    """The scaled gradient of step 2 is made infinite, the loss stays finite: scale halves, the skip is counted.
 
-    The average of a step is taken before the next one's forward pass here: there it is left out.
+    The average of a step is taken before the next one's forward pass here: there it is left out. Step 0 has a learning
+    rate of 0, so the average first moves in step 2.
     """
     training = Pretraining(run(compute=on_cpu(precision="fp16")))
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)  # the default overflows by itself at first
     states = []
-    for step in range(3):
-        if step == 1:
+    for step in range(4):
+        if step == 2:
             hook = training.treatments[0].parameter.register_hook(lambda grad: grad * float("inf"))
         training.train_step(training.batches[step])
-        if step == 1:
+        if step == 2:
             hook.remove()
         weights = [
             torch.cat([p.detach().flatten() for p in training.method.networks[name].parameters()])
@@ -423,18 +424,17 @@ def test_an_fp16_step_that_overflows_counts_and_moves_nothing(run):
         ]
         states.append((*weights, training.skipped, training.scaler.get_scale()))
     online, target = ([state[place] for state in states] for place in (0, 1))
-    assert online[0].equal(online[1]) and not online[1].equal(online[2])
-    assert not target[0].equal(target[1]) and target[1].equal(target[2])
-    assert [state[2:] for state in states] == [(0, 2.0**8), (1, 2.0**7), (1, 2.0**7)]
-    assert training.step == 3
+    assert online[1].equal(online[2]) and not online[2].equal(online[3])
+    assert not target[1].equal(target[2]) and target[2].equal(target[3])
+    assert [state[2:] for state in states] == [(0, 2.0**8), (0, 2.0**8), (1, 2.0**7), (1, 2.0**7)]
+    assert training.step == 4
     training.checked_loss(torch.zeros(()), weights=True)  # no reason to stop
 
 
 def test_skipped_steps_are_logged_and_survive_a_resume(run):
     fp16 = run(compute=on_cpu(precision="fp16"))
     training = Pretraining(fp16)
-    training.skipped = 2
-    state = training.state()
+    state = training.state() | {"skipped": 2}
     again = Pretraining(fp16)
     again.restore(fp16.folder, state)
     assert again.skipped == 2

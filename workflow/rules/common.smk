@@ -13,6 +13,7 @@ BASE = Path(workflow.basedir)
 SCRIPTS = BASE / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from selfsup.arguments import SWITCHES
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.job.slurm import holder_at_work
@@ -191,6 +192,9 @@ def compute_arguments(wildcards, stage):
     words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
     words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
     words += f" --hang-minutes {block['hang_minutes']}" if "hang_minutes" in block else ""
+    for name in SWITCHES:
+        if name in block:
+            words += f" --{'' if block[name] else 'no-'}{name.replace('_', '-')}"
     local_copy = CONFIG.datasets[experiment_of(wildcards).dataset].get("local_copy")
     words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
     # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.

@@ -9,6 +9,15 @@ from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import discover_place
 
+# Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
+SWITCHES = {
+    "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
+    "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
+    "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
+    "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
+    "tf32": (False, "GPU: round factors of fp32 products to 10 bits of mantissa"),
+}
+
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --recipe and --seed: what is computed."""
@@ -44,6 +53,11 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="of each node's own disk: copy the dataset there first, once; $VARIABLES are the node's",
     )
+    for name, (default, text) in SWITCHES.items():
+        flag, state = f"--{name.replace('_', '-')}", "on" if default else "off"
+        parser.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text}; default {state}"
+        )
     parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
     parser.add_argument(
         "--time-limit",

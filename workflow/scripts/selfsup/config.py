@@ -141,6 +141,12 @@ def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
         bands=block.get("bands") and _expanded(block["bands"], f"experiments.{name}.bands"),
         continue_after_collapse=block.get("continue_after_collapse", False),
     )
+    for key in ("compile", "recompute"):
+        if block["compute"]["evaluate"].get(key):
+            raise UserError(
+                f"config.yaml: experiments.{name}.compute.evaluate.{key} is true, but a frozen encoder has nothing to "
+                f"{key}: set it in compute.pretrain"
+            )
     for problem in _batch_problems(experiment):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment

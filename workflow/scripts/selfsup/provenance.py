@@ -34,7 +34,9 @@ def versions() -> dict[str, str]:
 def numerics(device: torch.device, precision: str, threads: int, ranks: int) -> dict[str, str | int]:
     """Return the conditions under which runs agree to the bit. Not part of a fingerprint: a resume may change them."""
     if device.type == "cuda":
+        nccl = ".".join(map(str, torch.cuda.nccl.version())) if ranks > 1 else "none"
         hardware = {"device": torch.cuda.get_device_name(device), "cudnn": str(torch.backends.cudnn.version())}
+        hardware |= {"nccl": nccl}
     else:
         hardware = {"device": "cpu", "instructions": torch.backends.cpu.get_cpu_capability()}
     return {"ranks": ranks, "threads": threads, "precision": precision, "torch": str(torch.__version__), **hardware}

@@ -114,13 +114,26 @@ class Batches(Dataset):
 
 
 class ViewMaker:
-    """Makes a batch's views on a device, in float32. Holds images of one size there, once, as uint8."""
+    """Makes a batch's views on a device, in float32. Holds images of one size there, once, as uint8.
 
-    def __init__(self, split: Split, recipe: Mapping, device: torch.device):
-        self._recipe, self._device = recipe, device
+    memory_format: of the views.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Mapping,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ):
+        self._recipe, self._device, self._memory_format = recipe, device, memory_format
         self._images = torch.from_numpy(split.raw).to(device) if fits_on(device, split) else None
 
     def __call__(self, batch: Batch) -> Views:
+        views = self._made(batch)
+        return replace(views, images=tuple(view.contiguous(memory_format=self._memory_format) for view in views))
+
+    def _made(self, batch: Batch) -> Views:
         pictures = batch.pictures
         if pictures is None:
             pictures = self._images.index_select(0, torch.from_numpy(batch.indices).to(self._device))

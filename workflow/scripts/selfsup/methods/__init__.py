@@ -31,8 +31,12 @@ class Method(Protocol):
     def schedules(self, step: int) -> dict[str, float]:
         """The method's own schedules at a step, pure functions; logged as columns of history.csv."""
 
-    def before_step(self, step: int) -> None:
-        """Called before the forward pass of a step, unless the update of the step before was skipped."""
+    def before_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
+        """Called before the forward pass of a step.
+
+        skipped: whether the optimiser's update of the step before was left out, because its fp16 gradients had
+        overflowed: then nothing may change. A bool on the device, for which the host must not wait; fp16 alone has it.
+        """
 
     def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """This rank's loss, a scalar whose mean over ranks is the global loss, and scalars to log.
@@ -40,8 +44,8 @@ class Method(Protocol):
         Each scalar, a mean over this rank's images, is a column of history.csv of its own.
         """
 
-    def after_step(self, step: int) -> None:
-        """Called after the optimiser's update of a step, unless that was skipped."""
+    def after_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
+        """Called after the optimiser's update of a step. skipped: whether that was left out, as in `before_step`."""
 
     def encoder(self) -> nn.Module:
         """The network that is kept: its weights become encoder.safetensors."""

@@ -70,16 +70,16 @@ class BYOL:
     def schedules(self, step: int) -> dict[str, float]:
         return {"tau": tau(step, total_steps=self._total_steps, base=self._settings["tau_base"])}
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
         if self._settings["average_update"] == "before_forward":
-            self._update_target(step)
+            self._update_target(step, skipped)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
         if self._settings["average_update"] == "after_step":
-            self._update_target(step)
+            self._update_target(step, skipped)
 
     @torch.no_grad()
-    def _update_target(self, step: int) -> None:
+    def _update_target(self, step: int, skipped: torch.Tensor | None) -> None:
         """target <- tau target + (1 - tau) online, over parameters and, if the recipe says so, running statistics."""
         momentum = self.schedules(step)["tau"]
         online, target = self.networks["online"], self.networks["target"]
@@ -93,8 +93,9 @@ class BYOL:
                     )
                 )
             for averages, values in pairs:
-                torch._foreach_mul_(averages, momentum)
-                torch._foreach_add_(averages, values, alpha=1 - momentum)
+                if skipped is not None:
+                    values = [torch.where(skipped, old, new) for old, new in zip(averages, values, strict=True)]
+                torch._foreach_lerp_(averages, values, 1 - momentum)
 
     def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         online, target = self.networks["online"], self.networks["target"]

@@ -4,6 +4,7 @@ from selfsup.models.backbone import Backbone, build_backbone, initial_backbone
 from selfsup.models.batch_norm import BatchNorm, configure_batch_norm
 from selfsup.models.heads import build_head
 from selfsup.models.initial_weights import seeded_weights
+from selfsup.models.recomputation import recompute_activations
 from selfsup.models.torchvision_twin import torchvision_recipe, torchvision_twin
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "build_head",
     "configure_batch_norm",
     "initial_backbone",
+    "recompute_activations",
     "seeded_weights",
     "torchvision_recipe",
     "torchvision_twin",

@@ -1,7 +1,11 @@
 """Batch normalisation over the global batch, on any device, with statistics of all views together or of each view.
 
-torch.nn.SyncBatchNorm refuses CPU tensors and knows no views; this one gives the same numbers on CPU and GPU.
+torch.nn.SyncBatchNorm refuses CPU tensors, knows no views and makes the host wait for the device in every layer; this
+one gives the same numbers on CPU and GPU, where it uses the same kernels.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +21,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     groups = 1
     ranks = None
+    recomputing = False  # of all batch norms: a forward pass that is done again in the backward pass counts once
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         if x.dim() not in (2, 4):
@@ -32,14 +37,25 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return torch.cat([self._normalise(view) for view in x.chunk(self.groups)])
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if BatchNorm.recomputing:
+            momentum = 0.0
+        else:
+            self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
         if self.ranks is None or self.ranks.size == 1:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-            )
-        return _Synchronised.apply(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps, self.ranks
-        )
+            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
+        return _synchronised(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
+
+
+@contextmanager
+def recomputation() -> Iterator[None]:
+    """Inside, batch norms leave running statistics alone: the same forward pass has updated them before."""
+    BatchNorm.recomputing = True
+    try:
+        yield
+    finally:
+        BatchNorm.recomputing = False
 
 
 def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> None:
@@ -49,48 +65,112 @@ def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> Non
             module.groups, module.ranks = groups, ranks
 
 
+@torch.compiler.disable  # it cannot trace what ranks say to each other
+def _synchronised(x, running_mean, running_var, weight, bias, momentum, eps, ranks) -> torch.Tensor:
+    return _Synchronised.apply(x, weight, bias, running_mean, running_var, momentum, eps, ranks)
+
+
 class _Synchronised(torch.autograd.Function):
-    """Normalisation with the statistics of all ranks: gathered as count, mean and variance, in float32 or wider."""
+    """Normalisation with the statistics of all ranks; of the activations only `x` is kept, in its own dtype."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, ranks):
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        over = [dim for dim in range(x.dim()) if dim != 1]
-        variance, mean = torch.var_mean(values, over, correction=0)
-        count = values.new_full((1,), values.numel() / values.shape[1])
-        counts, means, variances = ranks.all_gather(torch.cat([count, mean, variance])).split(
-            [1, len(mean), len(mean)], dim=1
+        kernels = _CudaKernels if x.is_cuda else _CpuKernels
+        mean, inverse_std = kernels.statistics(x, eps)
+        count = mean.new_full((1,), x.numel() // x.shape[1])
+        gathered = ranks.all_gather(torch.cat([mean, inverse_std, count]))
+        means, inverse_stds, counts = gathered.split([len(mean), len(mean), 1], dim=1)
+        mean, inverse_std = kernels.together(
+            x, means, inverse_stds, running_mean, running_var, momentum, eps, counts.flatten()
         )
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance * total / (total - 1), momentum)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        inverse_std = torch.rsqrt(variance + eps)
-        normalised = (values - mean.view(shape)) * inverse_std.view(shape)
-        ctx.save_for_backward(normalised, weight, inverse_std, total)
-        ctx.ranks, ctx.over, ctx.shape = ranks, over, shape
-        return (normalised * weight.to(normalised.dtype).view(shape) + bias.to(normalised.dtype).view(shape)).to(
-            x.dtype
-        )
+        ctx.save_for_backward(x, weight, mean, inverse_std, counts)
+        ctx.ranks, ctx.kernels = ranks, kernels
+        return kernels.normalised(x, weight, bias, mean, inverse_std, eps)
 
     @staticmethod
     def backward(ctx, grad):
-        normalised, weight, inverse_std, total = ctx.saved_tensors
-        gradient = grad.to(normalised.dtype)
-        bias_grad, weight_grad = gradient.sum(ctx.over), (gradient * normalised).sum(ctx.over)
-        sums = ctx.ranks.all_reduce(torch.cat([bias_grad, weight_grad])) / total
-        mean_grad, mean_projection = sums.view(2, -1)
-        centred = gradient - mean_grad.view(ctx.shape) - normalised * mean_projection.view(ctx.shape)
-        x_grad = centred * (inverse_std * weight.to(normalised.dtype)).view(ctx.shape)
-        return (
-            x_grad.to(grad.dtype),
-            weight_grad.to(weight.dtype),
-            bias_grad.to(weight.dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
+        x, weight, mean, inverse_std, counts = ctx.saved_tensors
+        if not grad.is_contiguous(memory_format=torch.channels_last):
+            grad = grad.contiguous()
+        sum_grad, sum_product, weight_grad, bias_grad = ctx.kernels.sums(grad, x, mean, inverse_std, weight)
+        sums = ctx.ranks.all_reduce(torch.cat([sum_grad, sum_product]))
+        x_grad = ctx.kernels.input_gradient(grad, x, mean, inverse_std, weight, *sums.view(2, -1), counts)
+        return x_grad, weight_grad.to(weight.dtype), bias_grad.to(weight.dtype), None, None, None, None, None
+
+
+class _CudaKernels:
+    """What torch.nn.SyncBatchNorm is made of: one pass over the activations each, sums in float32."""
+
+    @staticmethod
+    def statistics(x, eps):
+        return torch.batch_norm_stats(x, eps)
+
+    @staticmethod
+    def together(x, means, inverse_stds, running_mean, running_var, momentum, eps, counts):
+        return torch.batch_norm_gather_stats_with_counts(
+            x, means.contiguous(), inverse_stds.contiguous(), running_mean, running_var, momentum, eps, counts
         )
+
+    @staticmethod
+    def normalised(x, weight, bias, mean, inverse_std, eps):
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
+
+    @staticmethod
+    def sums(grad, x, mean, inverse_std, weight):
+        return torch.batch_norm_backward_reduce(grad, x, mean, inverse_std, weight, True, True, True)
+
+    @staticmethod
+    def input_gradient(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts):
+        counts = counts.flatten().to(torch.int32)
+        return torch.batch_norm_backward_elemt(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts)
+
+
+class _CpuKernels:
+    """The same in plain operations, in float32 or wider. Arguments [C], `x` and `grad` [N, C] or [N, C, H, W]."""
+
+    @staticmethod
+    def statistics(x, eps):
+        variance, mean = torch.var_mean(_wide(x), _all_but_channels(x), correction=0)
+        return mean, torch.rsqrt(variance + eps)
+
+    @staticmethod
+    def together(x, means, inverse_stds, running_mean, running_var, momentum, eps, counts):
+        total, shares = counts.sum(), (counts / counts.sum())[:, None]
+        mean = (shares * means).sum(0)
+        variance = (shares * (inverse_stds**-2 - eps + (means - mean) ** 2)).sum(0)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * total / (total - 1)).to(running_var.dtype), momentum)
+        return mean, torch.rsqrt(variance + eps)
+
+    @staticmethod
+    def normalised(x, weight, bias, mean, inverse_std, eps):
+        scale = weight.to(mean.dtype) * inverse_std
+        shift = bias.to(mean.dtype) - mean * scale
+        return (_wide(x) * _along_channels(scale, x)).add_(_along_channels(shift, x)).to(x.dtype)
+
+    @staticmethod
+    def sums(grad, x, mean, inverse_std, weight):
+        gradient, over = _wide(grad), _all_but_channels(x)
+        sum_grad = gradient.sum(over)
+        sum_product = (gradient * (_wide(x) - _along_channels(mean, x))).sum(over)
+        return sum_grad, sum_product, sum_product * inverse_std, sum_grad
+
+    @staticmethod
+    def input_gradient(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts):
+        total = counts.sum()
+        slope = sum_product / total * inverse_std**2
+        centred = _wide(grad) - _along_channels(sum_grad / total, x)
+        centred -= (_wide(x) - _along_channels(mean, x)).mul_(_along_channels(slope, x))
+        return centred.mul_(_along_channels(inverse_std * weight.to(inverse_std.dtype), x)).to(grad.dtype)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _all_but_channels(x: torch.Tensor) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != 1]
+
+
+def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return values.view([1, -1] + [1] * (x.dim() - 2))

@@ -17,7 +17,13 @@ class LARS(torch.optim.Optimizer):
 
     The two differ while lr changes. `lars_weight` is a key of a parameter group, 1 where a group does not set it.
     Gradients are left as they are. Raises ValueError for a value out of range.
+
+    Nothing is read back to the host: `lr` may be a scalar tensor on the device, so that a captured step can be played
+    again with another one, and torch.amp.GradScaler's verdict on a step stays on the device. A step whose gradients
+    have overflowed changes neither parameters nor buffers; `skipped` tells of it: a bool tensor, or None, no scaler.
     """
+
+    _step_supports_amp_scaling = True  # to GradScaler: `step` is to be called always, with `found_inf` and `grad_scale`
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class LARS(torch.optim.Optimizer):
             "lars_weight": 1.0,
         }
         super().__init__(params, defaults)
+        self.skipped: torch.Tensor | None = None
         for group in self.param_groups:
             for key in ("lr", "momentum", "weight_decay", "trust_coefficient"):
                 if not group[key] >= 0:
@@ -51,28 +58,57 @@ class LARS(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        overflow = getattr(self, "found_inf", None)
+        self.skipped = None if overflow is None else overflow > 0
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 self._update(group, parameters)
         return loss
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take a state over. Buffers get their parameters' memory layout: the layouts of a list must be alike."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+
     def _update(self, group: dict, parameters: list[torch.Tensor]) -> None:
-        updates = [p.grad for p in parameters]
+        updates, rate, momentum = [p.grad for p in parameters], group["lr"], group["momentum"]
+        if self.skipped is not None:
+            updates = self._unscaled(updates)
+            rate, momentum = torch.where(self.skipped, 0.0, rate), torch.where(self.skipped, 1.0, momentum)
         if group["weight_decay"]:
             updates = torch._foreach_add(updates, parameters, alpha=group["weight_decay"])
         if group["lars_weight"]:
             updates = torch._foreach_mul(updates, _scales(group, parameters, updates))
         buffers = [self._momentum_buffer(p) for p in parameters]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, updates, alpha=group["lr"] if group["lr_in_momentum"] else 1)
-        torch._foreach_add_(parameters, buffers, alpha=-1 if group["lr_in_momentum"] else -group["lr"])
+        torch._foreach_mul_(buffers, momentum)
+        if group["lr_in_momentum"]:
+            _add(buffers, updates, rate)
+            _add(parameters, buffers, -1 if self.skipped is None else torch.where(self.skipped, 0.0, -1.0))
+        else:
+            _add(buffers, updates, 1 if self.skipped is None else torch.where(self.skipped, 0.0, 1.0))
+            _add(parameters, buffers, -rate)
+
+    def _unscaled(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the gradients without the scaler's factor, if they have it still; zeros where the step is skipped."""
+        if getattr(self, "grad_scale", None) is not None:
+            gradients = torch._foreach_mul(gradients, self.grad_scale.reciprocal())
+        return [torch.where(self.skipped, 0.0, gradient) for gradient in gradients]  # fp16 alone pays for this loop
 
     def _momentum_buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def _add(targets: list[torch.Tensor], values: list[torch.Tensor], factor: float | torch.Tensor) -> None:
+    """targets <- targets + factor values"""
+    if isinstance(factor, torch.Tensor):
+        torch._foreach_add_(targets, torch._foreach_mul(values, factor))
+    else:
+        torch._foreach_add_(targets, values, alpha=factor)
 
 
 def _scales(group: dict, parameters: list[torch.Tensor], updates: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,11 +1,13 @@
 """With what a job computes: ranks, device, precision, threads, loader workers."""
 
 import argparse
+import os
 from dataclasses import dataclass
 
 import torch
 
 from selfsup import provenance
+from selfsup.arguments import SWITCHES
 from selfsup.job.place import Place
 from selfsup.training.device import choose_device, choose_precision
 from selfsup.training.distributed import Ranks
@@ -13,17 +15,31 @@ from selfsup.training.distributed import Ranks
 
 @dataclass(frozen=True)
 class Compute:
-    """What a job computes with. threads: of each rank; workers: further processes that read for a rank."""
+    """What a job computes with. threads: of each rank; workers: further processes that read for a rank.
+
+    The switches are `selfsup.arguments.SWITCHES`.
+    """
 
     ranks: Ranks
     device: torch.device
     precision: str
     threads: int
     workers: int
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    recompute: bool = False
+    tf32: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of pictures and of the weights of convolutions."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def numerics(self) -> dict[str, str | int]:
-        """Return the conditions under which results agree to the bit."""
-        return provenance.numerics(self.device, self.precision, self.threads, self.ranks.size)
+        """Return the conditions under which results agree to the bit. Recomputed activations are the same ones."""
+        switches = {name: getattr(self, name) for name in ("channels_last", "compile", "deterministic", "tf32")}
+        return provenance.numerics(self.device, self.precision, self.threads, self.ranks.size) | switches
 
     def ledger_columns(self) -> dict[str, str | int]:
         """Return what the ledger tells of it."""
@@ -36,8 +52,14 @@ def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
     """Take the device and join the other ranks."""
     torch.set_num_threads(arguments.cpus)
     # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits. For speed there is bf16.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, at the price of writing all twice
+    torch.backends.cudnn.benchmark = not arguments.deterministic  # by trial, once for each shape: all are fixed here
     device = choose_device(arguments.device, place.local_rank, place.shared_node)
     workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
     precision = choose_precision(arguments.precision, device)
-    return Compute(Ranks(place, device), device, precision, arguments.cpus, workers)
+    switches = {name: getattr(arguments, name) for name in SWITCHES}
+    return Compute(Ranks(place, device), device, precision, arguments.cpus, workers, **switches)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -63,14 +64,23 @@ def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) 
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return "bf16", "fp16" or "fp32". "auto" on a GPU is what its hardware does: emulated bf16 does not count."""
+    """Return "bf16", "fp16" or "fp32". "auto" is what the hardware computes in: emulated bf16 does not count.
+
+    Asked of the processor, not measured: a job that continues another must not choose otherwise on a busy machine.
+    """
     if wanted != "auto":
         if wanted == "fp16" and device.type == "cpu":
             raise UserError("precision is fp16, which is for GPUs: set precision: fp32 or bf16 on a CPU")
         return wanted
     if device.type == "cpu":
-        return "fp32"
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has it not
+        return "bf16" if _computes_in_bf16(capabilities) else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _computes_in_bf16(capabilities: Mapping) -> bool:
+    """Whether a processor multiplies bf16 in hardware. capabilities: torch.cpu.get_capabilities()."""
+    return bool(capabilities.get("avx512_bf16", False))  # those with AMX have it too; others were not measured
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -1,7 +1,7 @@
 """Ranks: one process per device, and what they say to each other."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -48,6 +48,17 @@ class Ranks:
             with _others_may_die():
                 dist.all_reduce(tensor)
         return tensor
+
+    def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Begin to make `tensor` the sum over ranks in place. Returns what waits for it; until then, leave it alone."""
+        with _others_may_die():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _others_may_die():
+                work.wait()
+
+        return wait
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the mean over ranks."""

@@ -19,6 +19,7 @@ from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
 from selfsup.methods import build_method
+from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import differences, fingerprint
 from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done
@@ -26,6 +27,7 @@ from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
+from selfsup.training.gradients import GradientAverager
 from selfsup.training.health import Health
 from selfsup.training.saving import Decision, Saver
 from selfsup.training.tensorboard import FOLDER, Events
@@ -66,13 +68,15 @@ class Run:
 class Pretraining:
     """The state of a pretraining: method, optimiser, gradient scaler. `step` counts attempted steps from 0.
 
-    `skipped` counts those whose fp16 gradients overflowed: they count as steps and change no weight and no average.
+    `skipped` counts those whose fp16 gradients overflowed: they count as steps and change no weight and no average. In
+    a step the host waits for nothing that the device computes.
     """
 
     def __init__(self, run: Run):
         ranks, device = run.compute.ranks, run.compute.device
         self.run, self.ranks, self.step = run, ranks, 0
-        self.skipped, self._last_skipped = 0, False
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._last_skipped: torch.Tensor | None = None  # bool on the device, in fp16
         self.batches = Batches(
             run.store.train,
             run.recipe,
@@ -82,7 +86,7 @@ class Pretraining:
             ranks=ranks.size,
             device=device,
         )
-        self.make_views = ViewMaker(run.store.train, run.recipe, device)
+        self.make_views = ViewMaker(run.store.train, run.recipe, device, run.compute.memory_format)
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise PermanentError(
@@ -91,9 +95,9 @@ class Pretraining:
             )
         self.total_steps = run.recipe["epochs"] * self.steps_per_epoch
         self.method = build_method(run.recipe, seed=run.seed, total_steps=self.total_steps)
-        self.method.networks.to(device)
-        self.method.connect(ranks)
+        self._place_networks()
         self.treatments = self.method.parameter_groups()
+        self.averager = GradientAverager([one.parameter for one in self.treatments], ranks)
         self.optimizer = build_optimizer(self.treatments, run.recipe["optimizer"])
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
         self._scalars: dict[str, torch.Tensor] = {}  # of the newest step, which the method wants logged
@@ -101,6 +105,21 @@ class Pretraining:
         self.numerics = run.compute.numerics()
         self.code_revision = provenance.code_revision()  # now: a pull during the run changes nothing that runs
         self.attempts: list[dict[str, Any]] = []
+
+    def _place_networks(self) -> None:
+        compute, networks = self.run.compute, self.method.networks
+        networks.to(compute.device, memory_format=compute.memory_format)
+        self.method.connect(self.ranks)
+        if compute.recompute:
+            recompute_activations(networks)
+        if compute.compile:
+            for part in (part for network in networks.values() for part in network.values()):
+                part.compile(dynamic=False)  # backbones and heads, each by itself
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped so far. Waits for the device."""
+        return int(self._skipped)
 
     def learning_rate(self, step: int) -> float:
         settings = self.run.recipe["optimizer"]
@@ -115,34 +134,41 @@ class Pretraining:
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Do one optimiser step and return this rank's loss, a scalar still on the device."""
-        if not self._last_skipped:
-            self.method.before_step(self.step)
+        self.method.before_step(self.step, **self._verdict())
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._accumulate_gradients(batch)
         bad = torch.where(torch.isfinite(loss), math.inf, float(self.step))
         self._bad_step = torch.minimum(self._bad_step, bad)  # read late: here it would make the host wait
-        self.ranks.average_gradients(one.parameter for one in self.treatments)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._last_skipped = self.scaler.get_scale() < scale  # on an overflow the scaler moves nothing and backs off
-        if self._last_skipped:
-            self.skipped += 1
-        else:
-            self.method.after_step(self.step)
+        self._update_weights()
+        self.method.after_step(self.step, **self._verdict())
         self.step += 1
         return loss
 
+    def _verdict(self) -> dict[str, torch.Tensor]:
+        """What a method is told of the newest update: in fp16 it may have been skipped."""
+        return {} if self._last_skipped is None else {"skipped": self._last_skipped}
+
+    def _update_weights(self) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.is_enabled():
+            self._last_skipped = self.optimizer.skipped
+            self._skipped += self._last_skipped
+
     def _accumulate_gradients(self, batch: Batch) -> torch.Tensor:
+        """Leave the mean gradient over micro-batches and ranks, times the scaler's factor, and return the loss."""
         parts = self.run.recipe["micro_batches"]
         compute = self.run.compute
         total, self._scalars = torch.zeros((), device=compute.device), {}
-        for views in self.make_views(batch).chunk(parts):
+        for part, views in enumerate(self.make_views(batch).chunk(parts), 1):
             with autocast(compute.device, compute.precision):
                 loss, scalars = self.method.loss(views, self.step, self.ranks)
-            self.scaler.scale(loss / parts).backward()
+            with self.averager.last_backward() if part == parts else contextlib.nullcontext():
+                self.scaler.scale(loss / parts).backward()
             total += loss.detach() / parts
             for name, value in scalars.items():
                 self._scalars[name] = self._scalars.get(name, 0) + value.detach() / parts
@@ -159,7 +185,7 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
-            "last_skipped": self._last_skipped,
+            "last_skipped": self._last_skipped is not None and bool(self._last_skipped),
             "numerics": self.numerics,
             "attempts": self.attempts,
             "code_revision": self.code_revision,
@@ -174,7 +200,9 @@ class Pretraining:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.attempts = state["step"], list(state["attempts"])
-        self.skipped, self._last_skipped = state["skipped"], state["last_skipped"]
+        self._skipped.fill_(state["skipped"])
+        if self.scaler.is_enabled():
+            self._last_skipped = torch.tensor(state["last_skipped"], device=self.run.compute.device)
 
     def checked_loss(self, loss: torch.Tensor, saver: Saver | None = None, *, weights: bool) -> float:
         """Return the mean over ranks of this step's loss, once all losses so far (and the weights) are known finite.

@@ -1,0 +1,36 @@
+"""A function on several ranks of this machine, processes of their own."""
+
+import contextlib
+import queue
+import socket
+
+import torch
+from torch import multiprocessing
+
+from selfsup.job.place import Place
+from selfsup.training.distributed import Ranks
+
+
+def on_ranks(function, size: int, *arguments):
+    """Run function(ranks, *arguments) on `size` processes and return what each gave back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = multiprocessing.spawn(_on_rank, (size, port, function, arguments, results), nprocs=size, join=False)
+    gathered = {}
+    while len(gathered) < size:
+        with contextlib.suppress(queue.Empty):
+            gathered.update([results.get(timeout=0.2)])
+        processes.join(timeout=0)  # raises a rank's own error
+    while not processes.join():
+        pass
+    return [gathered[rank] for rank in range(size)]
+
+
+def _on_rank(rank, size, port, function, arguments, results):
+    torch.set_num_threads(1)
+    ranks = Ranks(Place(rank, size, rank, "127.0.0.1", port))
+    results.put((rank, function(ranks, *arguments)))
+    ranks.close()
