@@ -1,0 +1,137 @@
+"""What only a CUDA device can show. Left out where there is none; benchmarks/gpu.sh runs them where there is one."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from runs import equal_states, state_of, train
+from selfsup.augment import augment_batch, draw
+from selfsup.models import BatchNorm
+from selfsup.models.batch_norm import _CpuKernels, _CudaKernels
+from selfsup.recipe import load_recipe
+from selfsup.training.compute import Compute
+from selfsup.training.distributed import Ranks
+from selfsup.training.pretraining import Pretraining, Run
+from tiny import TINY
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+GPU = torch.device("cuda", 0)
+
+
+def on_gpu(precision: str = "fp32", device: torch.device = GPU, **switches: bool) -> Compute:
+    return Compute(Ranks(), device, precision, 2, 0, **switches)
+
+
+@pytest.fixture
+def run(tiny_store, tmp_path):
+    def make(compute: Compute, folder: str = "run") -> Run:
+        made = Run(load_recipe("digits", TINY), 0, 1, tiny_store, tmp_path / folder, compute, 60)
+        made.folder.mkdir(exist_ok=True)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def repeatable(monkeypatch):
+    """What `compute.deterministic` sets."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_host_never_waits_in_a_step(run, precision):
+    training = Pretraining(run(on_gpu(precision)))
+    for step in range(2):  # the first steps set libraries up
+        training.train_step(training.batches[step])
+    batch = training.batches[2]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_stopped_run_continues_to_the_bit(run, repeatable):
+    whole, parts = run(on_gpu("bf16", deterministic=True), "whole"), run(on_gpu("bf16", deterministic=True), "parts")
+    assert train(whole, 4) and train(parts, 1, 3, 4)
+    assert equal_states(state_of(whole), state_of(parts))
+
+
+def test_recomputed_activations_give_the_same_bits(run, repeatable):
+    states = []
+    for recompute in (False, True):
+        one = run(on_gpu("bf16", deterministic=True, recompute=recompute), f"recompute {recompute}")
+        assert train(one, 1)
+        states.append(state_of(one, 1))
+    assert equal_states(*states)
+
+
+def test_a_step_on_the_gpu_is_a_step_on_the_processor(run):
+    """fp32 without TensorFloat-32: loss to 1e-5, and all gradients together to 1e-3 relative."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        training = Pretraining(run(on_gpu(device=device)))
+        loss = training.train_step(training.batches[0])
+        found.append((float(loss), torch.cat([one.parameter.grad.cpu().flatten() for one in training.treatments])))
+    (loss, gradient), (gpu_loss, gpu_gradient) = found
+    assert gpu_loss == pytest.approx(loss, rel=1e-5)
+    assert (gradient - gpu_gradient).norm() < 1e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_views_of_the_gpu_are_those_of_the_processor(name):
+    """To 1e-4 of 1 but for few pixels, at thresholds: solarisation and rounding to 8 bits."""
+    recipe = load_recipe(name, {"augment": {"mean": [0.0] * 3, "std": [1.0] * 3}})
+    images = torch.from_numpy(np.random.default_rng().integers(0, 256, (64, 3, 40, 48), np.uint8))
+    drawn = draw(recipe, seed=1, epoch=0, indices=np.arange(64), sizes=np.tile([40, 48], (64, 1)))
+    for ours, theirs in zip(
+        augment_batch(recipe, images, drawn), augment_batch(recipe, images.to(GPU), drawn), strict=True
+    ):
+        difference = (ours - theirs.cpu()).abs()
+        assert (difference > 1e-4).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(16, 6), (16, 6, 5, 4)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kernels_of_batch_norm_over_ranks_agree(shape, channels_last):
+    """Each of the GPU's kernels beside the plain operations, in float64, to 1e-10."""
+    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+    x, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 1 for _ in range(2))
+    if channels_last and len(shape) == 4:
+        x, grad = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
+    weight, bias, mean, variance = torch.rand(4, 6, generator=generator, dtype=torch.float64) + 0.5
+    counts = torch.tensor([[x.numel() / 6], [7.0]], dtype=torch.float64)
+    results = []
+    for kernels, device in ((_CpuKernels, "cpu"), (_CudaKernels, GPU)):
+        a, b, w, c = x.to(device), grad.to(device), weight.to(device), bias.to(device)
+        running = [mean.clone().to(device), variance.clone().to(device)]
+        means, inverse_stds = (torch.stack([one, 0.9 * one]) for one in kernels.statistics(a, 1e-3))
+        found = kernels.together(a, means, inverse_stds, *running, 0.3, 1e-3, counts.flatten().to(device))
+        outputs = kernels.normalised(a, w, c, *found, 1e-3)
+        sums = kernels.sums(b, a, *found, w)
+        slope = kernels.input_gradient(b, a, *found, w, *sums[:2], counts.to(device))
+        results.append([tensor.cpu() for tensor in (*found, *running, outputs, *sums, slope)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_norm_of_one_rank_agrees_with_the_processor(precision):
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    norm = BatchNorm(8)
+    x = torch.randn(32, 8, 6, 6).to(memory_format=torch.channels_last)
+    wanted, found = norm(x), copy.deepcopy(norm).to(GPU)(x.to(GPU, dtype)).float().cpu()
+    torch.testing.assert_close(found, wanted, rtol=2e-2 if precision == "bf16" else 1e-5, atol=2e-2)
