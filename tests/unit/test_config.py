@@ -62,6 +62,8 @@ def test_the_shipped_configuration_is_valid(repository):
             ["digits.published lacks the key 'path'"],
         ),
         ("experiments.cifar10.compute.pretrain.device", "gpu", ["device is 'gpu'", "auto, cuda, cpu"]),
+        ("experiments.digits.compute.pretrain.compile", "yes", ["compile is 'yes'"]),
+        ("experiments.digits.compute.evaluate.recompute", True, ["compute.evaluate.recompute", "compute.pretrain"]),
         ("datasets.digits", {"source": "mnist"}, ["source is 'mnist'"]),
         ("datasets.digits", {"source": "digits", "resize": 16}, ["datasets.digits.resize", "not for digits"]),
         ("datasets.imagenet.resize", 0, ["resize is 0", "at least 1"]),

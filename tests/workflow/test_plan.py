@@ -16,6 +16,19 @@ def test_the_demos_plan_has_three_segments(workflow):
         assert f"Pretrain digits, seed 0, to epoch {epoch}" in printed
 
 
+def test_switches_of_a_compute_block_reach_the_jobs(workflow):
+    compute = workflow.digits["compute"]
+    compute["pretrain"] |= {"compile": True, "channels_last": False, "hang_minutes": 5}
+    compute["evaluate"] |= {"tf32": True}
+    commands = [line for line in workflow.run("-n", "-p", "results/demo.csv").splitlines() if "--precision" in line]
+    pretraining = [line for line in commands if "pretrain.py" in line]
+    evaluation = [line for line in commands if "linear_eval.py" in line]
+    assert len(pretraining) == 3 and len(evaluation) == 2
+    assert all("--compile" in line and "--no-channels-last" in line and "--tf32" not in line for line in pretraining)
+    assert all("--hang-minutes 5" in line and "--deterministic" not in line for line in pretraining)
+    assert all("--tf32" in line and "--compile" not in line for line in evaluation)
+
+
 def test_without_a_target_table_1_is_meant_and_the_missing_path_is_told_in_one_line(workflow):
     printed = workflow.run("-n", ok=False)
     (line,) = error_lines(printed)
