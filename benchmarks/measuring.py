@@ -176,10 +176,11 @@ class Report:
         self._figures: dict[str, Any] = {}
         self.say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in self._machine.items()))
 
-    def say(self, line: str = "", **figures: Any) -> None:
-        """Print a line; `figures` are what it says, for the JSON file."""
-        print(line, flush=True)
-        self._text.append(line)
+    def say(self, line: str | None = None, **figures: Any) -> None:
+        """Print a line, if any; `figures` are what it says, for the JSON file."""
+        if line is not None:
+            print(line, flush=True)
+            self._text.append(line)
         self._figures |= figures
 
     def write(self) -> None:
