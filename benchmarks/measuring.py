@@ -36,7 +36,7 @@ Way = Callable[[], float | None]
 
 @dataclass
 class Taken:
-    """The seconds that a way took in each round: wall, and of this process's processors."""
+    """The seconds that a way took in each round: by the clock, and of processors, ended child processes included."""
 
     walls: list[float] = field(default_factory=list)
     processors: list[float] = field(default_factory=list)
@@ -60,19 +60,29 @@ def in_turn(ways: Mapping[str, Way], rounds: int, *, warm_up: int = 1) -> dict[s
     for number in range(-warm_up, rounds):
         for name, run in ways.items():
             synchronize()
-            began = time.perf_counter(), time.process_time()
+            began = time.perf_counter(), _processor_seconds()
             own = run()
             synchronize()
-            wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+            wall, processor = time.perf_counter() - began[0], _processor_seconds() - began[1]
             if number >= 0:
                 taken[name].walls.append(wall if own is None else own)
                 taken[name].processors.append(processor)
     return taken
 
 
+def _processor_seconds() -> float:
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
 def ratio(slower: Taken, faster: Taken) -> float:
     """Return how many times longer the first took: the median over rounds, each compared with its neighbour in time."""
     return statistics.median(a / b for a, b in zip(slower.walls, faster.walls, strict=True))
+
+
+def processor_ratio(slower: Taken, faster: Taken) -> float:
+    """Return the same of processor time: what is left to compare where other work takes the cores."""
+    return statistics.median(a / b for a, b in zip(slower.processors, faster.processors, strict=True))
 
 
 def spread(slower: Taken, faster: Taken) -> tuple[float, float]:

@@ -130,8 +130,11 @@ def line(
     times, (low, high) = measuring.ratio(seconds, ours), measuring.spread(seconds, ours)
     held = "" if memory is None else f"   peak memory {memory / 1e6:8,.0f} MB"
     hoped = f" (wanted {goal:g})" if goal else ""
-    compared = "" if seconds is ours else f"   ours is {times:5.2f} times as fast, {low:.2f} to {high:.2f}{hoped}"
-    figures = {"images_per_s": images / seconds.wall, "ratio": times, "spread": [low, high], "peak_bytes": memory}
+    busy = measuring.processor_ratio(seconds, ours)
+    compared = f"   ours is {times:5.2f} times as fast, {low:.2f} to {high:.2f}, by processor time {busy:.2f}{hoped}"
+    compared = "" if seconds is ours else compared
+    figures = {"images_per_s": images / seconds.wall, "ratio": times, "spread": [low, high], "processor_ratio": busy}
+    figures["peak_bytes"] = memory
     return f"{name:30} {images / seconds.wall:9.2f} images/s{held}{compared}", figures
 
 
@@ -163,7 +166,7 @@ def tell_roofline(report: measuring.Report, field: Field, step: OurStep, step_s:
 def tell_profile(report: measuring.Report, step: OurStep) -> list[dict]:
     """Tell which operations our step's time goes into, with reading, by torch's profiler."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_initialized()
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         step.turn(2)
     rows = []
     for event in profiled.key_averages():
