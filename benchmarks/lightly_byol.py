@@ -52,16 +52,14 @@ class LightlyBYOL(PlainBYOL):
         backbone, features = torchvision_backbone(self._recipe)
         byol = self._recipe["byol"]
         projector, predictor = byol["projector"], byol["predictor"]
-        self._online = torch.nn.Sequential(
-            backbone, BYOLProjectionHead(features, projector["hidden"], projector["out"])
-        )
-        self._predictor = BYOLPredictionHead(projector["out"], predictor["hidden"], predictor["out"])
-        self._target = copy.deepcopy(self._online).requires_grad_(False)
+        self.online = torch.nn.Sequential(backbone, BYOLProjectionHead(features, projector["hidden"], projector["out"]))
+        self.predictor = BYOLPredictionHead(projector["out"], predictor["hidden"], predictor["out"])
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
         self._criterion = NegativeCosineSimilarity()
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         settings = self._recipe["optimizer"]
-        weights, others = get_weight_decay_parameters([self._online, self._predictor])
+        weights, others = get_weight_decay_parameters([self.online, self.predictor])
         return LARS(
             [{"params": weights}, {"params": others, "weight_decay": 0.0}],
             lr=0.1,
@@ -72,11 +70,11 @@ class LightlyBYOL(PlainBYOL):
 
     def _move_average(self, momentum: float) -> None:
         with torch.no_grad():
-            update_momentum(self._online, self._target, m=momentum)
+            update_momentum(self.online, self.target, m=momentum)
 
     def _loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            targets = self._target(first), self._target(second)
-        predictions = self._predictor(self._online(first)), self._predictor(self._online(second))
+            targets = self.target(first), self.target(second)
+        predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
         # Its benchmark's factor: 2 - 2 cos, both directions summed.
         return 2 * self._criterion(targets[0], predictions[1]) + 2 * self._criterion(targets[1], predictions[0])

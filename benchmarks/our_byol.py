@@ -19,8 +19,6 @@ from selfsup.methods.byol import byol_loss
 from selfsup.training.compute import Compute, start_compute
 from selfsup.training.pretraining import Pretraining, Run
 
-TAU = 0.996  # any: the arithmetic is the same
-
 
 def as_shipped(device: torch.device, precision: str = "auto", place: Place | None = None) -> Compute:
     """Return what a run without any option computes with, on the cores that torch was given."""
@@ -121,11 +119,11 @@ def loops_over_parameters(step: OurStep) -> None:
         for group in training.optimizer.param_groups
     ]
     training.optimizer = LARS(groups, 0.1, settings["momentum"], settings["trust_coefficient"])
-    networks = training.method.networks
+    method, networks = training.method, training.method.networks
 
     def average(number: int, skipped: None = None) -> None:
         for name in ("backbone", "projector"):
             online, target = networks["online"][name], networks["target"][name]
-            move_average(target.parameters(), online.parameters(), TAU)
+            move_average(target.parameters(), online.parameters(), method.schedules(number)["tau"])
 
-    training.method.before_step = average
+    method.before_step = average

@@ -130,23 +130,23 @@ class PlainBYOL:
         self._recipe, self._device, self._precision = recipe, device, precision
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._build()
-        self._online.to(device, memory_format=self._layout)
-        self._target.to(device, memory_format=self._layout)
-        self._predictor.to(device)
-        self._optimizer = self._build_optimizer()
+        self.online.to(device, memory_format=self._layout)
+        self.target.to(device, memory_format=self._layout)
+        self.predictor.to(device)
+        self.optimizer = self._build_optimizer()
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def _build(self) -> None:
         backbone, features = torchvision_backbone(self._recipe)
         byol = self._recipe["byol"]
         projector, predictor = byol["projector"], byol["predictor"]
-        self._online = nn.Sequential(backbone, head(features, projector["hidden"], projector["out"]))
-        self._predictor = head(projector["out"], predictor["hidden"], predictor["out"])
-        self._target = copy.deepcopy(self._online).requires_grad_(False)
+        self.online = nn.Sequential(backbone, head(features, projector["hidden"], projector["out"]))
+        self.predictor = head(projector["out"], predictor["hidden"], predictor["out"])
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         settings = self._recipe["optimizer"]
-        groups = parameter_groups(nn.ModuleList([self._online, self._predictor]), settings["weight_decay"])
+        groups = parameter_groups(nn.ModuleList([self.online, self.predictor]), settings["weight_decay"])
         return LARS(groups, 0.1, settings["momentum"], settings["trust_coefficient"])
 
     def step(self, views: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -158,18 +158,18 @@ class PlainBYOL:
             precision = torch.autocast(self._device.type, DTYPES[self._precision])
         with precision:
             loss = self._loss(first, second)
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self._scaler.scale(loss).backward()
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
         return loss.detach()
 
     def _move_average(self, momentum: float) -> None:
-        move_average(self._target.parameters(), self._online.parameters(), momentum)
+        move_average(self.target.parameters(), self.online.parameters(), momentum)
 
     def _loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        predictions = self._predictor(self._online(first)), self._predictor(self._online(second))
+        predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
         with torch.no_grad():
-            targets = self._target(second), self._target(first)
+            targets = self.target(second), self.target(first)
         pairs = zip(predictions, targets, strict=True)
         return sum((2 - 2 * F.cosine_similarity(one, other)).mean() for one, other in pairs)
