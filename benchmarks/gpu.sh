@@ -27,9 +27,9 @@ done
 mkdir -p "$OUT" || exit 1
 OUT=$(cd "$OUT" && pwd)
 cd "$(dirname "$0")/.." || exit 1
-exec > >(tee "$OUT/gpu.txt") 2>&1
 
-"$PYTHON" - "$DEVICE" <<'CHECK' || exit 1
+check() {
+    "$PYTHON" - "$DEVICE" <<'CHECK' || return 1
 import importlib.util, sys
 wanted = {"torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "pandas": "pandas", "yaml": "pyyaml",
           "jsonschema": "jsonschema", "safetensors": "safetensors", "tqdm": "tqdm"}
@@ -47,9 +47,10 @@ if sys.argv[1] == "cuda" and not torch.cuda.is_available():
 print("python", sys.version.split()[0], "torch", torch.__version__,
       torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "cpu")
 CHECK
-[ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv || true
+    [ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
+    return 0
+}
 
-failed=()
 part() {  # name, command...: runs it when --only has it, with its time
     case ,$ONLY, in *,"${1%%-*}",*) ;; *) return ;; esac
     local name=$1 began=$SECONDS
@@ -63,22 +64,28 @@ tests() {
     "$PYTHON" -c 'import pytest' 2>/dev/null || return 0
     "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda -rs 2>&1 | tee "$OUT/tests.txt"
     local status=${PIPESTATUS[0]}
-    # On a CPU pytest finds nothing to run (5), or leaves all out.
+    # Without a GPU pytest may find nothing to run (5).
     if [ "$status" = 5 ] && [ "$DEVICE" = cpu ]; then return 0; fi
     return "$status"
 }
 
-part tests tests
-part agreement bench precision_agreement --compile --json "$OUT/agreement.json"
-part bench bench training_step --levers --memory --profile --json "$OUT/bench.json"
-if [ "$DEVICE" = cuda ]; then  # the batch per device that 80 GB are to hold
-    part bench-256 bench training_step --size resnet50 --batch 256 --only ours --memory --json "$OUT/resnet50.json"
-fi
-part training bench short_training --minutes "$MINUTES" ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$OUT" \
-    --json "$OUT/training.json"
+all() {
+    check || return 1
+    failed=()
+    part tests tests
+    part agreement bench precision_agreement --compile --json "$OUT/agreement.json"
+    part bench bench training_step --levers --memory --profile --json "$OUT/bench.json"
+    if [ "$DEVICE" = cuda ]; then  # the batch per device that 80 GB are to hold
+        part bench-256 bench training_step --size resnet50 --batch 256 --only ours --memory --json "$OUT/resnet50.json"
+    fi
+    part training bench short_training --minutes "$MINUTES" ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$OUT" \
+        --json "$OUT/training.json"
+    if [ ${#failed[@]} -gt 0 ]; then
+        printf '\nfailed: %s\n' "${failed[*]}"
+        return 1
+    fi
+    printf '\nall parts ran; results in %s\n' "$OUT"
+}
 
-if [ ${#failed[@]} -gt 0 ]; then
-    printf '\nfailed: %s\n' "${failed[*]}"
-    exit 1
-fi
-printf '\nall parts ran; results in %s\n' "$OUT"
+all 2>&1 | tee "$OUT/gpu.txt"
+exit "${PIPESTATUS[0]}"

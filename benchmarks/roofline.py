@@ -16,7 +16,7 @@ sheets, and are labelled so.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,19 @@ def kernels_of(step: Callable[[], object]) -> list[Kernel]:
     return recorded.kernels
 
 
+def kept_for_backward(step: Callable[[], object], parameters: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of all storages that a call's forward passes keep for the backward pass, parameters apart."""
+    known, kept = {parameter.untyped_storage().data_ptr() for parameter in parameters}, {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(size for place, size in kept.items() if place not in known)
+
+
 def total(kernels: list[Kernel]) -> tuple[float, float]:
     """Return the kernels' operations and bytes."""
     return sum(kernel.flops for kernel in kernels), sum(kernel.bytes for kernel in kernels)
@@ -155,6 +168,18 @@ def tell_peaks(report: measuring.Report, peaks: Peaks) -> None:
     )
 
 
+def tell_memory(report: measuring.Report, networks: torch.nn.ModuleDict, image: float, batch: int) -> None:
+    """Tell what a step holds at least: activations, and for each weight of online network and target its copies."""
+    online, target = (sum(p.numel() for p in networks[name].parameters()) for name in ("online", "target"))
+    weights = online * (4 + 4 + 4 + 2) + target * (4 + 2)  # float32 weight, gradient, momentum, and a 16-bit copy
+    report.say(
+        f"kept for the backward pass: {image / 1e6:.1f} MB an image; with weights, gradients and momentum computed for "
+        f"batch {batch}: {(image * batch + weights) / 1e9:.1f} GB, besides what kernels use for a moment",
+        image_kept_bytes=image,
+        weights_bytes=weights,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar10")
@@ -164,11 +189,13 @@ def main() -> None:
         recipe = load_recipe(arguments.recipe)
         batch, size = arguments.batch or recipe["global_batch"], recipe["augment"]["size"]
         store = small_store(Path(folder), 8, size)
-        counted, images = [], (2, 4)
+        counted, kept, images = [], [], (2, 4)
         for count in images:
             compute = as_shipped(arguments.device, arguments.precision)
             step = OurStep(store, load_recipe(arguments.recipe, {"global_batch": count}), compute, Path(folder))
-            counted.append(kernels_of(step.on_ready_views()))
+            run, networks = step.on_ready_views(), step.training.method.networks
+            counted.append(kernels_of(run))
+            kept.append(kept_for_backward(run, networks.parameters()))
         kernels = extended(*counted, images, batch)
         flops, moved = total(kernels)
         report.say(
@@ -178,6 +205,7 @@ def main() -> None:
             flops=flops,
             bytes=moved,
         )
+        tell_memory(report, networks, (kept[1] - kept[0]) / (images[1] - images[0]), batch)
         for name, (peak, bandwidth) in DATA_SHEETS.items():
             peaks = Peaks({dtype: peak for dtype in {kernel.dtype for kernel in kernels}}, bandwidth)
             seconds = roofline_sum(kernels, peaks)

@@ -10,7 +10,7 @@ import torch
 from our_byol import OurStep, loops_over_parameters, two_forwards
 from pictures import small_store
 from plain_byol import PlainBYOL
-from roofline import Peaks, extended, kernels_of, roofline_sum, total
+from roofline import Peaks, extended, kept_for_backward, kernels_of, roofline_sum, total
 
 from runs import on_cpu
 from selfsup.recipe import load_recipe
@@ -79,6 +79,13 @@ def test_a_product_is_counted_with_its_backward_pass():
     products = [kernel for kernel in kernels_of(lambda: (one @ other).backward(torch.ones(5, 3))) if kernel.flops]
     assert [kernel.flops for kernel in products] == [2 * 5 * 7 * 3] * 3
     assert products[0].bytes == 4 * (5 * 7 + 7 * 3 + 5 * 3)
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights():
+    layer, x = torch.nn.Linear(7, 3), torch.randn(5, 7)
+    step = lambda: (layer(x).relu() + layer(x).exp()).sum().backward()  # noqa: E731
+    # x, kept twice, is one storage; relu and exp keep their results.
+    assert kept_for_backward(step, layer.parameters()) == 4 * (5 * 7 + 2 * 5 * 3)
 
 
 def test_views_move_nothing_and_a_change_in_place_is_read_and_written():
