@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,10 +52,15 @@ SIZES = {
 class PeerStep:
     """A peer's steps, timed as ours."""
 
-    def __init__(self, byol: PlainBYOL, loader: DataLoader):
-        self._byol, self._loader = byol, loader
+    def __init__(self, byol: PlainBYOL, loader: DataLoader, *, equal: bool):
+        self._byol, self._loader, self._equal = byol, loader, equal
 
     def turn(self, steps: int) -> float:
+        # As shipped torch's own choice holds, TensorFloat-32 in convolutions; equal is what our start has set.
+        with nullcontext() if self._equal else torch.backends.cudnn.flags(enabled=True):
+            return self._turn(steps)
+
+    def _turn(self, steps: int) -> float:
         batches = self._endless()
         self._byol.step(next(batches))
         measuring.synchronize()
@@ -121,7 +127,7 @@ class Field:
         workers = self.compute.workers if equal else torch.get_num_threads()
         precision = self.compute.precision if equal else "fp32"
         byol = kind(self.recipe, self.device, precision=precision, channels_last=equal)
-        return PeerStep(byol, self._loader(kind.transform(self.recipe), workers))
+        return PeerStep(byol, self._loader(kind.transform(self.recipe), workers), equal=equal)
 
     def contenders(self, *, levers: bool) -> dict[str, Callable[[], Contender]]:
         """How each contender is built, by name."""

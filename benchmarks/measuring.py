@@ -60,17 +60,18 @@ def in_turn(ways: Mapping[str, Way], rounds: int, *, warm_up: int = 1) -> dict[s
     for number in range(-warm_up, rounds):
         for name, run in ways.items():
             synchronize()
-            began = time.perf_counter(), _processor_seconds()
+            began = time.perf_counter(), processor_seconds()
             own = run()
             synchronize()
-            wall, processor = time.perf_counter() - began[0], _processor_seconds() - began[1]
+            wall, processor = time.perf_counter() - began[0], processor_seconds() - began[1]
             if number >= 0:
                 taken[name].walls.append(wall if own is None else own)
                 taken[name].processors.append(processor)
     return taken
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
+    """Return what this process and its ended children have taken of processors so far."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 

@@ -119,6 +119,7 @@ def loops_over_parameters(step: OurStep) -> None:
         for group in training.optimizer.param_groups
     ]
     training.optimizer = LARS(groups, 0.1, settings["momentum"], settings["trust_coefficient"])
+    training.optimizer.skipped = torch.zeros((), dtype=torch.bool, device=step.compute.device)  # asked for in fp16
     method, networks = training.method, training.method.networks
 
     def average(number: int, skipped: None = None) -> None:
