@@ -50,10 +50,13 @@ test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on 
 chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos
 
-bench: env  ## measurements, each with its ratio: what a checkpoint costs, how fast images are packed and augmented
-	$(BIN)/python benchmarks/checkpoint_stall.py
-	$(BIN)/python benchmarks/packing.py
-	$(BIN)/python benchmarks/augmentation.py
+bench: env .venv/bench  ## measurements with their ratios, as text and JSON: make bench BENCH="training_step --quick" for a part
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# --no-deps, here and in the lock: see pyproject.toml.
+.venv/bench: requirements-bench.txt | env
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-bench.txt
+	@touch $@
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)
@@ -68,3 +71,4 @@ format: env  ## write the style that `make lint` wants
 
 lock: env  ## resolve pyproject.toml into requirements.txt, for every platform that it names
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --custom-compile-command "make lock" --quiet -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra bench --no-deps --universal --python-version 3.11 -c requirements.txt --custom-compile-command "make lock" --quiet -o requirements-bench.txt

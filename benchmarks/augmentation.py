@@ -1,6 +1,6 @@
 """Views in batches against torchvision's per-image pipeline, and how far their pixels lie from the paper's.
 
-    python benchmarks/augmentation.py [--images FOLDER] [--pairs 2] [--workers 2]
+    python benchmarks/augmentation.py [--images FOLDER] [--rounds 3] [--workers 2]
 
 1. 32-pixel views, CIFAR-10's policy with hue, one thread each: images in memory to finished, normalised views.
 2. Pictures of a class-folder tree to finished pairs of 224-pixel views, ImageNet's policy: our store and loader beside
@@ -12,48 +12,43 @@
 """
 
 import argparse
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
-
+import measuring
 import numpy as np
 import torch
+from pictures import jpegs, large_store, make_tree, noise, smooth
 from PIL import Image, ImageOps
-from torchvision import transforms
+from plain_byol import torchvision_policy
 from torchvision.datasets import ImageFolder
-from torchvision.io import encode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
-from torchvision.transforms.v2.functional import resize
 
 from selfsup.augment import augment_batch, draw
 from selfsup.data.loader import Batches, ViewMaker
-from selfsup.data.sources import prepare
-from selfsup.data.store import PackedStore
 from selfsup.recipe import load_recipe
 
 SMALL_BATCH, LARGE_BATCH = 512, 32
-HEIGHT, WIDTH, QUALITY = 375, 500, 90  # ImageNet's mean size; enlarged noise of quality 90 has its mean of 110 KB
+LARGE_IMAGES = 512  # in a turn of measurement 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder with train/<class>/*")
-    parser.add_argument("--pairs", type=int, default=3, help="how often each is measured, in turn")
+    parser.add_argument("--rounds", type=int, help="how often each is measured, in turn; default 3, quick 1")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of measurement 2")
-    options = parser.parse_args()
-    small_views(options.pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        large_views(options.images or made_tree(Path(folder) / "tree"), Path(folder) / "store", options)
-    pixels()
+    with measuring.report("augmentation", parser) as (report, options), tempfile.TemporaryDirectory() as folder:
+        options.rounds = options.rounds or (1 if options.quick else 3)
+        small_views(report, options.rounds)
+        tree = options.images or Path(folder) / "tree"
+        if not options.images:
+            make_tree(tree, list(jpegs(None, 64)), {"train": 64})
+        large_views(report, tree, Path(folder) / "store", options)
+        pixels(report)
 
 
-def small_views(pairs: int) -> None:
+def small_views(report: measuring.Report, rounds: int) -> None:
     """Measure 32-pixel views on one thread."""
     torch.set_num_threads(1)
     recipe, images = load_recipe("cifar10"), noise(SMALL_BATCH, 32, 32)
@@ -69,22 +64,22 @@ def small_views(pairs: int) -> None:
             for policy in policies:
                 policy(image)
 
-    report("32-pixel views, one thread", *in_turn(ours, theirs, pairs), 2 * SMALL_BATCH, "views/s")
+    taken = measuring.in_turn({"ours": ours, "theirs": theirs}, rounds)
+    tell(report, "32-pixel views, one thread", taken, 2 * SMALL_BATCH, "views/s")
 
 
-def large_views(tree: Path, folder: Path, options: argparse.Namespace) -> None:
+def large_views(report: measuring.Report, tree: Path, folder: Path, options: argparse.Namespace) -> None:
     """Measure decoding, cropping and augmenting with loader processes."""
     torch.set_num_threads(options.workers)
     (tree / "test").exists() or (tree / "test").symlink_to(tree / "train")
-    prepare("folder", tree, folder)
-    store = PackedStore(folder)
+    store = large_store(tree, folder)
     batch = min(LARGE_BATCH, len(store.train))
     recipe = load_recipe("imagenet", {"global_batch": batch})
     batches = Batches(store.train, recipe, seed=0, stage="pretrain")
     make_views = ViewMaker(store.train, recipe, torch.device("cpu"))
     policies = [torchvision_policy(recipe, view) for view in (0, 1)]
     dataset = ImageFolder(tree / "train", lambda image: tuple(policy(image) for policy in policies))
-    steps = max(512 // batch, 1)
+    steps = max(LARGE_IMAGES // batch // (4 if options.quick else 1), 1)
 
     def ours() -> None:
         for prepared in batches.read(0, steps, workers=options.workers, pin_memory=False):
@@ -97,12 +92,19 @@ def large_views(tree: Path, folder: Path, options: argparse.Namespace) -> None:
             pass
 
     name = f"pictures to pairs of 224 pixels, {options.workers} workers"
-    report(name, *in_turn(ours, theirs, options.pairs), steps * batch, "images/s")
+    tell(report, name, measuring.in_turn({"ours": ours, "theirs": theirs}, options.rounds), steps * batch, "images/s")
 
 
-def pixels() -> None:
-    """Print how far views lie from Pillow's with the same drawn parameters, in 255ths."""
-    print("difference from Pillow's pipeline, of 255          mean    99 %     max")
+def tell(report: measuring.Report, name: str, taken: dict[str, measuring.Taken], count: int, unit: str) -> None:
+    ours, theirs = (count / taken[way].wall for way in ("ours", "theirs"))
+    times = measuring.ratio(taken["theirs"], taken["ours"])
+    figures = {name: {"ours": ours, "torchvision": theirs, "unit": unit, "ratio": times}}
+    report.say(f"{name}: ours {ours:,.0f} {unit}, torchvision's {theirs:,.0f}: {times:.2f} times", **figures)
+
+
+def pixels(report: measuring.Report) -> None:
+    """Tell how far views lie from Pillow's with the same drawn parameters, in 255ths."""
+    report.say("difference from Pillow's pipeline, of 255          mean    99 %     max")
     for name, size in (("cifar10", 32), ("imagenet", 256)):
         images = smooth(64, size, size)
         for quantize in ("none", "crop", "uint8"):
@@ -111,7 +113,9 @@ def pixels() -> None:
             difference = torch.cat([255 * (a - b).abs() for a, b in by_pillow(recipe, images, drawn)]).flatten()
             high = difference.kthvalue(int(0.99 * len(difference))).values
             row = f"{name}, quantize: {quantize}"
-            print(f"  {row:44} {difference.mean():8.4f} {high:7.2f} {difference.max():7.1f}")
+            mean, most = float(difference.mean()), float(difference.max())
+            figures = {row: {"mean": mean, "99 %": float(high), "max": most}}
+            report.say(f"  {row:44} {mean:8.4f} {high:7.2f} {most:7.1f}", **figures)
 
 
 def by_pillow(recipe: dict, images: torch.Tensor, drawn):
@@ -131,57 +135,6 @@ def by_pillow(recipe: dict, images: torch.Tensor, drawn):
                 picture = pillow.gaussian_blur(picture, [policy["blur"]["kernel"]] * 2, [float(view.sigma[n])] * 2)
             picture = ImageOps.solarize(picture, 128) if view.solarize[n] else picture
             yield made[n], pillow.to_tensor(picture)
-
-
-def torchvision_policy(recipe: dict, view: int) -> Callable:
-    """Return the recipe's view as torchvision's transforms of Pillow pictures."""
-    augment, policy = recipe["augment"], recipe["augment"]["views"][view]
-    crop, jitter, blur, solarize = (policy[key] for key in ("crop", "jitter", "blur", "solarize"))
-    size, mode = augment["size"], InterpolationMode.BICUBIC
-    colours = transforms.ColorJitter(*(jitter[key] for key in ("brightness", "contrast", "saturation", "hue")))
-    steps = [
-        transforms.RandomResizedCrop(size, tuple(crop["scale"]), tuple(crop["ratio"]), interpolation=mode),
-        transforms.RandomHorizontalFlip(policy["flip"]),
-        transforms.RandomApply([colours], jitter["p"]),
-        transforms.RandomGrayscale(policy["grayscale"]),
-        transforms.RandomApply([transforms.GaussianBlur(blur["kernel"], tuple(blur["sigma"]))], blur["p"]),
-        transforms.RandomSolarize(128, solarize["p"] if solarize else 0.0),
-        transforms.ToTensor(),
-        transforms.Normalize(augment["mean"], augment["std"]),
-    ]
-    return transforms.Compose(steps)
-
-
-def in_turn(ours: Callable, theirs: Callable, pairs: int) -> tuple[float, float]:
-    """Return the median seconds of each, measured in turn after one run of each to warm up."""
-    ours(), theirs()
-    seconds: dict[Callable, list[float]] = {ours: [], theirs: []}
-    for _ in range(pairs):
-        for run, taken in seconds.items():
-            began = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - began)
-    return statistics.median(seconds[ours]), statistics.median(seconds[theirs])
-
-
-def report(name: str, ours: float, theirs: float, count: int, unit: str) -> None:
-    print(f"{name}: ours {count / ours:,.0f} {unit}, torchvision's {count / theirs:,.0f}: {theirs / ours:.2f} times")
-
-
-def noise(count: int, height: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, height, width), np.uint8))
-
-
-def smooth(count: int, height: int, width: int) -> torch.Tensor:
-    return resize(noise(count, height // 4, width // 4), [height, width], interpolation=InterpolationMode.BICUBIC)
-
-
-def made_tree(folder: Path) -> Path:
-    """Write 64 JPEGs of ImageNet's mean size and weight."""
-    (folder / "train" / "class").mkdir(parents=True)
-    for number, image in enumerate(smooth(64, HEIGHT + 1, WIDTH)):
-        (folder / "train" / "class" / f"{number}.jpg").write_bytes(bytes(encode_jpeg(image, QUALITY).numpy()))
-    return folder
 
 
 if __name__ == "__main__":

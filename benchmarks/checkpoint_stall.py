@@ -8,14 +8,13 @@ alternately in the background and waiting for the disk. No images are read and n
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
-
+import measuring
 import torch
 
 from selfsup.job.attempt import Attempt
@@ -32,30 +31,62 @@ IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "digits": 1_437}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=sorted(IMAGES), default="imagenet")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--recipe", choices=sorted(IMAGES), help="default imagenet, quick cifar10")
+    parser.add_argument("--rounds", type=int, help="default 5, quick 2")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        training = whole_state(load_recipe(arguments.recipe), device, Path(name), IMAGES[arguments.recipe])
-        attempt = Attempt(Path(name), stage="benchmark", goal="its end", fingerprint="")
-        with attempt:
-            attempt.begin(0, 1)
-            waits = measure_saves(training, Saver(training.ranks, attempt, MINUTES), arguments.rounds)
-        background, synchronous = (statistics.median(waits[wait]) for wait in (False, True))
-        path = max(training.run.partial.glob("*.pt"))
-        size = path.stat().st_size / 1e6
-        reading, resuming = measure_resume(training, path, arguments.rounds)
-    print(f"\n{arguments.recipe} on {device}: a checkpoint of {size:.0f} MB, median of {arguments.rounds}")
-    print(f"training waits {background:.3f} s in the background, {synchronous:.3f} s for the disk")
-    print(f"ratio to the {MINUTES} minutes between two: {background / (60 * MINUTES):.5%} (wanted under 1 %)")
-    print(f"resume: {reading:.2f} s to read and check the file, {resuming:.2f} s beyond it (wanted under 2 s)")
+    with measuring.report("checkpoint_stall", parser) as (report, arguments):
+        recipe = arguments.recipe or ("cifar10" if arguments.quick else "imagenet")
+        rounds = arguments.rounds or (2 if arguments.quick else 5)
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            measure(report, recipe, arguments.device, Path(name), rounds)
+
+
+def measure(report: measuring.Report, recipe: str, device: torch.device, folder: Path, rounds: int) -> None:
+    memory = measuring.PeakMemory(device)
+    training = whole_state(load_recipe(recipe), device, folder, IMAGES[recipe])
+    attempt = Attempt(folder, stage="benchmark", goal="its end", fingerprint="")
+    memory.reset()
+    with attempt:
+        attempt.begin(0, 1)
+        waits = measure_saves(training, Saver(training.ranks, attempt, MINUTES), rounds)
+    peak = memory.bytes()
+    background, synchronous = (statistics.median(waits[wait]) for wait in (False, True))
+    path = max(training.run.partial.glob("*.pt"))
+    size = path.stat().st_size
+    reading, resuming = measure_resume(training, path, rounds)
+    report.say(
+        f"{recipe}: a checkpoint of {size / 1e6:.0f} MB, median of {rounds}", recipe=recipe, checkpoint_bytes=size
+    )
+    report.say(
+        f"training waits {background:.3f} s in the background, {synchronous:.3f} s for the disk; "
+        f"peak memory beyond the training's own {peak / 1e6:.0f} MB",
+        background_s=background,
+        synchronous_s=synchronous,
+        peak_bytes=peak,
+    )
+    share = background / (60 * MINUTES)
+    report.say(f"ratio to the {MINUTES} minutes between two: {share:.5%} (wanted under 1 %)", share=share)
+    report.say(
+        f"resume: {reading:.2f} s to read and check the file, {resuming:.2f} s beyond it (wanted under 2 s)",
+        reading_s=reading,
+        resuming_s=resuming,
+    )
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A split of which only the number of images is known."""
+
+    count: int
+    raw: None = None
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def whole_state(recipe: dict, device: torch.device, folder: Path, images: int) -> Pretraining:
     """Return a pretraining as after its first step, momentum buffers included."""
-    store = types.SimpleNamespace(train=range(images), fingerprint="none", folder=folder)
+    store = types.SimpleNamespace(train=Unread(images), fingerprint="none", folder=folder)
     compute = Compute(Ranks(), device, "fp32", torch.get_num_threads(), 0)
     training = Pretraining(Run(recipe, 0, 1, store, folder, compute, MINUTES))
     for one in training.treatments:
@@ -88,8 +119,7 @@ def measure_resume(training: Pretraining, path: Path, rounds: int) -> tuple[floa
         read = time.perf_counter()
         again = Pretraining(training.run)
         again.restore(path, state)
-        if again.run.compute.device.type == "cuda":
-            torch.cuda.synchronize()
+        measuring.synchronize()
         readings.append(read - began)
         rests.append(time.perf_counter() - read)
     return statistics.median(readings), statistics.median(rests)

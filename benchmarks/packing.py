@@ -14,98 +14,65 @@ import contextlib
 import io
 import os
 import shutil
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
-
+import measuring
 import numpy as np
 import torch
-from torchvision.io import encode_jpeg
-from torchvision.transforms.v2.functional import resize
+from pictures import jpegs, make_tree
 
 from selfsup.data.packing import threads
 from selfsup.data.sources import Packing, prepare
 from selfsup.data.store import decode
 
-CLASSES, CHUNK = 10, 16
+CHUNK = 16
 DECODING = ("decoding, threads", "decoding, processes")
-# ImageNet's training images: 110 KB and 500 x 375 pixels in the mean. Enlarged noise of quality 90 comes to that.
-HEIGHT, WIDTH, QUALITY = 375, 500, 90
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder whose pictures are taken, in any depth")
-    parser.add_argument("--count", type=int, default=10_000, help="pictures to pack; default 10000")
+    parser.add_argument("--count", type=int, help="pictures to pack; default 10000, quick 500")
     parser.add_argument("--cpus", type=int, default=2, help="cores; default 2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, ProcessPoolExecutor(arguments.cpus) as processes:
-        folder = Path(name)
-        files = make_tree(folder / "tree", list(pictures(arguments.images)), arguments.count)
-        contents = [file.read_bytes() for file in files]
-        size = sum(map(len, contents)) / 1e6
-        with threads(arguments.cpus) as pool:
-            ways = {
-                DECODING[0]: lambda: decode_all(pool, contents),
-                DECODING[1]: lambda: decode_all(processes, files),
-                "reading and writing alone": lambda: copy_all(files, folder / "copy"),
-                "packing": lambda: pack_all(folder, arguments.cpus),
-            }
-            seconds = measure(ways, arguments.rounds)
-    print(f"{len(files):,} images, {size:.0f} MB, {arguments.cpus} cores, median of {arguments.rounds} rounds")
-    for way, (wall, cpu) in seconds.items():
-        rate = f"{len(files) / wall:8,.0f} images/s {size / wall:6,.0f} MB/s"
-        print(f"{way:26} {rate}   {wall:.2f} s, of processors {cpu:.2f} s")
-    decoding = min((seconds[way] for way in DECODING), key=lambda pair: pair[0])
-    copying, packing = seconds["reading and writing alone"], seconds["packing"]
-    limit, name = max((decoding, "the decoder"), (copying, "the disk"))
-    own = "" if limit is seconds["decoding, processes"] else f"; of processor time {limit[1] / packing[1]:.2f}"
-    print(f"what binds: {name}; ratio {limit[0] / packing[0]:.2f}{own} (wanted 0.90)")
+    with (
+        measuring.report("packing", parser) as (report, arguments),
+        tempfile.TemporaryDirectory(dir=arguments.folder) as name,
+        ProcessPoolExecutor(arguments.cpus) as processes,
+    ):
+        count = arguments.count or (500 if arguments.quick else 10_000)
+        files = make_tree(Path(name) / "tree", list(jpegs(arguments.images)), {"train": count, "test": count // 20})
+        measure(report, files, Path(name), processes, arguments)
 
 
-def measure(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return each way's median seconds, and this process's processor seconds.
-
-    The ways take turns, and the first round, which fills caches, does not count.
-    """
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for number in range(-1, rounds):
-        for way, run in ways.items():
-            began = time.perf_counter(), time.process_time()
-            run()
-            if number >= 0:
-                seconds[way].append((time.perf_counter() - began[0], time.process_time() - began[1]))
-    return {way: tuple(map(statistics.median, zip(*pairs, strict=True))) for way, pairs in seconds.items()}
-
-
-def pictures(folder: Path | None) -> Iterator[bytes]:
-    """Yield the content of the picture files in `folder`, or 100 made ones."""
-    if folder:
-        yield from (path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg"))
-        return
-    random = np.random.default_rng(0)
-    for _ in range(100):
-        noise = torch.from_numpy(random.integers(0, 256, (3, HEIGHT // 3, WIDTH // 3), np.uint8))
-        yield encode_jpeg(resize(noise, [HEIGHT, WIDTH], antialias=True), quality=QUALITY).numpy().tobytes()
-
-
-def make_tree(root: Path, contents: list[bytes], count: int) -> list[Path]:
-    files = []
-    for split, number in (("train", count), ("test", count // 20)):
-        for index in range(number):
-            file = root / split / f"class{index % CLASSES}" / f"{index:06}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(contents[index % len(contents)])
-            files.append(file)
-    return files
+def measure(
+    report: measuring.Report, files: list[Path], folder: Path, processes: Executor, arguments: argparse.Namespace
+) -> None:
+    contents = [file.read_bytes() for file in files]
+    size = sum(map(len, contents)) / 1e6
+    with threads(arguments.cpus) as pool:
+        ways = {
+            DECODING[0]: lambda: decode_all(pool, contents),
+            DECODING[1]: lambda: decode_all(processes, files),
+            "reading and writing alone": lambda: copy_all(files, folder / "copy"),
+            "packing": lambda: pack_all(folder, arguments.cpus),
+        }
+        taken = measuring.in_turn(ways, arguments.rounds)
+    report.say(f"{len(files):,} images, {size:.0f} MB, {arguments.cpus} cores, median of {arguments.rounds} rounds")
+    for way, seconds in taken.items():
+        rate = f"{len(files) / seconds.wall:8,.0f} images/s {size / seconds.wall:6,.0f} MB/s"
+        text = f"{way:26} {rate}   {seconds.wall:.2f} s, of processors {seconds.processor:.2f} s"
+        report.say(text, **{way: {"images_per_s": len(files) / seconds.wall, "processor_s": seconds.processor}})
+    decoding = min((taken[way] for way in DECODING), key=lambda seconds: seconds.wall)
+    copying, packing = taken["reading and writing alone"], taken["packing"]
+    limit, name = max((decoding, "the decoder"), (copying, "the disk"), key=lambda pair: pair[0].wall)
+    of_time = measuring.ratio(limit, packing)
+    known = limit is not taken[DECODING[1]]  # other processes' seconds are not counted
+    own = f"; of processor time {limit.processor / packing.processor:.2f}" if known else ""
+    report.say(f"what binds: {name}; ratio {of_time:.2f}{own} (wanted 0.90)", binds=name, ratio=of_time)
 
 
 def decode_all(pool: Executor, sources: list) -> None:
@@ -122,7 +89,6 @@ def decode_chunk(chunk: list[bytes | Path]) -> None:
 
 
 def copy_all(files: list[Path], target: Path) -> None:
-
     with open(target, "wb") as out:
         for file in files:
             out.write(file.read_bytes())

@@ -11,17 +11,15 @@ docs/data.md says what came out and why the store is as it is.
 
 import argparse
 import importlib.util
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
-
+import measuring
 import numpy as np
-from packing import pictures
+from pictures import jpegs
 
 from selfsup.data.store import PackedStore, StoreWriter, write_bytes_header
 
@@ -35,14 +33,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000, help="pictures; default 5000")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
-    arguments = parser.parse_args()
-    some = list(pictures(arguments.images))
-    contents = [some[index % len(some)] for index in range(arguments.count)]
+    with measuring.report("store_formats", parser) as (report, arguments):
+        some = list(jpegs(arguments.images))
+        compare(report, [some[index % len(some)] for index in range(arguments.count)], arguments)
+
+
+def compare(report: measuring.Report, contents: list[bytes], arguments: argparse.Namespace) -> None:
     size, readers, written = sum(map(len, contents)), {}, {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         for label, (package, write) in FORMATS.items():
             if package and not importlib.util.find_spec(package):
-                print(f"{label}: {package} is not installed")
+                report.say(f"{label}: {package} is not installed")
                 continue
             folder = Path(name) / label.replace(" ", "_")
             folder.mkdir()
@@ -52,12 +53,14 @@ def main() -> None:
             written[label] = seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         check(readers, contents)
         reads = measure(readers, np.random.default_rng(0).permutation(len(contents)), arguments.rounds)
-    print(f"{len(contents):,} pictures, {size / 1e6:.0f} MB, median of {arguments.rounds} rounds")
-    for label, seconds in reads.items():
-        writing, stored = written[label]
-        print(
-            f"{label:20} read {1e6 * seconds:7.1f} µs a picture  ratio {seconds / reads[STORE]:6.2f}   "
-            f"written at {size / 1e6 / writing:6,.0f} MB/s   size {stored / size:.3f}"
+    report.say(f"{len(contents):,} pictures, {size / 1e6:.0f} MB, median of {arguments.rounds} rounds")
+    for label, taken in reads.items():
+        (writing, stored), seconds = written[label], taken.wall / len(contents)
+        times = measuring.ratio(taken, reads[STORE])
+        report.say(
+            f"{label:20} read {1e6 * seconds:7.1f} µs a picture  ratio {times:6.2f}   "
+            f"written at {size / 1e6 / writing:6,.0f} MB/s   size {stored / size:.3f}",
+            **{label: {"read_s": seconds, "ratio": times, "write_s": writing, "bytes": stored}},
         )
 
 
@@ -70,17 +73,14 @@ def check(readers: dict[str, Read], contents: list[bytes]) -> None:
                 raise SystemExit(f"{label}: picture {index} has changed")
 
 
-def measure(readers: dict[str, Read], order: np.ndarray, rounds: int) -> dict[str, float]:
-    """Return each format's median seconds a picture; the first round, which fills caches, does not count."""
-    seconds: dict[str, list[float]] = {label: [] for label in readers}
-    for number in range(-1, rounds):
-        for label, read in readers.items():
-            began = time.perf_counter()
-            for index in order.tolist():
-                read(index)
-            if number >= 0:
-                seconds[label].append((time.perf_counter() - began) / len(order))
-    return {label: statistics.median(times) for label, times in seconds.items()}
+def measure(readers: dict[str, Read], order: np.ndarray, rounds: int) -> dict[str, measuring.Taken]:
+    """Return what reading every picture once took in each format."""
+
+    def read_all(read: Read) -> None:
+        for index in order.tolist():
+            read(index)
+
+    return measuring.in_turn({label: partial(read_all, read) for label, read in readers.items()}, rounds)
 
 
 def packed_store(folder: Path, contents: list[bytes]) -> Read:
