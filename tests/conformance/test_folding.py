@@ -89,7 +89,7 @@ def test_the_headlines_test_features_are_the_encoders_own_in_fp32(tiny_store, ti
     pictures = centre_view(tiny_recipe, map(tiny_store.test.image, range(19)))
     wanted = encoder(pictures)
     assert one._test_features.equal(wanted) and one.changed_predictions() == 0
-    fast = one._features(pictures)
+    fast = one.features(pictures)
     assert fast.dtype == torch.float32 and fast.equal(fast.bfloat16().float()) and not fast.equal(wanted)
     torch.testing.assert_close(fast, wanted, rtol=0, atol=0.05 * wanted.abs().max().item())
 
@@ -100,9 +100,9 @@ def test_predictions_that_a_faster_test_forward_changes_are_counted(tiny_store, 
     one = evaluation(encoder, tiny_store, recipe, compute=on_cpu(precision="bf16"))
     evaluate(one, tmp_path)
     pictures = centre_view(tiny_recipe, map(tiny_store.test.image, range(19)))
-    assert one._test_features.equal(one._features(pictures))
+    assert one._test_features.equal(one.features(pictures))
     # Two classes, by the first feature and a threshold between an image's exact and fast one.
-    exact, fast = encoder(pictures)[:, 0], one._features(pictures)[:, 0]
+    exact, fast = encoder(pictures)[:, 0], one.features(pictures)[:, 0]
     thresholds = (exact + fast) / 2
     changed = [int(((exact > t) != (fast > t)).sum()) for t in thresholds]
     assert max(changed) > 0

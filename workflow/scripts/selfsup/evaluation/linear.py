@@ -61,14 +61,17 @@ class LinearEvaluation:
     ):
         self.compute, self.step, self.rows, self.further_rows = compute, 0, [], []
         self._encoder, self._linear, self._identity = encoder, recipe["linear"], dict(identity)
-        self._features = FrozenFeatures(encoder, compute)
+        channels_last = getattr(compute, "channels_last", True)
+        self.features = FrozenFeatures(
+            encoder, device=compute.device, precision=compute.precision, channels_last=channels_last
+        )
         self._n_test = len(store.test)
         ranks = compute.ranks
-        self._batches = Batches(
+        self.batches = Batches(
             store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size, device=compute.device
         )
-        self._make_views = ViewMaker(store.train, recipe, compute.device)
-        self.steps_per_epoch = self._batches.steps_per_epoch
+        self.make_views = ViewMaker(store.train, recipe, compute.device)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self._linear["epochs"]
         if self.total_steps == 0:
             raise PermanentError(
@@ -106,8 +109,8 @@ class LinearEvaluation:
             return
         began, first = time.monotonic(), self.step
         pinned = self.compute.device.type == "cuda"
-        for batch in self._batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
-            rate = self._train_step(batch)
+        for batch in self.batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
+            rate = self.train_step(batch)
             attempt.at(self.step)
             epoch, place = divmod(self.step, self.steps_per_epoch)
             if place == 0:
@@ -164,21 +167,21 @@ class LinearEvaluation:
             pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
             exact.append(self._encoder(pictures))
             if self._linear["test_precision"] == "compute":
-                fast.append(self._features(pictures))
+                fast.append(self.features(pictures))
             attempt.alive(f"test image {start}")
         self._exact_test_features = torch.cat(exact)
         self._test_features = torch.cat(fast) if fast else self._exact_test_features
         self._test_labels = torch.from_numpy(split.labels[mine]).to(compute.device)
         return True
 
-    def _train_step(self, batch: Batch) -> float:
+    def train_step(self, batch: Batch) -> float:
         """Do one step and return its learning rate; `_losses` grows by this rank's share of the mean cross entropy."""
         compute, linear = self.compute, self._linear
         rate = learning_rate(
             batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
         )
-        pictures, labels = self._make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
-        features = self._features(pictures)
+        pictures, labels = self.make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
+        features = self.features(pictures)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         # The sum over the global batch's size, not the mean over this rank's part: a short last batch has uneven parts.

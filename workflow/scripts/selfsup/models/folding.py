@@ -20,10 +20,10 @@ def fold_batch_norms(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     if network.training:
         raise ValueError("batch norms can be folded in eval mode only: call .eval() before")
-    folded = copy.deepcopy(network).requires_grad_(False).double()
+    folded = copy.deepcopy(network).requires_grad_(False)
     for convolution, norm in list(_pairs(folded)):
-        fused = fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm))
-        folded.set_submodule(convolution, fused)
+        fused = fuse_conv_bn_eval(folded.get_submodule(convolution).double(), folded.get_submodule(norm).double())
+        folded.set_submodule(convolution, fused.to(dtype))
         folded.set_submodule(norm, nn.Identity())
     return folded.to(dtype)
 
