@@ -60,6 +60,13 @@ def test_folding_does_not_add_to_the_error_of_bf16(encoder):
     assert folded.dtype == torch.bfloat16 and 0 < errors[0] < 2 * errors[1]
 
 
+def test_folded_weights_are_rounded_once():
+    encoder = trained_encoder("cifar10", {"width": 8}).float()
+    wanted = fold_batch_norms(encoder.double(), torch.float64).state_dict()
+    found = fold_batch_norms(encoder.float(), torch.float32).state_dict()
+    assert wanted.keys() == found.keys() and all(wanted[name].float().equal(found[name]) for name in wanted)
+
+
 def test_a_batch_norm_stays_where_the_convolutions_output_has_another_use():
     class Twice(nn.Module):
         def __init__(self):
