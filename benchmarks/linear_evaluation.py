@@ -78,7 +78,7 @@ def forms(precision: str) -> dict[str, Form]:
         SHIPPED: shipped,
         PLAIN: Form("fp32", fold=False, cast_once=False, channels_last=False),
         "without folding": replace(shipped, fold=False, cast_once=False),
-        f"without {precision}": replace(shipped, precision="fp32"),
+        "in fp32": replace(shipped, precision="fp32"),
         "without channels-last": replace(shipped, channels_last=False),
         "without casting once": replace(shipped, cast_once=False),
         f"{len(RATES)} further rates": replace(shipped, further=len(RATES)),
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=sorted(SIZES), action="append", help="default: both")
     parser.add_argument("--rounds", type=int, default=5, help="how often each form is measured, in turn")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp16"], help="default: bf16 on a CPU, else auto")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -105,7 +105,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one recipe's forms, print a line for each, and return the figures."""
     torch.set_num_threads(options.threads)
     device = choose_device(options.device, 0)
-    precision = choose_precision(options.precision or ("bf16" if device.type == "cpu" else "auto"), device)
+    precision = choose_precision(options.precision, device)
     size = SIZES[name]
     images = QUICK_IMAGES if options.quick else size.images_cpu if device.type == "cpu" else size.images_gpu
     kinds = forms(precision)
@@ -148,9 +148,9 @@ def one_step(
     further = [{"peak_lr": rate, "initial_weights": 0} for rate in RATES[: form.further]]
     recipe = load_recipe(name, {"linear": {"batch": images, "further": further}})
     encoder = initial_backbone(recipe, 0).eval().requires_grad_(False).to(device)
-    compute = Compute(Ranks(), device, form.precision, threads, 0)
+    compute = Compute(Ranks(), device, form.precision, threads, 0, channels_last=form.channels_last)
     evaluation = LinearEvaluation(encoder, PackedStore(folder), recipe, seed=0, compute=compute, identity={})
-    evaluation.features = features(encoder, form, device)
+    evaluation.features = features(encoder, form, compute)
 
     def step() -> None:
         evaluation.train_step(evaluation.batches[evaluation.step])
@@ -160,17 +160,16 @@ def one_step(
     return step
 
 
-def features(encoder: Backbone, form: Form, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+def features(encoder: Backbone, form: Form, compute: Compute) -> Callable[[torch.Tensor], torch.Tensor]:
     if form.fold and form.cast_once:
-        return FrozenFeatures(encoder, device=device, precision=form.precision, channels_last=form.channels_last)
-    layout = torch.channels_last if form.channels_last else torch.contiguous_format
+        return FrozenFeatures(encoder, compute)
     network = fold_batch_norms(encoder, torch.float32) if form.fold else encoder
-    network = network.to(memory_format=layout)
+    network = network.to(memory_format=compute.memory_format)
 
     @torch.no_grad()
     def forward(pictures: torch.Tensor) -> torch.Tensor:
-        with autocast(device, form.precision):
-            return network(pictures.to(memory_format=layout)).float()
+        with autocast(compute.device, compute.precision):
+            return network(pictures.to(memory_format=compute.memory_format)).float()
 
     return forward
 

@@ -101,6 +101,15 @@ def test_the_headlines_test_features_are_the_encoders_own_in_fp32(tiny_store, ti
     torch.testing.assert_close(fast, wanted, rtol=0, atol=0.05 * wanted.abs().max().item())
 
 
+def test_the_headlines_test_forward_is_full_fp32_where_tf32_is_allowed(tiny_store, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    encoder = trained_encoder("digits", TINY["model"]).float().requires_grad_(False)
+    one, seen = evaluation(encoder, tiny_store, tiny_recipe), []
+    encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    evaluate(one, tmp_path)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_predictions_that_a_faster_test_forward_changes_are_counted(tiny_store, tiny_recipe, tmp_path):
     encoder = trained_encoder("digits", TINY["model"]).float().requires_grad_(False)
     recipe = merge(tiny_recipe, {"linear": {"test_precision": "compute"}})

@@ -3,20 +3,20 @@
 import torch
 
 from selfsup.models import Backbone, fold_batch_norms
+from selfsup.training.compute import Compute
 from selfsup.training.device import DTYPES
 
 
 class FrozenFeatures:
-    """A frozen encoder with its batch norms folded, in one precision and layout of memory.
+    """A frozen encoder with its batch norms folded, in the precision and layout that a job computes with.
 
     Its weights are cast once: autocast would cast those of a frozen network anew in every forward pass.
     """
 
-    def __init__(self, encoder: Backbone, *, device: torch.device, precision: str, channels_last: bool):
-        """encoder: in eval mode; a copy is taken. precision: "bf16", "fp16" or "fp32"."""
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._dtype = DTYPES.get(precision, torch.float32)
-        self._network = fold_batch_norms(encoder, self._dtype).to(device, memory_format=self._format)
+    def __init__(self, encoder: Backbone, compute: Compute):
+        """encoder: in eval mode; a copy is taken."""
+        self._format, self._dtype = compute.memory_format, DTYPES.get(compute.precision, torch.float32)
+        self._network = fold_batch_norms(encoder, self._dtype).to(compute.device, memory_format=self._format)
 
     @torch.no_grad()
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from selfsup.models import Backbone, seeded_weights
 from selfsup.optim import learning_rate
 from selfsup.training.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
 from selfsup.training.compute import Compute
+from selfsup.training.device import full_fp32
 from selfsup.training.distributed import Ranks
 from selfsup.training.saving import Decision, Saver
 
@@ -61,10 +62,7 @@ class LinearEvaluation:
     ):
         self.compute, self.step, self.rows, self.further_rows = compute, 0, [], []
         self._encoder, self._linear, self._identity = encoder, recipe["linear"], dict(identity)
-        channels_last = getattr(compute, "channels_last", True)
-        self.features = FrozenFeatures(
-            encoder, device=compute.device, precision=compute.precision, channels_last=channels_last
-        )
+        self.features = FrozenFeatures(encoder, compute)
         self._n_test = len(store.test)
         ranks = compute.ranks
         self.batches = Batches(
@@ -165,7 +163,8 @@ class LinearEvaluation:
             if ranks.any(attempt.stop.reason is not None):
                 return False
             pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
-            exact.append(self._encoder(pictures))
+            with full_fp32():
+                exact.append(self._encoder(pictures))
             if self._linear["test_precision"] == "compute":
                 fast.append(self.features(pictures))
             attempt.alive(f"test image {start}")
