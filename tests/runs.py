@@ -2,6 +2,7 @@
 
 import torch
 
+from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.segments import boundary_name
@@ -9,6 +10,7 @@ from selfsup.training import checkpoint
 from selfsup.training.compute import Compute
 from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Run, train_segment
+from selfsup.training.saving import Saver
 
 
 def on_cpu(
@@ -68,3 +70,17 @@ def equal_states(one: dict, other: dict) -> bool:
         for key, value in other["optimizer"]["state"].items()
     ]
     return all(tensors + momenta) and one["method"].keys() == other["method"].keys() and one["step"] == other["step"]
+
+
+def evaluation(encoder, store, recipe, encoder_name="a test", compute=None) -> LinearEvaluation:
+    return LinearEvaluation(encoder, store, recipe, seed=0, compute=compute or on_cpu(), identity={"of": encoder_name})
+
+
+def evaluate(one: LinearEvaluation, folder, stop=None, minutes=60.0) -> list[dict]:
+    ranks, stage = one.compute.ranks, "linear evaluation"
+    place = Place(ranks.rank, ranks.size)
+    with Attempt(folder, stage=stage, goal="its end", fingerprint="a test", place=place, stop=stop) as attempt:
+        saver = Saver(ranks, attempt, minutes)
+        rows = list(one.train(attempt, saver, folder / "partial"))
+        saver.finish()
+        return rows

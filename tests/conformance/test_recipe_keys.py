@@ -28,7 +28,7 @@ BASE = merge(
     {
         "epochs": 2,
         "augment": {"views": {0: BUSY, 1: BUSY}},
-        "linear": {"train_view": BUSY},
+        "linear": {"train_view": BUSY, "further": [{"peak_lr": 0.1, "initial_weights": 1}]},
         "byol": {"predictor": {"hidden": 12}},
     },
 )
@@ -121,6 +121,8 @@ EVALUATION = {
     "linear.test.crop": {"linear": {"test": {"crop": 7}}},
     "linear.test.interpolation": {"linear": {"test": {"interpolation": "bilinear"}}},
     "linear.test_precision": {"linear": {"test_precision": "compute"}},
+    "linear.further.*.peak_lr": {"linear": {"further": {0: {"peak_lr": 0.4}}}},
+    "linear.further.*.initial_weights": {"linear": {"further": {0: {"initial_weights": 2}}}},
     **{f"linear.train_view.{key}": {"linear": {"train_view": change}} for key, change in VIEW.items()},
 }
 # One value each so far: what is looked up by them.
@@ -181,7 +183,7 @@ def trained(tiny_store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_store, tmp_path_factory):
-    """A function of changes: the digest of a linear evaluation's classifier, losses, accuracies, test features."""
+    """A function of changes: the digest of a linear evaluation's classifiers, losses, accuracies, test features."""
 
     def evaluate(recipe: dict) -> str:
         folder = tmp_path_factory.mktemp("evaluation")
@@ -191,7 +193,8 @@ def evaluated(tiny_store, tmp_path_factory):
         with Attempt(folder, stage="linear evaluation", goal="its end", fingerprint="a test") as attempt:
             rows = list(one.train(attempt, Saver(one.compute.ranks, attempt, 60), folder / "partial"))
         figures = [[row[key] for key in ("epoch", "lr", "train_loss", "top1", "top5")] for row in rows]
-        return digest([torch.tensor(figures), *one._classifier.state_dict().values(), one._test_features])
+        classifiers = [*one._classifier.state_dict().values(), *one._further.state_dict().values()]
+        return digest([torch.tensor(figures), *classifiers, one._test_features])
 
     return remembering(evaluate)
 

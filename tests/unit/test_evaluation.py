@@ -5,29 +5,15 @@ import pandas as pd
 import pytest
 import torch
 
-from runs import StopAfter, on_cpu
+from runs import StopAfter, evaluate, evaluation
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.layout import to_latex, to_markdown
-from selfsup.evaluation.linear import LinearEvaluation, protocol
+from selfsup.evaluation.linear import protocol
 from selfsup.evaluation.metrics import top_k_hits
 from selfsup.evaluation.table import Row, make_table, read_table, to_csv
-from selfsup.job.attempt import Attempt
 from selfsup.job.ledger import Ledger
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.training.saving import Saver
-
-
-def evaluation(encoder, store, recipe, encoder_name="a test", compute=None) -> LinearEvaluation:
-    return LinearEvaluation(encoder, store, recipe, seed=0, compute=compute or on_cpu(), identity={"of": encoder_name})
-
-
-def evaluate(one: LinearEvaluation, folder, stop=None, minutes=60.0) -> list[dict]:
-    with Attempt(folder, stage="linear evaluation", goal="its end", fingerprint="a test", stop=stop) as attempt:
-        saver = Saver(one.compute.ranks, attempt, minutes)
-        rows = list(one.train(attempt, saver, folder / "partial"))
-        saver.finish()
-        return rows
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

@@ -5,8 +5,9 @@
 
 One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
 checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %),
-<output>/history.csv (a line per epoch) and ledger.csv, and adds the figures to the encoder's card. Exit status as
-pretrain.py's.
+<output>/history.csv (a line per epoch) and ledger.csv, and adds the figures to the encoder's card; with the recipe's
+linear.further also <output>/further.csv (a line per classifier: peak_lr, initial_weights, top-1 and top-5 of the last
+epoch, empty where it diverged). Exit status as pretrain.py's.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
-from selfsup.recipe import canonical, parse_recipe
+from selfsup.recipe import canonical, evaluation_part, parse_recipe
 
 
 def main() -> int:
@@ -39,15 +40,15 @@ def main() -> int:
 
 
 def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
-    """Return 64 hexadecimal digits that name an evaluation: recipe, seed, and the encoder's weights by their checksum.
+    """Return 64 hexadecimal digits that name an evaluation: its part of the recipe, the seed, the encoder's checksum.
 
-    Not its whole card, to which an evaluation adds its figures.
+    Not the encoder's whole card, to which an evaluation adds its figures.
     """
     try:
         weights = json.loads(encoder.with_suffix(".json").read_text())["encoder_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         weights = ""  # reading the encoder will say what is wrong
-    text = canonical({"recipe": recipe, "seed": seed, "encoder": weights})
+    text = canonical({"recipe": evaluation_part(recipe), "seed": seed, "encoder": weights})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -79,8 +80,13 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
         for row in evaluation.train(attempt, saver, partial):
             if place.is_main:
                 tell(row)
+    if evaluation.finished and recipe["linear"]["test_precision"] == "compute":
+        changed = evaluation.changed_predictions()
+        if place.is_main:
+            print(f"{changed} of {len(store.test)} predictions differ from those of a test forward in fp32", flush=True)
     if place.is_main:
         if evaluation.finished:
+            write_further(arguments.output / "further.csv", evaluation.further_rows)
             write_results(arguments.output, arguments.encoder, evaluation.rows, card, recipe, store, arguments.seed)
             attempt.saved(evaluation.step)
             prune(partial)
@@ -140,6 +146,16 @@ def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, rec
     write_atomically(folder / "metrics.csv", pd.DataFrame([metrics]).to_csv(index=False))
     told = ("top1", "top5", "n_test", "seed", "protocol", "dataset_fingerprint")
     note_evaluation(encoder, "linear", {key: metrics[key] for key in told})
+
+
+def write_further(path: Path, rows: list[dict]) -> None:
+    """Write the further classifiers' rows; a file of an evaluation that had some goes when there are none."""
+    import pandas as pd
+
+    if rows:
+        write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
+    else:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def permutation(seed: int, stream: Stream, *, epoch: int, size: int) -> np.ndarr
     return np.argsort((drawn[:, 0] << _SHIFT) | drawn[:, 1], kind="stable")
 
 
-def torch_seed(seed: int, stream: Stream, purpose: int = 0) -> int:
-    """Return a seed for torch's CPU generator, which draws initial weights: 63 bits of (seed, stream, purpose)."""
-    drawn = words(seed, stream, epoch=0, indices=np.zeros(1, np.int64), operation=purpose)[0]
+def torch_seed(seed: int, stream: Stream, purpose: int = 0, draw: int = 0) -> int:
+    """Return a seed for torch's CPU generator, which draws initial weights: 63 bits of what is given."""
+    drawn = words(seed, stream, epoch=0, indices=np.array([draw]), operation=purpose)[0]
     return (int(drawn[0]) << 31) ^ int(drawn[1])

@@ -176,6 +176,9 @@ def _contradictions(recipe: Mapping) -> Iterator[str]:
         yield f"augment.views has {len(augment['views'])} views, wanted 2 for BYOL"
     if augment["jitter_operations"] == "official" and augment["quantize"] != "none":
         yield "augment.jitter_operations is 'official', which works on floats: set augment.quantize: none"
+    for number, one in enumerate(linear["further"]):
+        if one["peak_lr"] < linear["lr_floor"]:
+            yield f"linear.further.{number}.peak_lr is {one['peak_lr']}, below the lr_floor of {linear['lr_floor']}"
     if linear["test"]["crop"] > linear["test"]["resize"]:
         test = linear["test"]
         yield f"linear.test.crop is {test['crop']}, larger than the resized picture of {test['resize']}"

@@ -1,6 +1,7 @@
 """Linear evaluation: a linear classifier on the frozen encoder (paper, section 6.5).
 
-The encoder stays in eval mode. The headline is the last epoch's; the best epoch is recorded and decides nothing.
+The encoder stays in eval mode. The headline is the last epoch's; the best epoch is recorded and decides nothing, nor do
+the classifiers with other learning rates or initial weights that may be trained beside it (`linear.further`).
 """
 
 import contextlib
@@ -18,13 +19,15 @@ from selfsup.augment import centre_view
 from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError
-from selfsup.evaluation.metrics import top_k_hits
+from selfsup.evaluation.features import FrozenFeatures
+from selfsup.evaluation.further import FurtherClassifiers
+from selfsup.evaluation.metrics import accuracy
 from selfsup.job.attempt import Attempt
 from selfsup.models import Backbone, seeded_weights
 from selfsup.optim import learning_rate
 from selfsup.training.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
 from selfsup.training.compute import Compute
-from selfsup.training.device import autocast
+from selfsup.training.device import full_fp32
 from selfsup.training.distributed import Ranks
 from selfsup.training.saving import Decision, Saver
 
@@ -40,10 +43,11 @@ def protocol(recipe: Mapping) -> str:
 
 
 class LinearEvaluation:
-    """The state of a linear evaluation: classifier, optimiser, rows so far. `step` counts its steps from 0.
+    """The state of a linear evaluation: classifiers, optimiser, rows so far. `step` counts its steps from 0.
 
     encoder: frozen, in eval mode, on the device. Test features are computed once a job: they and the encoder are fixed.
-    identity: what a saved state must share with this evaluation to be continued.
+    identity: what a saved state must share with this evaluation to be continued. further_rows: of the further
+    classifiers, once `finished`.
     """
 
     def __init__(
@@ -56,15 +60,16 @@ class LinearEvaluation:
         compute: Compute,
         identity: Mapping[str, Any],
     ):
-        self.compute, self.step, self.rows = compute, 0, []
+        self.compute, self.step, self.rows, self.further_rows = compute, 0, [], []
         self._encoder, self._linear, self._identity = encoder, recipe["linear"], dict(identity)
+        self.features = FrozenFeatures(encoder, compute)
         self._n_test = len(store.test)
         ranks = compute.ranks
-        self._batches = Batches(
+        self.batches = Batches(
             store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size, device=compute.device
         )
-        self._make_views = ViewMaker(store.train, recipe, compute.device)
-        self.steps_per_epoch = self._batches.steps_per_epoch
+        self.make_views = ViewMaker(store.train, recipe, compute.device)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self._linear["epochs"]
         if self.total_steps == 0:
             raise PermanentError(
@@ -72,10 +77,13 @@ class LinearEvaluation:
                 f"{store.folder}: make it smaller"
             )
         self._store, self._recipe = store, recipe
-        self._test_features = self._test_labels = torch.empty(0)
-        with seeded_weights(seed, 2):
-            self._classifier = nn.Linear(encoder.out_features, len(store.classes))
-        self._classifier.to(compute.device)
+        self._test_features = self._exact_test_features = self._test_labels = torch.empty(0)
+        draws = [0, *(one["initial_weights"] for one in self._linear["further"])]
+        classifiers = [_initial_classifier(seed, draw, encoder.out_features, len(store.classes)) for draw in draws]
+        self._classifier = classifiers[0].to(compute.device)
+        self._further = None
+        if self._linear["further"]:
+            self._further = FurtherClassifiers(classifiers[1:], self._linear, compute.device)
         self._optimizer = torch.optim.SGD(
             self._classifier.parameters(),
             lr=self._linear["peak_lr"],
@@ -99,14 +107,16 @@ class LinearEvaluation:
             return
         began, first = time.monotonic(), self.step
         pinned = self.compute.device.type == "cuda"
-        for batch in self._batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
-            rate = self._train_step(batch)
+        for batch in self.batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
+            rate = self.train_step(batch)
             attempt.at(self.step)
             epoch, place = divmod(self.step, self.steps_per_epoch)
             if place == 0:
                 images = (self.step - first) * self._linear["batch"]
                 self.rows.append(self._row(epoch, rate, images / (time.monotonic() - began)))
                 began, first = time.monotonic(), self.step
+                if self.finished and self._further is not None:
+                    self.further_rows = self._further.rows(*self._test_set())
                 yield self.rows[-1]
             if self.finished:
                 return
@@ -115,6 +125,15 @@ class LinearEvaluation:
                 self._save(partial, saver, wait=decision is Decision.STOP)
             if decision is Decision.STOP:
                 return
+
+    @torch.no_grad()
+    def changed_predictions(self) -> int:
+        """Return of how many test images the class is another one by the encoder in fp32, batch norms unfolded.
+
+        0 with `test_precision: fp32`. Collective.
+        """
+        classes = [self._classifier(one).argmax(1) for one in (self._test_features, self._exact_test_features)]
+        return int(self.compute.ranks.all_reduce((classes[0] != classes[1]).sum()))
 
     def resume(self, partial: Path) -> Path | None:
         """Continue from the newest state in `partial`, if it is of this evaluation; others are worth nothing."""
@@ -132,54 +151,69 @@ class LinearEvaluation:
 
     @torch.no_grad()
     def _extract_test_features(self, attempt: Attempt) -> bool:
-        """Compute this rank's part of the test features, each image on one rank. Returns False when asked to stop."""
+        """Compute this rank's part of the test features, each image on one rank. Returns False when asked to stop.
+
+        In fp32 by the encoder as it is; `test_precision: compute` has them made as the training's, and both kept.
+        """
         compute, split = self.compute, self._store.test
-        precision = "fp32" if self._linear["test_precision"] == "fp32" else compute.precision
         ranks = compute.ranks
         mine = np.arange(ranks.rank, len(split), ranks.size)
-        parts = []
+        exact, fast = [], []
         for start in range(0, -(-len(split) // ranks.size), TEST_BATCH):  # as often on every rank
             if ranks.any(attempt.stop.reason is not None):
                 return False
-            pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH]))
-            with autocast(compute.device, precision):
-                parts.append(self._encoder(pictures.to(compute.device)).float())
+            pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
+            with full_fp32():
+                exact.append(self._encoder(pictures))
+            if self._linear["test_precision"] == "compute":
+                fast.append(self.features(pictures))
             attempt.alive(f"test image {start}")
-        self._test_features = torch.cat(parts)
+        self._exact_test_features = torch.cat(exact)
+        self._test_features = torch.cat(fast) if fast else self._exact_test_features
         self._test_labels = torch.from_numpy(split.labels[mine]).to(compute.device)
         return True
 
-    def _train_step(self, batch: Batch) -> float:
+    def train_step(self, batch: Batch) -> float:
         """Do one step and return its learning rate; `_losses` grows by this rank's share of the mean cross entropy."""
         compute, linear = self.compute, self._linear
         rate = learning_rate(
             batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
         )
-        pictures, labels = self._make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
-        with torch.no_grad(), autocast(compute.device, compute.precision):
-            features = self._encoder(pictures)
+        pictures, labels = self.make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
+        features = self.features(pictures)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         # The sum over the global batch's size, not the mean over this rank's part: a short last batch has uneven parts.
-        share = F.cross_entropy(self._classifier(features.float()), labels, reduction="sum") / batch.total
+        share = F.cross_entropy(self._classifier(features), labels, reduction="sum") / batch.total
         (share * compute.ranks.size).backward()
         compute.ranks.average_gradients(self._classifier.parameters())
         self._optimizer.step()
         self._losses += share.detach()
+        if self._further is not None:
+            steps = {"images": batch.total, "step": batch.step, "total_steps": self.total_steps}
+            self._further.train_step(features, labels, **steps, ranks=compute.ranks)
         self.step += 1
         return rate
 
     def _row(self, epoch: int, rate: float, images_per_s: float) -> dict[str, float]:
         train_loss = float(self.compute.ranks.all_reduce(self._losses)) / self.steps_per_epoch
         self._losses = torch.zeros((), device=self.compute.device)
-        accuracy = _accuracy(self._classifier, self._test_features, self._test_labels, self._n_test, self.compute.ranks)
-        return {"epoch": epoch, "lr": rate, "train_loss": train_loss, **accuracy, "images_per_s": images_per_s}
+        features, *test = self._test_set()
+        with torch.no_grad():
+            top = accuracy(self._classifier(features), *test)
+        return {"epoch": epoch, "lr": rate, "train_loss": train_loss, **top, "images_per_s": images_per_s}
+
+    def _test_set(self) -> tuple[torch.Tensor, torch.Tensor, int, Ranks]:
+        """Return this rank's features and labels, how many images there are, and who has the others."""
+        return self._test_features, self._test_labels, self._n_test, self.compute.ranks
 
     def _save(self, partial: Path, saver: Saver, *, wait: bool) -> None:
         path, losses = partial / f"step_{self.step:09d}.pt", self.compute.ranks.all_gather(self._losses).cpu()
 
         def state() -> dict[str, Any]:
             parts = {"classifier": self._classifier.state_dict(), "optimizer": self._optimizer.state_dict()}
+            if self._further is not None:
+                parts["further"] = self._further.state_dict()
             return {"identity": self._identity, "step": self.step, "rows": list(self.rows), "losses": losses, **parts}
 
         saver.save(path, state, {"step": self.step}, wait=wait, then=lambda: prune(partial, keep=path))
@@ -187,6 +221,8 @@ class LinearEvaluation:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._classifier.load_state_dict(state["classifier"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._further is not None:
+            self._further.load_state_dict(state["further"])
         self.step, self.rows = state["step"], list(state["rows"])
         ranks, losses = self.compute.ranks, state["losses"]
         if len(losses) == ranks.size:
@@ -195,15 +231,6 @@ class LinearEvaluation:
             self._losses.copy_(losses.sum())
 
 
-@torch.no_grad()
-def _accuracy(
-    classifier: nn.Linear, features: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks
-) -> dict[str, float]:
-    logits = classifier(features)
-    counts = torch.tensor(
-        [len(labels), top_k_hits(logits, labels, 1), top_k_hits(logits, labels, 5)], device=features.device
-    )
-    counted, top1, top5 = ranks.all_reduce(counts).tolist()
-    if counted != images:
-        raise AssertionError(f"{counted} test images were counted, wanted each of {images} once")
-    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
+def _initial_classifier(seed: int, draw: int, features: int, classes: int) -> nn.Linear:
+    with seeded_weights(seed, 2, draw):
+        return nn.Linear(features, classes)

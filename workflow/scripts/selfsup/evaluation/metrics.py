@@ -3,6 +3,7 @@
 import torch
 
 from selfsup.errors import PermanentError
+from selfsup.training.distributed import Ranks
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> int:
@@ -19,3 +20,15 @@ def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> int:
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
     return int((ahead.sum(dim=1) < k).sum())
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks) -> dict[str, float]:
+    """Return top1 and top5 in % over all ranks' parts of a test set of so many images. Collective.
+
+    Raises AssertionError unless the parts have that many images together, PermanentError as `top_k_hits` does.
+    """
+    hits = [len(labels), top_k_hits(logits, labels, 1), top_k_hits(logits, labels, 5)]
+    counted, top1, top5 = ranks.all_reduce(torch.tensor(hits, device=logits.device)).tolist()
+    if counted != images:
+        raise AssertionError(f"{counted} test images were counted, wanted each of {images} once")
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -86,3 +86,14 @@ def _computes_in_bf16(capabilities: Mapping) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Return the context for a forward pass in this precision."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Inside, convolutions in fp32 keep all bits of their factors, whatever `compute.tf32` says."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

@@ -1,0 +1,24 @@
+"""Features of a frozen encoder, fast: a linear evaluation does little else."""
+
+import torch
+
+from selfsup.models import Backbone, fold_batch_norms
+from selfsup.training.compute import Compute
+from selfsup.training.device import DTYPES
+
+
+class FrozenFeatures:
+    """A frozen encoder with its batch norms folded, in the precision and layout that a job computes with.
+
+    Its weights are cast once: autocast would cast those of a frozen network anew in every forward pass.
+    """
+
+    def __init__(self, encoder: Backbone, compute: Compute):
+        """encoder: in eval mode; a copy is taken."""
+        self._format, self._dtype = compute.memory_format, DTYPES.get(compute.precision, torch.float32)
+        self._network = fold_batch_norms(encoder, self._dtype).to(compute.device, memory_format=self._format)
+
+    @torch.no_grad()
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the features of float32 pictures [N, 3, H, W] on the device: float32 [N, out_features]."""
+        return self._network(pictures.to(dtype=self._dtype, memory_format=self._format)).float()

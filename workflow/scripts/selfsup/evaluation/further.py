@@ -1,0 +1,83 @@
+"""Linear classifiers trained beside the headline's, on the same features: other learning rates, other initial weights.
+
+An epoch's cost is the encoder's forward pass, so that ten rates cost little more than one. They share no tensor and no
+collective with the headline's classifier, whose bits are the same with and without them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from selfsup.evaluation.metrics import accuracy
+from selfsup.optim import learning_rate
+from selfsup.training.distributed import Ranks
+
+NOT_A_NUMBER = {"top1": float("nan"), "top5": float("nan")}
+
+
+class FurtherClassifiers:
+    """K linear classifiers as one wide layer: a step has as many operations for ten as for one.
+
+    Each follows the headline's protocol with its own peak learning rate. Parameters: float32 [K, classes, features] and
+    [K, classes].
+    """
+
+    def __init__(self, initial: Sequence[nn.Linear], linear: Mapping, device: torch.device):
+        """initial: the K classifiers at step 0. linear: the recipe's block, `further` of length K."""
+        self._linear, self._peaks = linear, [one["peak_lr"] for one in linear["further"]]
+        stacks = ([one.weight.detach() for one in initial], [one.bias.detach() for one in initial])
+        self._weight, self._bias = (nn.Parameter(torch.stack(parts).to(device)) for parts in stacks)
+        self._parameters = [self._weight, self._bias]
+        self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
+
+    def train_step(
+        self, features: torch.Tensor, labels: torch.Tensor, *, images: int, step: int, total_steps: int, ranks: Ranks
+    ) -> None:
+        """Do one step of each. features: float32 [n, D], this rank's part of a global batch of so many images."""
+        count, classes = self._bias.shape
+        logits = F.linear(features, self._weight.flatten(0, 1), self._bias.flatten()).view(-1, classes)
+        # Each classifier has a summand of its own, so that its gradient is what it would be alone.
+        share = F.cross_entropy(logits, labels.repeat_interleave(count), reduction="sum") / images
+        (share * ranks.size).backward()
+        ranks.average_gradients(self._parameters)
+        floor = self._linear["lr_floor"]
+        rates = [
+            learning_rate(step, total_steps=total_steps, warmup_steps=0, peak=peak, floor=floor) for peak in self._peaks
+        ]
+        self._descend(torch.tensor(rates).to(features.device, non_blocking=True))
+
+    @torch.no_grad()
+    def _descend(self, rates: torch.Tensor) -> None:
+        """torch.optim.SGD's step, with a rate for each classifier: float32 [K]."""
+        linear = self._linear
+        for parameter, momentum in zip(self._parameters, self._momenta, strict=True):
+            gradient = parameter.grad.add_(parameter, alpha=linear["weight_decay"])
+            momentum.mul_(linear["momentum"]).add_(gradient)
+            change = gradient.add_(momentum, alpha=linear["momentum"]) if linear["nesterov"] else momentum
+            parameter.addcmul_(change, rates.view(-1, *[1] * (parameter.dim() - 1)), value=-1)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def rows(self, features: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks) -> list[dict[str, float]]:
+        """Return a row for each: what it has of its own, and top1, top5 on the test set in %. Collective.
+
+        features, labels: this rank's part of so many test images. A classifier that diverged has NaN: it is not the
+        headline, and does not end the job.
+        """
+        rows = []
+        for one, weight, bias in zip(self._linear["further"], self._weight, self._bias, strict=True):
+            logits = F.linear(features, weight, bias)
+            diverged = ranks.any(not bool(torch.isfinite(logits).all()))
+            top = NOT_A_NUMBER if diverged else accuracy(logits, labels, images, ranks)
+            rows.append({"peak_lr": one["peak_lr"], "initial_weights": one["initial_weights"], **top})
+        return rows
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        names = ("weight", "bias", "weight_momentum", "bias_momentum")
+        return dict(zip(names, [p.detach() for p in self._parameters] + self._momenta, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
