@@ -212,16 +212,27 @@ def test_only_the_crop_is_rounded_when_the_recipe_says_so():
     assert (jittered - jittered.round()).abs().mean() > 0.1
 
 
-def test_pixels_do_not_depend_on_the_number_of_threads():
-    """To the last digits: with other threads the order of a matrix product's sum is another."""
-    recipe = load_recipe("imagenet")
-    batch = images(2, 256, 300)
-    settings = {"seed": 0, "epoch": 0, "indices": np.arange(2)}
-    two = build_views(recipe, (256, 300))(batch, **settings)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_pixels_do_not_depend_on_the_number_of_threads(threads):
+    """To the last bit: each part of a batch is made on one thread. And torch has as many afterwards as before."""
+    recipe = load_recipe("imagenet", {"augment": {"quantize": "none"}})
+    batch = images(7, 256, 300)
+    settings = {"seed": 0, "epoch": 0, "indices": np.arange(7)}
     torch.set_num_threads(1)
     one = build_views(recipe, (256, 300))(batch, **settings)
-    for a, b in zip(one, two, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=CLOSE)
+    torch.set_num_threads(threads)
+    several = build_views(recipe, (256, 300))(batch, **settings)
+    assert all(map(torch.equal, one, several)) and torch.get_num_threads() == threads
+
+
+def test_crops_become_the_same_views_however_a_batch_is_shared_between_ranks():
+    recipe = load_recipe("imagenet")
+    crops, indices = [images(12, 224, 224, seed=view) for view in (0, 1)], np.arange(12)
+    drawn = draw(recipe, seed=2, epoch=0, indices=indices, sizes=np.full((12, 2), 300))
+    whole = apply(recipe, crops, drawn)
+    for part in (slice(0, 4), slice(4, 9), slice(9, 12)):
+        for a, b in zip(apply(recipe, [view[part] for view in crops], drawn.part(part)), whole, strict=True):
+            assert torch.equal(a, b[part])
 
 
 @pytest.mark.parametrize("quantize", ["none", "crop", "uint8"])

@@ -14,7 +14,7 @@ from selfsup.data.store import StoreWriter, write_bytes_header
 MB = 1 << 20
 SIZES_MB = (12, 48)
 
-READER = """
+OWN_MEMORY = """
 import re, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
@@ -22,8 +22,13 @@ from selfsup.data.store import PackedStore
 
 def own_mb():
     text = Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(size) for size in re.findall("(?:Anonymous|Swap): +(\\\\d+) kB", text)) / 1024
+    return sum(int(size) for size in re.findall("(?:Anonymous|Swap): +(\\d+) kB", text)) / 1024
 
+"""
+
+READER = (
+    OWN_MEMORY
+    + """
 before = own_mb()
 store = PackedStore(sys.argv[2])
 for epoch in range(int(sys.argv[3])):
@@ -42,6 +47,28 @@ for line in Path("/proc/self/smaps").read_text().splitlines():
 print(*pages.values(), flush=True)
 sys.stdin.readline()
 """
+)
+
+# A loader worker's part but for decoding; the test split's batch loads what is loaded once.
+EPOCHS = (
+    OWN_MEMORY
+    + """
+from selfsup.data.loader import Batches
+from selfsup.recipe import load_recipe
+
+def batches_of(split):
+    batches = Batches(split, load_recipe("imagenet", {"global_batch": 1000}), seed=0, stage="pretrain")
+    batches._pictures = lambda indices, draws: [split.encoded(index) for index in indices]
+    return batches
+
+batches_of(PackedStore(sys.argv[2]).test)[0]
+before = own_mb()
+batches = batches_of(PackedStore(sys.argv[2]).train)
+for step in range(int(sys.argv[3]) * batches.steps_per_epoch):
+    batches[step]
+print(own_mb() - before)
+"""
+)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 
@@ -98,6 +125,34 @@ def test_own_memory_grows_neither_with_the_images_nor_with_the_epochs(stores, re
     large, _ = read(stores / "48", 2, 1, repository)
     longer, _ = read(stores / "48", 5, 1, repository)
     assert abs(large[0] - small[0]) < 4 and abs(longer[0] - large[0]) < 4
+
+
+def growth_over_epochs(folder: Path, images: int, epochs: int, repository: Path) -> float:
+    """Return how many MB whole epochs of a store of as many images, all the same few bytes, add to a reader's own."""
+    content = bytes(encode_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8)).numpy())
+    writer = StoreWriter(folder, ["ant"])
+    for split, count in {"train": images, "test": 1_000}.items():
+        with open(writer.unfinished / f"{split}_images.npy", "wb") as file:
+            write_bytes_header(file, len(content))
+            file.write(content)
+        writer.add_encoded(
+            split,
+            spans=np.tile([0, len(content)], (count, 1)),
+            sizes=np.full((count, 2), 8),
+            labels=np.zeros(count, np.int64),
+            digests=np.zeros((count, 32), np.uint8),
+        )
+    writer.finish()
+    command = [sys.executable, "-c", EPOCHS, repository / "workflow/scripts", folder, str(epochs)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_own_memory_does_not_grow_with_the_number_of_images_or_epochs(tmp_path, repository):
+    """An order kept of a million images would be 4 MB or more, a copy of labels, sizes or spans 8 to 16."""
+    few = growth_over_epochs(tmp_path / "few", 1_000, 2, repository)
+    many = growth_over_epochs(tmp_path / "many", 1_000_000, 1, repository)
+    again = growth_over_epochs(tmp_path / "again", 1_000, 500, repository)
+    assert max(few, many, again) < 2
 
 
 def test_processes_of_a_machine_share_a_stores_pages(stores, repository):

@@ -4,6 +4,7 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 key = (seed, stream), counter = (epoch, sample index, view, operation). No torch, no state, equal on every machine.
 """
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -13,6 +14,9 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
+# As in Thrust's shuffle (Mitchell et al., "Bandwidth-optimal random shuffling for GPUs", 2022). Each round halves the
+# distance from uniform: over the 6 orders of 3 samples it is 0.02 after 4 rounds and 2e-8 after 24, by enumeration.
+SHUFFLE_ROUNDS = 24
 
 
 class Stream(IntEnum):
@@ -42,9 +46,9 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def words(
-    seed: int, stream: Stream, *, epoch: int, indices: np.ndarray, view: int = 0, operation: int = 0
+    seed: int, stream: Stream, *, epoch: int, indices: np.ndarray, view: int = 0, operation: int | np.ndarray = 0
 ) -> np.ndarray:
-    """Return four random words for each sample: uint32 [N, 4] for indices [N]."""
+    """Return four random words for each sample: uint32 [N, 4] for indices [N]. operation: of all, or of each, [N]."""
     counter = np.empty((len(indices), 4), np.uint32)
     counter[:, 0], counter[:, 1], counter[:, 2], counter[:, 3] = epoch, indices, view, operation
     return philox(counter, (seed, int(stream)))
@@ -55,10 +59,44 @@ def uniform(word: np.ndarray) -> np.ndarray:
     return word * 2.0**-32
 
 
+def shuffled(places: np.ndarray, *, seed: int, stream: Stream, epoch: int, size: int) -> np.ndarray:
+    """Return which of `size` samples stand at `places` of an epoch's random order: int64 [M] for places [M].
+
+    Only what is asked for is computed, so the memory taken is that of the places and of the square root of `size`.
+    places: int [M], each at least 0 and below `size`; different places give different samples.
+
+    A balanced Feistel network on side x side >= size numbers (Luby and Rackoff, SIAM J. Comput. 1988), with additions
+    modulo `side`; a number that is no sample is enciphered again until it is one (Black and Rogaway, "Ciphers with
+    arbitrary finite domains", CT-RSA 2002: the generalised Feistel cipher, and cycle walking).
+    """
+    side = math.isqrt(size - 1) + 1
+    side += side % 2  # of an odd side a round's parity is fixed: orders of 5 samples then stay 0.14 from uniform
+    functions = _round_functions(seed, stream, epoch, side)
+    found = _enciphered(np.asarray(places, np.int64), functions, side)
+    while len(outside := np.flatnonzero(found >= size)):
+        found[outside] = _enciphered(found[outside], functions, side)
+    return found
+
+
 def permutation(seed: int, stream: Stream, *, epoch: int, size: int) -> np.ndarray:
-    """Return a random order of `size` samples, int64 [size]: the samples sorted by 64 random bits of their own."""
-    drawn = words(seed, stream, epoch=epoch, indices=np.arange(size)).astype(np.uint64)
-    return np.argsort((drawn[:, 0] << _SHIFT) | drawn[:, 1], kind="stable")
+    """Return the whole of an epoch's random order, int64 [size]."""
+    return shuffled(np.arange(size), seed=seed, stream=stream, epoch=epoch, size=size)
+
+
+def _round_functions(seed: int, stream: Stream, epoch: int, side: int) -> np.ndarray:
+    """Return each round's random function as a table of numbers below `side`: int64 [rounds, side]."""
+    blocks = SHUFFLE_ROUNDS // 4  # a counter gives four words, so four rounds
+    numbers = np.tile(np.arange(side), blocks)
+    drawn = words(seed, stream, epoch=epoch, indices=numbers, operation=np.repeat(np.arange(blocks), side))
+    scaled = (drawn.astype(np.uint64) * np.uint64(side)) >> _SHIFT  # uniform but for side / 2**32
+    return scaled.astype(np.int64).reshape(blocks, side, 4).swapaxes(1, 2).reshape(SHUFFLE_ROUNDS, side)
+
+
+def _enciphered(numbers: np.ndarray, functions: np.ndarray, side: int) -> np.ndarray:
+    left, right = np.divmod(numbers, side)
+    for function in functions:
+        left, right = right, (left + function[right]) % side
+    return left * side + right
 
 
 def torch_seed(seed: int, stream: Stream, purpose: int = 0, draw: int = 0) -> int:

@@ -1,7 +1,8 @@
 """Batches by step: what step k sees is a function of (recipe, seed, k), so reading may begin anywhere and anew.
 
-Order of an epoch: a permutation drawn from (seed, epoch). Each rank reads its own slice of every global batch. Loader
-workers draw, decode and crop; `ViewMaker` does the rest on the device, for the whole batch at once.
+Order of an epoch: a permutation that (seed, epoch) give, computed for the places of a batch alone. Each rank reads its
+own slice of every global batch. Loader workers draw, decode and crop; `ViewMaker` does the rest on the device, for the
+whole batch at once.
 """
 
 import signal
@@ -18,7 +19,7 @@ from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
 from selfsup.job.stopping import STOP_SIGNALS
-from selfsup.random_draws import Stream, permutation
+from selfsup.random_draws import Stream, shuffled
 
 CPU = torch.device("cpu")
 SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
@@ -70,8 +71,9 @@ class Batches(Dataset):
     def global_indices(self, step: int) -> tuple[int, np.ndarray]:
         """Return a step's epoch and the global batch's indices, int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self._seed, SHUFFLE[self._stage], epoch, len(self._split))
-        return epoch, order[place * self._batch : (place + 1) * self._batch].astype(np.int64)
+        size, stream = len(self._split), SHUFFLE[self._stage]
+        places = np.arange(place * self._batch, min((place + 1) * self._batch, size))
+        return epoch, shuffled(places, seed=self._seed, stream=stream, epoch=epoch, size=size)
 
     def __getitem__(self, step: int) -> Batch:
         epoch, everyones = self.global_indices(step)
@@ -173,8 +175,3 @@ def _ignore_signals(worker: int) -> None:
     """Let workers outlive a request to stop: Slurm sends it to all processes, and the main one still needs them."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@lru_cache(maxsize=1)
-def _epoch_order(seed: int, stream: Stream, epoch: int, size: int) -> np.ndarray:
-    return permutation(seed, stream, epoch=epoch, size=size).astype(np.uint32)  # 5 MB of each process for ImageNet
