@@ -21,6 +21,7 @@ from selfsup.augment import official_jitter, resampling
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.draws import Draws, ViewDraws, draw
 from selfsup.augment.resampling import resample, resize_matrix
+from selfsup.augment.transfer import sent
 
 INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 OPERATIONS = {"none": Floats, "crop": Floats, "uint8": Bytes}
@@ -72,13 +73,13 @@ def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment
     """
     device, resized = images.device, RESIZED[augment["quantize"]]
     height, width = images.shape[2:]
-    box = torch.from_numpy(views.boxes.astype(np.float32)).to(device, non_blocking=True)
+    box = sent(views.boxes.astype(np.float32), device)
     top, left, crop_height, crop_width = box.unbind(1)
-    mirrored = torch.from_numpy(views.flip).to(device, non_blocking=True)
+    mirrored = sent(views.flip, device)
     size, gain = augment["size"], resized.top / 255
     down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
     across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
-    chosen = images.index_select(0, torch.from_numpy(rows).to(device, non_blocking=True)).float()
+    chosen = images.index_select(0, sent(rows, device)).float()
     return _in_working_range(resized.rounded(resample(chosen, down, across, resized.between_passes)), resized, augment)
 
 
@@ -93,7 +94,7 @@ def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
     device, resized = pictures.device, RESIZED[augment["quantize"]]
 
     def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
-        chosen = pictures.index_select(0, torch.from_numpy(rows).to(device, non_blocking=True)).float()
+        chosen = pictures.index_select(0, sent(rows, device)).float()
         return _in_working_range(chosen, resized, augment)
 
     return _finish(recipe, draws, device, taken)
@@ -270,8 +271,8 @@ def _move(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 def _sent(arrays: list[np.ndarray], device: torch.device, kind: type) -> Sequence[torch.Tensor]:
     if not arrays:
         return ()
-    together = torch.from_numpy(np.concatenate(arrays).astype(kind, copy=False))
-    return together.to(device, non_blocking=True).split([len(array) for array in arrays])
+    together = sent(np.concatenate(arrays).astype(kind, copy=False), device)
+    return together.split([len(array) for array in arrays])
 
 
 def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], augment: Mapping) -> list[_Stage]:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from selfsup.augment import Draws, Views, apply, augment_batch, crop, draw, stack_crops
+from selfsup.augment.transfer import sent
 from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
@@ -138,7 +139,7 @@ class ViewMaker:
     def _made(self, batch: Batch) -> Views:
         pictures = batch.pictures
         if pictures is None:
-            pictures = self._images.index_select(0, torch.from_numpy(batch.indices).to(self._device))
+            pictures = self._images.index_select(0, sent(batch.indices, self._device))
         if isinstance(pictures, torch.Tensor):
             return augment_batch(self._recipe, pictures.to(self._device, non_blocking=True), batch.draws)
         return apply(self._recipe, [crops.to(self._device, non_blocking=True) for crops in pictures], batch.draws)

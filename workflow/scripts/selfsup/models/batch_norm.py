@@ -79,7 +79,7 @@ class _Synchronised(torch.autograd.Function):
         mean, inverse_std = kernels.statistics(x, eps)
         count = mean.new_full((1,), x.numel() // x.shape[1])
         gathered = ranks.all_gather(torch.cat([mean, inverse_std, count]))
-        means, inverse_stds, counts = gathered.split([len(mean), len(mean), 1], dim=1)
+        means, inverse_stds, counts = (part.contiguous() for part in gathered.split([len(mean), len(mean), 1], dim=1))
         mean, inverse_std = kernels.together(
             x, means, inverse_stds, running_mean, running_var, momentum, eps, counts.flatten()
         )
@@ -108,7 +108,7 @@ class _CudaKernels:
     @staticmethod
     def together(x, means, inverse_stds, running_mean, running_var, momentum, eps, counts):
         return torch.batch_norm_gather_stats_with_counts(
-            x, means.contiguous(), inverse_stds.contiguous(), running_mean, running_var, momentum, eps, counts
+            x, means, inverse_stds, running_mean, running_var, momentum, eps, counts
         )
 
     @staticmethod

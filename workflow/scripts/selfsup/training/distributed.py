@@ -12,8 +12,6 @@ from torch import distributed as dist
 from selfsup.errors import UserError
 from selfsup.job.place import Place
 
-BUCKET_ELEMENTS = 8 * 2**20  # of a gradient all-reduce: 32 MB in float32, enough to fill a network link
-
 TIMEOUT = timedelta(minutes=30)  # the watchdog, which tells the stacks, is quicker
 LAST_S = 3.0  # the rank that failed is to speak first
 
@@ -76,8 +74,8 @@ class Ranks:
     def gather_with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return all ranks' rows, [size N, ...] for [N, ...] on each, through which gradients flow back.
 
-        For losses that compare with the whole batch: the mean over ranks of the losses then has, after
-        `average_gradients`, the gradient that one rank with all rows would compute.
+        For losses that compare with the whole batch: the mean over ranks of the gradients is then the gradient that one
+        rank with all rows would compute.
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self)
 
@@ -117,19 +115,16 @@ class Ranks:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make each gradient the mean over ranks.
+        """Make each gradient the mean over ranks: of few parameters, after their backward pass.
 
-        The buckets are a function of the parameter list alone, in every step: torch's DDP cuts them anew after its
-        first backward pass, which changes the order of sums, and so the bits, after a resume.
+        For whole networks there is `selfsup.training.gradients`.
         """
-        if self.size == 1:
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        if self.size == 1 or not gradients:
             return
-        for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            self.all_reduce(flat)
-            flat /= self.size
-            for gradient, averaged in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(averaged.view_as(gradient))
+        flat = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients])) / self.size
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def close(self) -> None:
         """Leave the group, after all ranks have come here."""
@@ -161,15 +156,3 @@ def _others_may_die() -> Iterator[None]:
         time.sleep(LAST_S)
         reason = str(error).splitlines()[0]
         raise UserError(f"the connection to another rank broke ({reason}); that rank's own message says why") from error
-
-
-def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    bucket, elements = [], 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        elements += tensor.numel()
-        if elements >= BUCKET_ELEMENTS:
-            yield bucket
-            bucket, elements = [], 0
-    if bucket:
-        yield bucket
