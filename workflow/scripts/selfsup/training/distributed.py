@@ -131,6 +131,7 @@ class Ranks:
         if self.size > 1:
             self.barrier()
             dist.destroy_process_group()
+            self._control = None  # a group that outlives the interpreter aborts the process
 
 
 class _Gather(torch.autograd.Function):
