@@ -203,7 +203,7 @@ def _side_by_side(make: Callable[[slice], None], parts: Sequence[slice]) -> None
     """Make each part on one thread, as many parts at a time as torch has threads here.
 
     Threads that share an operation meet after each of the hundreds that a part takes: beside two loader workers on two
-    cores that took three times as long. And so the bits depend on neither the number of threads nor how a batch is cut.
+    cores that took three times as long. And so the bits do not depend on the number of threads.
     """
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():
