@@ -78,11 +78,6 @@ def shuffled(places: np.ndarray, *, seed: int, stream: Stream, epoch: int, size:
     return found
 
 
-def permutation(seed: int, stream: Stream, *, epoch: int, size: int) -> np.ndarray:
-    """Return the whole of an epoch's random order, int64 [size]."""
-    return shuffled(np.arange(size), seed=seed, stream=stream, epoch=epoch, size=size)
-
-
 def _round_functions(seed: int, stream: Stream, epoch: int, side: int) -> np.ndarray:
     """Return each round's random function as a table of numbers below `side`: int64 [rounds, side]."""
     blocks = SHUFFLE_ROUNDS // 4  # a counter gives four words, so four rounds

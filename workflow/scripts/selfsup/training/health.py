@@ -14,7 +14,7 @@ from selfsup.evaluation.knn import knn_top1
 from selfsup.job.attempt import Attempt
 from selfsup.methods import Method
 from selfsup.methods.health import effective_rank, evaluation_mode, uniformity
-from selfsup.random_draws import Stream, permutation
+from selfsup.random_draws import Stream, shuffled
 from selfsup.training.clock import History
 from selfsup.training.device import autocast
 from selfsup.training.tensorboard import Events
@@ -98,10 +98,11 @@ class Health:
     def _choose_images(self, features: int) -> None:
         """Choose k-NN's queries and its bank from the training images, and the cheap figures' from the bank."""
         images = len(self._split)
-        order = permutation(0, Stream.KNN, epoch=0, size=images)
         queries = min(QUERIES, math.ceil(QUERY_SHARE * images))
         bank = max(IMAGES_PER_FEATURE * features, min(BANK, round(BANK_SHARE * images)))
-        self._queries, self._bank = order[:queries], order[queries : queries + bank]
+        places = np.arange(min(queries + bank, images))
+        chosen = shuffled(places, seed=0, stream=Stream.KNN, epoch=0, size=images)
+        self._queries, self._bank = chosen[:queries], chosen[queries:]
 
     def _views(self, indices: np.ndarray) -> Views:
         recipe, device = self._run.recipe, self._run.compute.device
