@@ -6,12 +6,13 @@ All that a step needs besides the checkpointed state is a function of (recipe, s
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from selfsup import provenance
 from selfsup.data.loader import Batch, Batches, ViewMaker
@@ -113,8 +114,8 @@ class Pretraining:
         if compute.recompute:
             recompute_activations(networks)
         if compute.compile:
-            for part in (part for network in networks.values() for part in network.values()):
-                part.compile(dynamic=False)  # backbones and heads, each by itself
+            for network in _single_networks(networks):
+                network.compile(dynamic=False)
 
     @property
     def skipped(self) -> int:
@@ -263,6 +264,15 @@ class Pretraining:
             record_run(run.folder, run.recipe, run.revision, reached=epoch)
 
         saver.save(path, self.state, card, wait=wait, then=tidy)
+
+
+def _single_networks(networks: nn.Module) -> Iterator[nn.Module]:
+    """Yield the backbones and heads that a method's dicts of networks hold."""
+    if isinstance(networks, nn.ModuleDict):
+        for network in networks.values():
+            yield from _single_networks(network)
+    else:
+        yield networks
 
 
 def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Path | None, output: Path) -> bool:
