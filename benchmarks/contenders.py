@@ -12,7 +12,7 @@ from typing import Protocol
 
 import measuring
 import torch
-from our_byol import OurStep, as_shipped, loops_over_parameters, one_picture_at_a_time, two_forwards
+from our_byol import OurStep, as_shipped, gives_memory_back, loops_over_parameters, one_picture_at_a_time, two_forwards
 from pictures import jpegs, large_store, make_tree, small_store
 from plain_byol import Pictures, PlainBYOL, TwoViews
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +21,7 @@ from torchvision.datasets import ImageFolder
 from selfsup.data.store import PackedStore
 from selfsup.recipe import load_recipe
 from selfsup.training.compute import Compute
+from selfsup.training.host_memory import keep_freed_memory
 
 OURS, PLAIN, LIGHTLY, EQUAL = "ours", "plain", "lightly", ", equal"
 
@@ -56,6 +57,7 @@ class PeerStep:
         self._byol, self._loader, self._equal = byol, loader, equal
 
     def turn(self, steps: int) -> float:
+        keep_freed_memory(self._equal)
         # As shipped torch's own choice holds, TensorFloat-32 in convolutions; equal is what our start has set.
         with nullcontext() if self._equal else torch.backends.cudnn.flags(enabled=True):
             return self._turn(steps)
@@ -152,9 +154,11 @@ class Field:
             found["ours in NCHW"] = partial(self.ours, channels_last=False)
         if self.compute.compile:
             found["ours, not compiled"] = partial(self.ours, compile=False)
-        elif self.device.type == "cuda":
+        else:
             found["ours, compiled"] = partial(self.ours, compile=True)
         found["ours, a picture at a time"] = self.picture_by_picture
         found["ours, a forward for each view"] = partial(self.ours, two_forwards)
+        if self.device.type == "cpu":
+            found["ours, freed memory given back"] = partial(self.ours, gives_memory_back)
         found["ours, loops over parameters"] = partial(self.ours, loops_over_parameters)
         return found

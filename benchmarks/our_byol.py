@@ -17,6 +17,7 @@ from selfsup.data.store import PackedStore
 from selfsup.job.place import Place
 from selfsup.methods.byol import byol_loss
 from selfsup.training.compute import Compute, start_compute
+from selfsup.training.host_memory import keep_freed_memory
 from selfsup.training.pretraining import Pretraining, Run
 
 
@@ -34,7 +35,7 @@ class OurStep:
     """A pretraining whose steps are timed."""
 
     def __init__(self, store: PackedStore, recipe: Mapping, compute: Compute, folder: Path, seed: int = 0):
-        self.compute = compute
+        self.compute, self.keeps_memory = compute, compute.device.type == "cpu"
         self.training = Pretraining(Run(recipe, seed, 1, store, folder, compute, checkpoint_minutes=10))
 
     def batches(self, steps: int) -> Iterator:
@@ -45,6 +46,7 @@ class OurStep:
 
     def turn(self, steps: int) -> float:
         """Train a step that does not count and `steps` that do, with reading, and return their seconds."""
+        keep_freed_memory(self.keeps_memory)
         with contextlib.closing(self.batches(steps + 1)) as batches:
             self.training.train_step(next(batches))
             measuring.synchronize()
@@ -83,6 +85,11 @@ class OurStep:
         self.training.make_views = lambda _: views
         self.training.train_step(batch)  # momentum buffers come with the first
         return lambda: self.training.train_step(batch)
+
+
+def gives_memory_back(step: OurStep) -> None:
+    """Remove the freed memory that is kept for the next step."""
+    step.keeps_memory = False
 
 
 def one_picture_at_a_time(step: OurStep, loader: Callable[[TwoViews], Iterator]) -> None:

@@ -7,7 +7,7 @@ augmentation of the recipe, whoever computes them. Ratios, as medians over round
 
 as shipped       ours as a run without options computes it; the peers in float32 and NCHW, as a student and lightly's
                  example have them, with as many loader processes as cores
-equal            the peers with our precision, memory layout, threads and loader processes
+equal            the peers with our precision, memory layout, threads, loader processes and malloc settings
 a lever removed  ours without one of its means, the others kept (--levers)
 
 Then where our step's time goes, what it reaches of the roofline (roofline.py has the model), and the peak memory of

@@ -11,6 +11,7 @@ from selfsup.arguments import SWITCHES
 from selfsup.job.place import Place
 from selfsup.training.device import choose_device, choose_precision
 from selfsup.training.distributed import Ranks
+from selfsup.training.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
         torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, at the price of writing all twice
     torch.backends.cudnn.benchmark = not arguments.deterministic  # by trial, once for each shape: all are fixed here
     device = choose_device(arguments.device, place.local_rank, place.shared_node)
+    if device.type == "cpu":
+        keep_freed_memory()  # a GPU's memory is kept by torch itself
     workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
     precision = choose_precision(arguments.precision, device)
     switches = {name: getattr(arguments, name) for name in SWITCHES}

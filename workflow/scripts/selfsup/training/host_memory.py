@@ -1,0 +1,31 @@
+"""What the C library does with the memory that a step has freed and the next step wants again."""
+
+import ctypes
+
+# mallopt(3), malloc.h of glibc
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_NEVER_TRIM = -1
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # bytes; glibc's own rises to it as blocks are freed, trimming at twice that
+_DEFAULT_MMAP_MAX = 65536
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let a freed block serve the next allocation, or give it back to the system as glibc does by default.
+
+    A step on a CPU takes and frees each activation, megabytes of it. Given back in between they come again page by
+    page, each zeroed by the kernel: 20,000 to 90,000 page faults a step of ResNet-18 with 64 CIFAR-10 images, a
+    twelfth of its time. The process grows to its peak either way. Returns whether this is a glibc that can be told.
+    """
+    library = ctypes.CDLL(None)
+    mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or trim is None:
+        return False
+    if keep:
+        return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER_TRIM))
+    told = (
+        mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        and mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        and mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+    )
+    trim(ctypes.c_size_t(0))
+    return bool(told)
