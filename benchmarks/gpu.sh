@@ -32,12 +32,12 @@ check() {
     "$PYTHON" - "$DEVICE" <<'CHECK' || return 1
 import importlib.util, sys
 wanted = {"torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "pandas": "pandas", "yaml": "pyyaml",
-          "jsonschema": "jsonschema", "safetensors": "safetensors", "tqdm": "tqdm"}
+          "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm"}
 missing = [package for module, package in wanted.items() if not importlib.util.find_spec(module)]
 if missing:
     sys.exit(f"error: missing: pip install {' '.join(missing)}")
 optional = {"pytest": "the tests are left out", "sklearn": "made pictures instead of digits",
-            "lightly": "the peer lightly is left out"}
+            "jsonschema": "recipes are taken unchecked", "lightly": "the peer lightly is left out"}
 for module, without in optional.items():
     if not importlib.util.find_spec(module):
         print(f"note: {module} is not installed: {without}")
@@ -48,6 +48,7 @@ print("python", sys.version.split()[0], "torch", torch.__version__,
       torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "cpu")
 CHECK
     [ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
+    df -h /dev/shm | tail -n 1  # loader processes hand batches over through it: a container's 64 MB are too few
     return 0
 }
 

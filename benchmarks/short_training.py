@@ -10,6 +10,7 @@ same encoder untrained. Without CIFAR-10's archive the pictures are scikit-learn
 
 import argparse
 import csv
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -54,11 +55,10 @@ def pictures(options: argparse.Namespace, folder: Path) -> tuple[PackedStore, st
     if options.cifar10:
         prepare("cifar10", options.cifar10, folder)
         return PackedStore(folder), "CIFAR-10"
-    try:
-        prepare("digits", None, folder)
-    except ImportError:
+    if not importlib.util.find_spec("sklearn"):
         count = 2_000 if options.quick else IMAGES
         return small_store(folder, count), "made ones, whose classes mean nothing: not CIFAR-10"
+    prepare("digits", None, folder)
     if options.quick:
         return PackedStore(folder), "scikit-learn's digits: not CIFAR-10"
     return repeated(PackedStore(folder), folder.with_name("repeated")), (

@@ -30,6 +30,7 @@ import torch
 from contenders import EQUAL, LIGHTLY, OURS, PLAIN, SIZES, Contender, Field
 from our_byol import OurStep
 from roofline import kernels_of, measured_peaks, roofline_sum, tell_peaks, total
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from selfsup.errors import UserError
@@ -73,10 +74,11 @@ def compare(report: measuring.Report, size: str, folder: Path, options: argparse
     )
     if LIGHTLY not in built and not options.only:
         report.say("lightly is not installed: pip install --no-deps -r requirements-bench.txt")
+    # First: a process of its own needs the memory that the contenders here would hold.
+    memory = {name: memory_of(name, size, folder, options, field.batch) for name in built if options.memory}
     steps = ready(report, built)
     ways = {name: partial(step.turn, field.steps) for name, step in steps.items()}
     taken = measuring.in_turn(ways, rounds, warm_up=0)
-    memory = {name: memory_of(name, size, folder, options, field.batch) for name in steps if options.memory}
     images, figures = field.steps * field.batch, {}
     for name, seconds in taken.items():
         text, figures[name] = line(name, seconds, taken[OURS], images, memory.get(name), wanted(size, field, name))
@@ -98,18 +100,23 @@ def compare(report: measuring.Report, size: str, folder: Path, options: argparse
 
 
 def ready(report: measuring.Report, built: dict[str, Callable[[], Contender]]) -> dict[str, Contender]:
-    """Build the contenders and let each train a little, to warm up; tell of those that the GPU's memory cannot hold."""
+    """Build the contenders and let each train a little, to warm up; tell of those that cannot."""
     steps = {}
     for name, make in built.items():
         try:
             steps[name] = make()
             steps[name].turn(1)
-        except torch.cuda.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
+            if name == OURS:
+                raise UserError("our own step does not fit into the GPU's memory: take a smaller --batch") from error
             steps.pop(name, None)
             report.say(f"{name}: out of memory, left out")
             torch.cuda.empty_cache()
-    if OURS not in steps:
-        raise UserError("our own step does not fit into the GPU's memory: take a smaller --batch")
+        except Exception as error:  # of whatever kind: the others' figures are not lost for it
+            if name == OURS:
+                raise
+            steps.pop(name, None)
+            report.say(f"{name}: left out, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
     return steps
 
 
@@ -170,6 +177,8 @@ def tell_profile(report: measuring.Report, step: OurStep) -> list[dict]:
         step.turn(2)
     rows = []
     for event in profiled.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time stands with the operation that started it
         own = event.self_device_time_total if torch.cuda.is_initialized() else event.self_cpu_time_total
         rows.append({"operation": event.key, "calls": event.count, "ms": own / 1e3})
     whole = sum(row["ms"] for row in rows)

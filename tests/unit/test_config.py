@@ -5,7 +5,7 @@ import pytest
 
 from selfsup.config import check_config, dataset_problem, load_config
 from selfsup.errors import UserError
-from selfsup.schema import read_yaml
+from selfsup.schema import check_schema, read_yaml
 
 
 @pytest.fixture
@@ -128,6 +128,22 @@ def test_numbers_like_1e_minus_6_are_read_as_numbers(tmp_path, repository):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert load_config(path).experiments["digits"].recipe["optimizer"]["weight_decay"] == 1e-6
+
+
+def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(monkeypatch):
+    kinds = {
+        "a": "integer",
+        "b": "number",
+        "c": ["number", "null"],
+        "d": ["null", "integer"],
+        "e": ["integer", "number"],
+    }
+    schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in kinds.items()}}
+    monkeypatch.setattr("selfsup.schema.read_schema", lambda name: schema)
+    found = check_schema({"a": 2.0, "b": 2, "c": 2, "d": 2.0, "e": 2.5}, "any", "a test")
+    assert found == {"a": 2, "b": 2.0, "c": 2.0, "d": 2, "e": 2.5}
+    assert [type(value).__name__ for value in found.values()] == ["int", "float", "float", "int", "float"]
+    assert check_schema({"c": None, "d": None}, "any", "a test") == {"c": None, "d": None}
 
 
 def test_paths_may_name_variables_that_are_set(raw, monkeypatch):

@@ -52,6 +52,15 @@ def test_a_segment_that_does_not_fit_is_told_with_one_that_does(config, tmp_path
     assert "a segment of 100 epochs takes 27.7 h, its time limit is 20 h: segment_epochs: 64 fits" in warning
 
 
+def test_a_value_that_left_its_preset_alone_is_told_before_it_costs_anything(config, tmp_path):
+    config.experiments["cifar10"].recipe["epochs"] = 40
+    assert any(
+        "epochs is 40 instead of 1000, and its partners stay" in told
+        for told in cost(config, tmp_path, "cifar10").warnings
+    )
+    assert not any("partners" in told for told in cost(config, tmp_path, "imagenet").warnings)
+
+
 def test_the_speed_of_another_number_of_devices_does_not_count(config, tmp_path):
     measured(tmp_path / "cifar10" / "seed0" / "pretrain", 3000, 1)
     assert cost(config, tmp_path, "cifar10").images_per_s is None

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import equal_states, on_cpu, state_of, train
+from selfsup.models import build_head, initial_backbone
 from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
@@ -124,6 +125,25 @@ def test_recomputed_activations_take_less_memory(run):
             training.method.loss(views, 0, training.ranks)
         kept.append(sum(sizes.values()))
     assert kept[1] < 0.5 * kept[0]
+
+
+def test_all_of_a_head_and_of_a_backbone_is_compiled(tiny_recipe):
+    """Dynamo passes over functions of torch.nn without a word."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op in ("call_function", "call_module")])
+        return graph
+
+    head = build_head(8, tiny_recipe["byol"]["projector"], tiny_recipe["model"]["batch_norm"])
+    head.compile(backend=backend)
+    head(torch.randn(4, 8))
+    assert len(graphs) == 1 and len(graphs[0]) >= 4  # two products, a batch norm, a ReLU
+    graphs.clear()
+    backbone = initial_backbone(tiny_recipe, 0)
+    backbone.compile(backend=backend)
+    backbone(torch.randn(4, 3, 16, 16))
+    assert len(graphs) == 1 and len(graphs[0]) > 40
 
 
 @pytest.mark.slow

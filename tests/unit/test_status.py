@@ -71,6 +71,24 @@ def test_the_job_at_work_is_named_with_its_state(config, run, tmp_path, monkeypa
         assert standing(config, tmp_path).state == told
 
 
+def test_a_job_in_the_queue_is_told_though_it_has_left_nothing_yet(config, tmp_path, monkeypatch):
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+
+    def told(comment: str, folder: Path = tmp_path) -> tuple[str, str]:
+        squeue.write_text(f'#!/bin/sh\ncase "$*" in *--me*) echo "4711|{comment}|{folder}";; esac\n')
+        squeue.chmod(0o755)
+        found = standing(config, tmp_path / "results")
+        return found.job, found.state
+
+    assert told("rule_pretrain_segment_wildcards_digits_0_10") == ("4711", "pending")
+    assert told("rule_linear_eval_wildcards_digits_0") == ("4711", "pending")
+    for other in ("digits_1_10", "digits_b_0_10", "cifar10_0_10"):
+        assert told(f"rule_pretrain_segment_wildcards_{other}") == ("", "not begun")
+    assert told("rule_pretrain_segment_wildcards_digits_0_10", Path("/elsewhere")) == ("", "not begun")
+
+
 def test_what_keeps_a_run_from_going_on_is_told(config, run, tmp_path):
     (run / "STOP").touch()
     assert standing(config, tmp_path).state == f"stopped: {run / 'STOP'} is there"

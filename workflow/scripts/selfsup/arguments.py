@@ -15,7 +15,7 @@ SWITCHES = {
     "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
     "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
-    "tf32": (False, "GPU: round factors of fp32 products to 10 bits of mantissa"),
+    "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
 }
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfsup import explain
 from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
-from selfsup.recipe import RECIPES
+from selfsup.recipe import RECIPES, load_recipe
 from selfsup.segments import boundaries, finished_boundaries
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
@@ -85,7 +86,7 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
     steps = steps_per_epoch(config, experiment)
     rate, measured_on = _measured(experiment, results, devices)
     images = hours = None
-    warnings = []
+    warnings = list(explain.warnings(load_recipe(experiment.recipe_name), recipe))
     if steps is None:
         warnings.append(f"the dataset {experiment.dataset} is not packed yet: its number of images is not known")
     else:

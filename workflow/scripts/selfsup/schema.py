@@ -2,15 +2,20 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from selfsup.errors import UserError
+
+try:
+    import jsonschema
+except ImportError:  # a machine with PyTorch and little else, as for benchmarks/gpu.sh
+    jsonschema = None
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -79,9 +84,12 @@ def check_schema(value: Any, schema_name: str, thing: str) -> Any:
 
     Raises UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any.
     """
-    schema = read_schema(schema_name)
-    violations = jsonschema.Draft202012Validator(schema).iter_errors(value)
-    errors = sorted(violations, key=lambda error: list(map(str, error.absolute_path)))
+    schema, errors = read_schema(schema_name), []
+    if jsonschema is None:
+        print(f"warning: {thing} is taken unchecked: jsonschema is not installed", file=sys.stderr)
+    else:
+        violations = jsonschema.Draft202012Validator(schema).iter_errors(value)
+        errors = sorted(violations, key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(f"{thing}: {_describe(errors[0])}{more}")
@@ -121,7 +129,10 @@ def without_defaults(value: Any, schema_name: str) -> Any:
 def _with_types(value: Any, schema: dict, root: dict) -> Any:
     """Make 100.0 an int where the schema wants an integer, and 2 a float where it wants a number."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"integer": int, "number": float}.get(schema.get("type"), type(value))(value)
+        kinds = schema.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        wanted = next((kind for name, kind in (("number", float), ("integer", int)) if name in kinds), type(value))
+        return wanted(value)
     return _each(value, schema, root, lambda item, inner: _with_types(item, inner, root))
 
 
@@ -147,7 +158,7 @@ def suggest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"
 
 
-def _describe(error: jsonschema.ValidationError) -> str:
+def _describe(error: "jsonschema.ValidationError") -> str:
     where = ".".join(map(str, error.absolute_path)) or "the top level"
     rule, wanted, found = error.validator, error.validator_value, error.instance
     if rule == "additionalProperties":

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from selfsup.errors import UserError
 from selfsup.job.attempt import FAILED_FILE
 from selfsup.job.ledger import read_ledger
 from selfsup.job.lock import Holder, living_holder, read_holder
-from selfsup.job.slurm import ENDED, job_states
+from selfsup.job.slurm import ENDED, Waiting, job_states, waiting_jobs
 from selfsup.job.stopping import stop_file
 from selfsup.plan import steps_per_epoch
 from selfsup.segments import BOUNDARIES, boundaries, work_done
@@ -41,15 +43,17 @@ class Standing:
 
 
 def standings(config: Config, results: Path) -> Iterator[Standing]:
-    """Yield where each seed of each experiment in config.yaml stands; Slurm is asked once, for all of them."""
+    """Yield where each seed of each experiment in config.yaml stands; Slurm is asked for all at once."""
     runs = [
         (one, seed, results / one.name / f"seed{seed}") for one in config.experiments.values() for seed in one.seeds
     ]
     holders = [read_holder(run / stage) for _, _, run in runs for stage in ("pretrain", "linear")]
     jobs = sorted({holder.job_id for holder in holders if holder and holder.job_id})
-    states = job_states(jobs, PATIENCE_S) if jobs else {}
+    with ThreadPoolExecutor() as side_by_side:
+        queued = side_by_side.submit(waiting_jobs, results.resolve().parent, PATIENCE_S)
+        states = job_states(jobs, PATIENCE_S) if jobs else {}
     for experiment, seed, run in runs:
-        yield _standing(config, experiment, seed, run, states)
+        yield _standing(config, experiment, seed, run, states, queued.result())
 
 
 def to_text(lines: Sequence[Standing]) -> str:
@@ -61,11 +65,20 @@ def to_text(lines: Sequence[Standing]) -> str:
     )
 
 
-def _standing(config: Config, experiment: Experiment, seed: int, run: Path, states: Mapping[str, str]) -> Standing:
+def _standing(
+    config: Config,
+    experiment: Experiment,
+    seed: int,
+    run: Path,
+    states: Mapping[str, str],
+    queued: Sequence[Waiting],
+) -> Standing:
     folder, epochs = run / "pretrain", experiment.recipe["epochs"]
     rows, steps = _tail(folder / "history.csv"), steps_per_epoch(config, experiment)
     last, speed = (rows or [{}])[-1], _speed(rows)
     job, state = _job(run, states)
+    if not job:
+        job, state = _in_queue(experiment.name, seed, queued)
     try:
         done = work_done(folder, experiment.recipe, experiment.revision)
         ends = boundaries(epochs, experiment.segment_epochs, done.boundaries, done.reached)
@@ -104,6 +117,13 @@ def _job(run: Path, states: Mapping[str, str]) -> tuple[str, str]:
         if slurm is None and living_holder(run / stage):
             return _named(holder), doing
     return "", ""
+
+
+def _in_queue(experiment: str, seed: int, queued: Sequence[Waiting]) -> tuple[str, str]:
+    """Return the run's job that waits for its turn. The executor's comment has the rule's wildcards in their order."""
+    wanted = re.compile(rf"rule_(?:pretrain_segment|linear_eval)_wildcards_{re.escape(experiment)}_{seed}(?:_\d+)?")
+    found = next((one.job_id for one in queued if wanted.fullmatch(one.comment)), "")
+    return found, "pending" if found else ""
 
 
 def _named(holder: Holder) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from selfsup.augment.transfer import sent
 from selfsup.evaluation.metrics import accuracy
 from selfsup.optim import learning_rate
 from selfsup.training.distributed import Ranks
@@ -46,7 +47,7 @@ class FurtherClassifiers:
         rates = [
             learning_rate(step, total_steps=total_steps, warmup_steps=0, peak=peak, floor=floor) for peak in self._peaks
         ]
-        self._descend(torch.tensor(rates).to(features.device, non_blocking=True))
+        self._descend(sent(torch.tensor(rates).numpy(), features.device))
 
     @torch.no_grad()
     def _descend(self, rates: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def job_states(job_ids: Sequence[str], patience_s: float) -> dict[str, str]:
         if done.returncode == 0:
             return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split()) == 2)
     return {}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job in the queue. comment: what Snakemake's executor says of it, its rule and wildcards."""
+
+    job_id: str
+    comment: str
+
+
+def waiting_jobs(folder: Path, patience_s: float) -> list[Waiting]:
+    """Return this user's jobs that were submitted in `folder` and have not begun; none without an answer in time."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = ["squeue", "--noheader", "--me", "--states=PENDING,CONFIGURING", "--format=%A|%k|%Z"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        jobs = [line.split("|", maxsplit=2) for line in done.stdout.splitlines() if line.count("|") >= 2]
+        return [Waiting(job, comment) for job, comment, where in jobs if Path(where) == folder]
+    return []
 
 
 def queue_seconds(job_ids: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, int]:

@@ -126,12 +126,13 @@ class _CudaKernels:
 
 
 class _CpuKernels:
-    """The same in plain operations, in float32 or wider. Arguments [C], `x` and `grad` [N, C] or [N, C, H, W]."""
+    """The same of torch's batch norm for CPUs, whose passes compute in float32 or wider and know no other ranks."""
 
     @staticmethod
     def statistics(x, eps):
-        variance, mean = torch.var_mean(_wide(x), _all_but_channels(x), correction=0)
-        return mean, torch.rsqrt(variance + eps)
+        ones = _channels(x, 1.0)
+        _, mean, inverse_std = torch.native_batch_norm(x, ones, torch.zeros_like(ones), None, None, True, 0.0, eps)
+        return mean, inverse_std
 
     @staticmethod
     def together(x, means, inverse_stds, running_mean, running_var, momentum, eps, counts):
@@ -145,32 +146,27 @@ class _CpuKernels:
     @staticmethod
     def normalised(x, weight, bias, mean, inverse_std, eps):
         scale = weight.to(mean.dtype) * inverse_std
-        shift = bias.to(mean.dtype) - mean * scale
-        return (_wide(x) * _along_channels(scale, x)).add_(_along_channels(shift, x)).to(x.dtype)
+        return _affine(x, scale, bias.to(mean.dtype) - mean * scale)
 
     @staticmethod
     def sums(grad, x, mean, inverse_std, weight):
-        gradient, over = _wide(grad), _all_but_channels(x)
-        sum_grad = gradient.sum(over)
-        sum_product = (gradient * (_wide(x) - _along_channels(mean, x))).sum(over)
-        return sum_grad, sum_product, sum_product * inverse_std, sum_grad
+        _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
+            grad, x, torch.ones_like(mean), None, None, mean, inverse_std, True, 0.0, [False, True, True]
+        )
+        return bias_grad, weight_grad / inverse_std, weight_grad, bias_grad
 
     @staticmethod
     def input_gradient(grad, x, mean, inverse_std, weight, sum_grad, sum_product, counts):
-        total = counts.sum()
-        slope = sum_product / total * inverse_std**2
-        centred = _wide(grad) - _along_channels(sum_grad / total, x)
-        centred -= (_wide(x) - _along_channels(mean, x)).mul_(_along_channels(slope, x))
-        return centred.mul_(_along_channels(inverse_std * weight.to(inverse_std.dtype), x)).to(grad.dtype)
+        total, scale = counts.sum(), inverse_std * weight.to(inverse_std.dtype)
+        slope = scale * sum_product / total * inverse_std**2
+        return _affine(grad, scale, -scale * sum_grad / total).sub_(_affine(x, slope, -mean * slope))
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Return x * scale + shift, both [C], in one pass: a batch norm in eval mode. Computed in their dtype."""
+    return torch.native_batch_norm(x, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0)[0]
 
 
-def _all_but_channels(x: torch.Tensor) -> list[int]:
-    return [dim for dim in range(x.dim()) if dim != 1]
-
-
-def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return values.view([1, -1] + [1] * (x.dim() - 2))
+def _channels(x: torch.Tensor, value: float) -> torch.Tensor:
+    """Return [C] of a value, in float32 or wider."""
+    return x.new_full((x.shape[1],), value, dtype=torch.promote_types(x.dtype, torch.float32))

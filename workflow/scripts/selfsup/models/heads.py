@@ -2,14 +2,24 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from selfsup.models.batch_norm import BatchNorm
 
 
-def build_head(features: int, head: Mapping, batch_norm: Mapping) -> nn.Sequential:
+class Head(nn.Sequential):
+    """Layers in turn. Its own forward: torch.compile passes over functions of torch.nn, as nn.Sequential's is."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            features = layer(features)
+        return features
+
+
+def build_head(features: int, head: Mapping, batch_norm: Mapping) -> Head:
     """Return a head from [N, features] to [N, head.out]. head, batch_norm: the recipe's blocks."""
-    return nn.Sequential(
+    return Head(
         nn.Linear(features, head["hidden"], bias=head["bias_before_bn"]),
         BatchNorm(head["hidden"], momentum=batch_norm["momentum"], eps=batch_norm["eps"]),
         nn.ReLU(inplace=True),

@@ -52,8 +52,9 @@ class Compute:
 def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
     """Take the device and join the other ranks."""
     torch.set_num_threads(arguments.cpus)
-    # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits. For speed there is bf16.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
+    # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits. For speed there is bf16. Matrix products keep
+    # all bits in any case: pictures are cropped by them, classifiers and neighbours judged.
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = arguments.tf32, False
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)

@@ -34,6 +34,7 @@ from selfsup.training.saving import Decision, Saver
 from selfsup.training.tensorboard import FOLDER, Events
 
 HISTORY = "history.csv"
+COMPILED_VARIANTS = 64  # of one function: a ResNet-50 over ranks has about 16
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
 
 
@@ -114,6 +115,9 @@ class Pretraining:
         if compute.recompute:
             recompute_activations(networks)
         if compute.compile:
+            # Over ranks a graph ends at every batch norm, and all blocks of both networks are variants of one function;
+            # those beyond the limit, 8 by default, would not be compiled.
+            torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
             for network in _single_networks(networks):
                 network.compile(dynamic=False)
 

@@ -109,7 +109,7 @@ def host_copy(value: Any, former: Any = None) -> Any:
     From a GPU all tensors travel at once, into page-locked memory, and the call waits for the last of them.
     """
     copied = _copied(value, former)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
     return copied
 
