@@ -23,6 +23,7 @@ def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
     shutil.copytree(undisturbed.path("data"), tmp_path / "data")
     made.digits.update(overrides=LONG, segment_epochs=6)
     yield made
+    cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
     cluster.ask("scancel", "--user=root")
     made.wait_for("an empty queue", lambda: not cluster.ask("squeue", "-h").strip())
 

@@ -1,6 +1,8 @@
 """The workflow through the shipped profile and the executor plugin, on the test cluster."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,6 +56,14 @@ class SlurmWorkflow(Workflow):
             if time.monotonic() > end:
                 raise AssertionError(f"waited {PATIENCE_S} s for {what}:\n{self.queue()}")
             time.sleep(0.1)
+
+    def status(self) -> str:
+        """What `make status` prints."""
+        command = [sys.executable, str(self.repository / "workflow" / "scripts" / "status.py")]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=True
+        )
+        return done.stdout
 
     def queue(self) -> str:
         return self.cluster.ask("squeue", "--states=all", "-o", "%A %T %r %k")

@@ -97,8 +97,14 @@ def test_a_preempted_job_goes_back_to_the_queue_and_loses_nothing(slurm, undistu
 
 
 def test_a_cancelled_job_is_continued_by_a_retry(slurm, undisturbed):
+    """Its first job waits in the queue at first, where `make status` finds it."""
+    slurm.cluster.ask("scontrol", "update", "PartitionName=main", "State=DOWN")
     process = slurm.start(f"{RUN}/encoder.safetensors")
+    slurm.wait_for("a job in the queue", lambda: "PENDING" in slurm.queue())
+    told = slurm.status()
+    slurm.cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
     job = slurm.job()
+    assert re.search(rf"^digits .* {job} +pending$", told, re.MULTILINE), told
     slurm.wait_for_step(20)
     slurm.cluster.ask("scancel", job)
     finish(slurm, process, undisturbed)
