@@ -32,7 +32,9 @@ def test_each_quantity_has_a_panel_with_its_points_at_their_epochs(run):
     (knn,) = [axis.lines[0] for title, axis in panels.items() if title.startswith("k-NN")]
     assert (knn.get_xdata().tolist(), knn.get_ydata().tolist()) == ([1.0], [93.0])
     assert all(axis.lines[-1].get_xdata() == [1, 1] for axis in panels.values())  # the segment's end
-    assert panels["loss"].get_ylim()[0] == 0 and "feature_spread" in FROM_ZERO
+    assert "feature_spread" in FROM_ZERO and panels["loss"].get_ylim() == pytest.approx((0, 1.05 * 4))
+    (spread,) = [axis for title, axis in panels.items() if title.startswith("feature spread")]
+    assert spread.get_ylim() == pytest.approx((0, 1.05 * 0.5))  # nothing lies on the edge
 
 
 def test_figures_are_written_for_the_web_and_for_slides(run, tmp_path):

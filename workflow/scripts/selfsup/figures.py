@@ -59,7 +59,8 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float) -> Fi
         _finish(axis, PANELS[name], runs, "epoch of pretraining")
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
-            axis.set_ylim(bottom=0)
+            highest = axis.dataLim.y1  # matplotlib's own margin is a share of the values' range, which may be narrow
+            axis.set_ylim(0, 1.05 * highest if highest > 0 else None)
     if linear:
         axis = axes[len(panels)]
         for run in filter(lambda run: len(run.linear), runs):
