@@ -279,6 +279,18 @@ def test_test_pictures_are_resized_by_their_shorter_side_and_cropped_in_the_midd
     torch.testing.assert_close(centre_view(recipe, [picture])[0], wanted, rtol=0, atol=CLOSE)
 
 
+@pytest.mark.parametrize("quantize", ["none", "uint8"])
+def test_test_pictures_are_the_same_alone_and_among_neighbours_of_their_size(quantize):
+    recipe = load_recipe("digits", {"augment": {"quantize": quantize}})
+    random = np.random.default_rng()
+    sizes = [(20, 31), (20, 31), (32, 18), (18, 18), (18, 18), (18, 18), (20, 31)]  # 18: nothing is to be resized
+    pictures = [torch.from_numpy(random.integers(0, 256, (3, *size), np.uint8)) for size in sizes]
+    before = [picture.clone() for picture in pictures]
+    together, alone = centre_view(recipe, pictures), [centre_view(recipe, [picture])[0] for picture in pictures]
+    assert torch.equal(together, torch.stack(alone))
+    assert all(map(torch.equal, pictures, before))
+
+
 def test_half_a_batch_of_views_carries_half_the_parameters():
     recipe = load_recipe("cifar10")
     views = build_views(recipe, (24, 20))(images(8), seed=0, epoch=0, indices=np.arange(8))

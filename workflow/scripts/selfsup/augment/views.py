@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -126,18 +127,22 @@ def build_views(recipe: Mapping, image_size: tuple[int, int] | int) -> Callable[
 
 
 def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns [N, 3, crop, crop]."""
+    """Resize and crop test images as the linear protocol says (paper, section 6.5). Returns [N, 3, crop, crop].
+
+    Neighbours of one size go together: the same bits, and for small pictures several times as fast.
+    """
     test, augment = recipe["linear"]["test"], recipe["augment"]
     mode, quantised = INTERPOLATION[test["interpolation"]], augment["quantize"] != "none"
     pictures = []
     with one_thread():
-        for image in images:
-            image = image if quantised else tv.to_dtype_image(image, torch.float32, scale=True)
-            resized = tv.resize(image, [test["resize"]], interpolation=mode, antialias=augment["antialias"])
+        for _, alike in groupby(images, key=lambda image: image.shape):
+            batch = torch.stack(tuple(alike))
+            batch = batch if quantised else tv.to_dtype_image(batch, torch.float32, scale=True)
+            resized = tv.resize(batch, [test["resize"]], interpolation=mode, antialias=augment["antialias"])
             pictures.append(tv.center_crop(_in_range(resized), [test["crop"]]))
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
         return torch.empty(0, 3, test["crop"], test["crop"])
-    return _normalise(_in_working_range(torch.stack(pictures).float(), RESIZED[augment["quantize"]], augment), augment)
+    return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment["quantize"]], augment), augment)
 
 
 @contextmanager

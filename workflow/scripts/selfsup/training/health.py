@@ -21,7 +21,7 @@ from selfsup.training.tensorboard import Events
 
 KNN = "knn.csv"
 PROBE_IMAGES = 256  # of the cheap figures, at most
-SHARE = 0.003  # of the training's arithmetic that each kind of figures may take: with those at segments' ends under 1 %
+SHARE = 0.002  # of the training's arithmetic that each kind of figures may take: with those at segments' ends under 1 %
 PASSES_OF_A_STEP = 8  # forward passes an image costs: two views, online forward and backward (1 + 2) and target (1)
 PASSES_OF_A_PROBE = 3  # BYOL: two views through the online network, one through the target
 MILESTONES = 20  # in a run, beside the segments' ends
