@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.schema import check_schema, read_numbers, read_yaml, suggest, with_defaults, without_defaults
+from selfsup.schema import (
+    check_schema,
+    read_numbers,
+    read_schema,
+    read_yaml,
+    suggest,
+    with_defaults,
+    without_defaults,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,7 +38,7 @@ def load_recipe(name: str, overrides: Mapping | None = None) -> dict[str, Any]:
     """
     try:
         parts = [read_recipe_file(path) for path in recipe_files(name)]
-        recipe = reduce(merge, [*parts, read_numbers(overrides or {})])
+        recipe = reduce(lambda base, more: merge(_of_method(base, more), more), [*parts, read_numbers(overrides or {})])
         return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
     except RecipeError:
         raise
@@ -98,6 +106,14 @@ def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
     return recipe
 
 
+def _of_method(recipe: Mapping, overrides: Mapping) -> Mapping:
+    """Return `recipe`, its method's block replaced by that of another method which the overrides choose and bring."""
+    former, method = recipe.get("method"), overrides.get("method")
+    if not isinstance(method, str) or method == former or method not in overrides:
+        return recipe
+    return {**{key: value for key, value in recipe.items() if key != former}, method: overrides[method]}
+
+
 def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
     """Return `base` with `overrides` merged in, mapping by mapping; lists and scalars are replaced whole.
 
@@ -156,6 +172,11 @@ def differences(wanted: Mapping, found: Mapping, where: str = "") -> list[str]:
     return lines
 
 
+def methods() -> list[str]:
+    """Return the names of all methods, as the schema has them."""
+    return read_schema("recipe")["properties"]["method"]["enum"]
+
+
 def _contradictions(recipe: Mapping) -> Iterator[str]:
     optimizer, augment, linear = recipe["optimizer"], recipe["augment"], recipe["linear"]
     if optimizer["warmup_epochs"] > recipe["epochs"]:
@@ -167,13 +188,12 @@ def _contradictions(recipe: Mapping) -> Iterator[str]:
         yield f"optimizer.lr_floor is {optimizer['lr_floor']}, above the peak_lr of {optimizer['peak_lr']}"
     if recipe["global_batch"] % recipe["micro_batches"]:
         yield f"global_batch {recipe['global_batch']} cannot be cut into {recipe['micro_batches']} equal micro_batches"
-    byol = recipe["byol"]
-    if byol["projector"]["out"] != byol["predictor"]["out"]:
-        yield f"byol.predictor.out is {byol['predictor']['out']}, wanted {byol['projector']['out']} as the projector's"
-    if byol["target_batch_norm"] == "running" and not byol["average_buffers"]:
-        yield "byol.target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
-    if recipe["method"] == "byol" and len(augment["views"]) != 2:
-        yield f"augment.views has {len(augment['views'])} views, wanted 2 for BYOL"
+    blocks = [name for name in methods() if name in recipe]
+    if blocks != [recipe["method"]]:
+        found = ", ".join(blocks) or "none"
+        yield f"method is {recipe['method']!r}, wanted the block of that name and of no other method, found {found}"
+    elif recipe["method"] == "byol":
+        yield from _contradictions_of_byol(recipe["byol"], len(augment["views"]))
     if augment["jitter_operations"] == "official" and augment["quantize"] != "none":
         yield "augment.jitter_operations is 'official', which works on floats: set augment.quantize: none"
     for number, one in enumerate(linear["further"]):
@@ -196,3 +216,12 @@ def _view_contradictions(name: str, view: Mapping) -> Iterator[str]:
     for key, (low, high) in ranges.items():
         if low > high:
             yield f"{name}.{key} is [{low}, {high}], wanted the smaller number first"
+
+
+def _contradictions_of_byol(byol: Mapping, views: int) -> Iterator[str]:
+    if byol["projector"]["out"] != byol["predictor"]["out"]:
+        yield f"byol.predictor.out is {byol['predictor']['out']}, wanted {byol['projector']['out']} as the projector's"
+    if byol["target_batch_norm"] == "running" and not byol["average_buffers"]:
+        yield "byol.target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
+    if views != 2:
+        yield f"augment.views has {views} views, wanted 2 for BYOL"
