@@ -146,6 +146,12 @@ def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(mon
     assert check_schema({"c": None, "d": None}, "any", "a test") == {"c": None, "d": None}
 
 
+def test_without_jsonschema_a_recipe_is_taken_with_a_word(monkeypatch, capsys):
+    monkeypatch.setattr("selfsup.schema.jsonschema", None)
+    assert check_schema({"epochs": 2.0}, "recipe", "a recipe") == {"epochs": 2}
+    assert capsys.readouterr().err == "warning: a recipe is taken unchecked: jsonschema is not installed\n"
+
+
 def test_paths_may_name_variables_that_are_set(raw, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     assert check_config(changed(raw, "data_dir", "$SCRATCH/data")).data_dir == "/scratch/me/data"

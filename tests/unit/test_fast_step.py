@@ -1,5 +1,6 @@
 """What makes a step fast changes nothing that it promises to keep."""
 
+import argparse
 import shutil
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import equal_states, on_cpu, state_of, train
+from selfsup.arguments import add_compute_arguments
+from selfsup.job.place import Place
 from selfsup.models import build_head, initial_backbone
 from selfsup.recipe import load_recipe
+from selfsup.training.compute import start_compute
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
@@ -164,3 +168,23 @@ def test_what_may_change_bits_is_in_the_numerics():
     ]
     assert all(off != on for off, on in zip(numerics[::2], numerics[1::2], strict=True))
     assert on_cpu(recompute=True).numerics() == on_cpu(recompute=False).numerics()
+
+
+def test_tf32_is_for_convolutions_alone(monkeypatch):
+    """Matrix products crop pictures, and judge classifiers and neighbours."""
+    monkeypatch.setattr("selfsup.training.compute.keep_freed_memory", lambda: True)
+    parser = argparse.ArgumentParser()
+    add_compute_arguments(parser)
+    backends, before = (torch.backends.cudnn, torch.backends.cuda.matmul), torch.get_num_threads()
+    old = [backend.allow_tf32 for backend in backends]
+    try:
+        for flags, wanted in (([], [False, False]), (["--tf32"], [True, False])):
+            for backend in backends:
+                backend.allow_tf32 = True
+            start_compute(parser.parse_args(["--device", "cpu", *flags]), Place())
+            assert [backend.allow_tf32 for backend in backends] == wanted
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.benchmark = False
+        for backend, value in zip(backends, old, strict=True):
+            backend.allow_tf32 = value

@@ -14,7 +14,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
     A step on a CPU takes and frees each activation, megabytes of it. Given back in between they come again page by
     page, each zeroed by the kernel: 20,000 to 90,000 page faults a step of ResNet-18 with 64 CIFAR-10 images, a
-    twelfth of its time. The process grows to its peak either way. Returns whether this is a glibc that can be told.
+    twelfth of its time. The peak grows by a few per cent (docs/performance.md). Returns whether this is a glibc that
+    can be told.
     """
     library = ctypes.CDLL(None)
     mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))

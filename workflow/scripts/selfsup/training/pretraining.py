@@ -116,8 +116,8 @@ class Pretraining:
             recompute_activations(networks)
         if compute.compile:
             # Over ranks a graph ends at every batch norm, and all blocks of both networks are variants of one function;
-            # those beyond the limit, 8 by default, would not be compiled.
-            torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+            # those beyond the limit, 8 by default, would not be compiled. The name that torch 2.6 knows too.
+            torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS
             for network in _single_networks(networks):
                 network.compile(dynamic=False)
 
