@@ -84,7 +84,7 @@ def test_a_job_in_the_queue_is_told_though_it_has_left_nothing_yet(config, tmp_p
 
     assert told("rule_pretrain_segment_wildcards_digits_0_10") == ("4711", "pending")
     assert told("rule_linear_eval_wildcards_digits_0") == ("4711", "pending")
-    for other in ("digits_1_10", "digits_b_0_10", "cifar10_0_10"):
+    for other in ("digits_1_10", "digits_b_0_10", "digits_0_1_10", "digits_01_10", "cifar10_0_10"):
         assert told(f"rule_pretrain_segment_wildcards_{other}") == ("", "not begun")
     assert told("rule_pretrain_segment_wildcards_digits_0_10", Path("/elsewhere")) == ("", "not begun")
 
