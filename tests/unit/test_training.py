@@ -182,7 +182,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot be written.*free space"):
         train(run(), 1)
-    assert not list(run().partial.iterdir())
+    assert not list(run().partial.glob("*"))
 
 
 def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted, monkeypatch, capsys):

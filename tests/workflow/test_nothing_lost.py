@@ -72,6 +72,15 @@ def test_a_touched_file_runs_nothing_again(finished, name):
     assert costly(finished.run("-n", "results/demo.csv")) == {}
 
 
+def test_segments_cut_anew_and_data_that_has_moved_run_nothing_again(finished):
+    for length in (2, 3, 1):
+        finished.digits["segment_epochs"] = length
+        assert costly(finished.run("-n", "results/demo.csv")) == {}
+    finished.path("data").rename(finished.path("elsewhere"))
+    finished.config["data_dir"] = "elsewhere"
+    assert costly(finished.run("results/demo.csv")) == {}
+
+
 def test_an_edited_rule_is_no_reason_to_run_anything_again(finished, tmp_path, repository):
     """One space more in every shell command, as a `git pull` may bring it, without the profile."""
     other = tmp_path / "other version"

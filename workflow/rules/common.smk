@@ -478,7 +478,6 @@ onsuccess:
 onerror:
     print(
         "\nA job failed, or was stopped by you ('saved, to be continued'); its log is named above. Finished work is kept:\n"
-        "the same command continues where it stopped.\n"
-        "If an edit that changes no result made finished jobs run again: snakemake --cleanup-metadata FILE, or --touch.",
+        "the same command continues where it stopped.",
         file=sys.stderr,
     )
