@@ -20,6 +20,7 @@ from selfsup.job.slurm import holder_at_work
 from selfsup.recipe import canonical, evaluation_part, pretraining_part
 from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
+from selfsup.signals import STOP_SIGNALS
 
 
 def give_up(message):
@@ -87,7 +88,7 @@ def script(name):
 
 
 # Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
-TEE = """bash -c 'trap "" TERM USR1 INT; exec tee "$0"'"""
+TEE = f"""bash -c 'trap "" {" ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)}; exec tee "$0"'"""
 
 
 def code_digest(*names):

@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from selfsup.errors import UserError
 from selfsup.job.place import Place
+from selfsup.job.waiting import waiting_for_ranks
 
 TIMEOUT = timedelta(minutes=30)  # the watchdog, which tells the stacks, is quicker
 LAST_S = 3.0  # the rank that failed is to speak first
@@ -33,8 +34,8 @@ class Ranks:
                     world_size=self.size,
                     timeout=TIMEOUT,
                 )
-            # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
-            self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
+                # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
+                self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
 
     @property
     def is_main(self) -> bool:
@@ -152,7 +153,8 @@ class _Gather(torch.autograd.Function):
 def _others_may_die() -> Iterator[None]:
     """Turn the library's report of a connection that broke into one line, after the rank at fault has spoken."""
     try:
-        yield
+        with waiting_for_ranks():
+            yield
     except RuntimeError as error:
         time.sleep(LAST_S)
         reason = str(error).splitlines()[0]

@@ -19,6 +19,7 @@ from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
+from selfsup.job.waiting import waiting_for_ranks
 from selfsup.methods import build_method
 from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
@@ -218,7 +219,8 @@ class Pretraining:
         if weights:
             finite = torch.stack([torch.isfinite(p).all() for p in self.method.networks.parameters()]).all()
             bad_step = torch.minimum(bad_step, torch.where(finite, math.inf, float(self.step - 1)))
-        place = float(bad_step)
+        with waiting_for_ranks():  # on a GPU the host waits here for what all ranks compute together
+            place = float(bad_step)
         first = self.ranks.highest(0 if math.isinf(place) else self.total_steps - int(place))
         if first:
             step = self.total_steps - first
