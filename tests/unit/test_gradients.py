@@ -68,7 +68,7 @@ def test_gradients_are_means_over_ranks(parts, bucket_elements):
 def _on_some_ranks(ranks: Ranks, average: str, parts: int) -> list:
     """The gradients of four parameters, after which a momentum step is taken: of all ranks, of some, of none."""
     gradients.BUCKET_ELEMENTS = 4
-    both, first, last, none = parameters = [nn.Parameter(torch.full((3,), 1.0)) for _ in range(4)]
+    both, first, last, _ = parameters = [nn.Parameter(torch.full((3,), 1.0)) for _ in range(4)]
     averager = GradientAverager(parameters, ranks)
     for _ in range(2):  # the second step uses the memory of the first again
         for one in parameters:

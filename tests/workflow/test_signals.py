@@ -111,7 +111,7 @@ def test_a_signal_before_the_first_step_is_no_crash(command, tmp_path):
 
 
 def test_a_closed_terminal_saves_everything_though_nothing_can_be_printed_any_more(command, tmp_path):
-    """A terminal of its own, as ssh gives one: its end sends SIGHUP, and every line printed from then on is an error."""
+    """A terminal of its own, as ssh gives one: its end sends SIGHUP, and every line printed after that is an error."""
     ours, its = os.openpty()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     process = subprocess.Popen(
@@ -162,7 +162,7 @@ def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_
 
 
 def test_what_writes_a_jobs_log_outlives_the_signals_that_the_trainer_takes(workflow):
-    """Whoever signals a whole job, a terminal or Slurm, signals `tee` too, which has the trainer's last lines to write."""
+    """Who signals a whole job, as a terminal does, signals `tee` too, which has the trainer's last lines to write."""
     planned = workflow.run("-n", "-p", "results/demo.csv")
     tee = re.search(r"\| (bash -c 'trap .*exec tee \"\$0\"') logs/pretrain", planned)[1]
     log = workflow.path("log")

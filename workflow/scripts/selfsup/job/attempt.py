@@ -9,7 +9,6 @@ import csv
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -129,7 +128,7 @@ class Attempt:
         self._watchdog.beat(what)
 
     def waiting(self, what: str) -> None:
-        """As `alive`, before the first step. Raises StoppedError when the job is asked to stop: nothing is to be saved."""
+        """As `alive`, while there is nothing to save yet. Raises StoppedError when the job is asked to stop."""
         if self.stop.reason:
             raise StoppedError(f"stopped by {self.stop.reason} before the first step ({what})", self.stop.exit_status)
         if self._watchdog:

@@ -20,8 +20,8 @@ class GradientAverager:
     backward pass, which changes the order of sums, and so the bits, after a resume. Their sums start in one order on
     all ranks: from the last parameters to the first, as the backward pass reaches them.
 
-    A parameter without a gradient on this rank counts as zeros, if it has one on another: all ranks update it alike. One
-    that has none on any rank keeps none, as on a single rank: an optimiser leaves it alone.
+    A gradient that this rank lacks and another has counts as zeros: all ranks update the parameter alike. One that no
+    rank has stays away, as on a single rank: an optimiser leaves its parameter alone.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks):

@@ -51,8 +51,9 @@ class Saver:
     ) -> None:
         """Write `state()` to `path`, and `card` beside it; `then` is called when the file is safe.
 
-        wait: until it is on disk, after which the job ends; else that happens in the background. card: has the "step". A write in the background
-        that has failed is made up for by this one, which then waits and raises UserError if it fails as well.
+        wait: until it is on disk, after which the job ends; else that happens in the background. card: has the "step".
+        A write in the background that has failed is made up for by this one, which then waits and raises UserError if
+        it fails as well.
         """
         began = time.monotonic()
         if wait:
