@@ -457,6 +457,13 @@ if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(3)
 if sys.argv[1] == "die" and os.environ["RANK"] == "1":
     os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "for good":  # rank 0 alone knows of the file STOP
+    time.sleep(1 if os.environ["RANK"] == "0" else 0)
+    sys.exit(1 if os.environ["RANK"] == "0" else 75)
+if sys.argv[1] == "suspend":
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sys.exit(75)
 if sys.argv[1] in ("fail", "die", "wait"):
     time.sleep(600)
 """
@@ -480,7 +487,9 @@ def rank_script(tmp_path):
     return start
 
 
-@pytest.mark.parametrize(("what", "status"), [("end", 0), ("fail", 3), ("die", 128 + signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("what", "status"), [("end", 0), ("fail", 3), ("die", 128 + signal.SIGKILL), ("for good", 1), ("suspend", 75)]
+)
 def test_local_ranks_end_together_with_the_status_of_the_one_that_failed(rank_script, what, status):
     process = rank_script(what)
     told, _ = process.communicate(timeout=30)

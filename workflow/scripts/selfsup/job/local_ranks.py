@@ -15,7 +15,7 @@ from selfsup.job.stopping import EXIT_RESUBMIT
 from selfsup.signals import take_stop_signals
 
 LAUNCHER = "SELFSUP_LAUNCHER"  # its process id, for ranks to notice that it is gone
-GRACE_S = 20.0  # for the others to leave by themselves once a rank has failed, or has stopped: all stop together
+GRACE_S = 20.0  # for the others to leave by themselves once a rank has failed or stopped: all do it together
 POLL_S = 0.05
 
 
@@ -43,23 +43,19 @@ def run_local_ranks(count: int) -> int:
 
 
 def _wait_for(ranks: list[subprocess.Popen]) -> int:
-    first, patience = 0, None
+    failed, patience = 0, None
     while True:
         ended = [status for status in (process.poll() for process in ranks) if status is not None]
-        first = first or _worst(ended)
+        if patience is None or time.monotonic() < patience:  # those that are killed below have not failed
+            failed = failed or next((status for status in ended if status not in (0, EXIT_RESUBMIT)), 0)
         if len(ended) == len(ranks):
-            return _exit_status(first)
-        if first:
+            return _exit_status(failed) or max(ended)
+        if failed or EXIT_RESUBMIT in ended:
             patience = patience or time.monotonic() + GRACE_S
             if time.monotonic() > patience:
                 for process in ranks:
                     process.kill()
         time.sleep(POLL_S)
-
-
-def _worst(ended: list[int]) -> int:
-    """Return the status of a rank that failed, else 75 if one has stopped, else 0."""
-    return next((status for status in ended if status not in (0, EXIT_RESUBMIT)), max(ended, default=0))
 
 
 def _exit_status(status: int) -> int:
