@@ -52,10 +52,10 @@ def train_step(self, batch):
         time.sleep(1)
     return honest(self, batch)
 
-def save_slowly(path, state, card, honest=saving.save_checkpoint):
+def save_slowly(path, state, card, *more, honest=saving.save_checkpoint):
     if trouble == "is suspended" and card["step"] == 3:
         time.sleep(8)
-    honest(path, state, card)
+    honest(path, state, card, *more)
 
 Pretraining.train_step, saving.save_checkpoint = train_step, save_slowly
 run_script(pretrain.main)
