@@ -200,6 +200,11 @@ def test_a_zip_that_is_cut_short_or_joined_to_another_is_refused(tmp_path, tree)
         (tmp_path / "cut.zip").write_bytes(content[:length])
         with pytest.raises(UserError, match=r"cut\.zip: cannot be read as a zip \(.*\): fetch the archive again"):
             prepare("folder", tmp_path / "cut.zip", tmp_path / "store")
+    later = bytearray(content)
+    later[content.index(b"PK\x01\x02") + 6] = 99  # a version of the format that is not there yet
+    (tmp_path / "later.zip").write_bytes(later)
+    with pytest.raises(UserError, match=r"later\.zip: cannot be read as a zip \(zip file version 9\.9\)"):
+        prepare("folder", tmp_path / "later.zip", tmp_path / "store")
     (tmp_path / "joined.zip").write_bytes(content * 2)
     with pytest.raises(UserError, match=r"joined\.zip: .*two zips joined to one.* unpack both into one folder"):
         prepare("folder", tmp_path / "joined.zip", tmp_path / "store")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfsup.data.archives import ArchiveFolder, name_within, tree_of
+from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder, name_within, tree_of
 from selfsup.data.listing import Member, Tree, Zipped
 from selfsup.errors import UserError
 
@@ -85,7 +85,7 @@ def _directory(archive: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, *UNPACK_ERRORS, NotImplementedError, ValueError, struct.error) as error:
         raise UserError(f"{archive}: cannot be read as a zip ({error}): fetch the archive again") from error
     with open(archive, "rb") as file:
         begins = file.read(len(SIGNATURE)) == SIGNATURE
