@@ -123,13 +123,13 @@ def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository,
 
 
 def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_again(pretraining, tmp_path):
-    from selfsup.data.sources import prepare
+    from selfsup.data.sources import Packing, prepare
 
     for place in range(20):
         path = tmp_path / "images" / ("train" if place else "test") / "ant" / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_png(path, place)
-    prepare("folder", tmp_path / "images", tmp_path / "store")
+    prepare("folder", tmp_path / "images", tmp_path / "store", Packing(expect={"classes": 1}))
     packed = tmp_path / "store" / "train_images.npy"
     content = packed.read_bytes()
     packed.write_bytes(content[:128] + bytes(len(content) - 128))  # the header of a .npy stays

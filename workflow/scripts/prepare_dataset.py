@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 from selfsup.data.sources import Packing, download_cifar10, prepare
+from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
 
 
@@ -27,7 +28,9 @@ def main() -> None:
         return
     packing = Packing(arguments.resize, arguments.skip_damaged, arguments.expect, arguments.cpus)
     fingerprint = prepare(arguments.source, arguments.path, arguments.output, packing)
-    print(f"packed {arguments.source} into {arguments.output}, fingerprint {fingerprint[:16]}")
+    store = PackedStore(arguments.output)
+    counts = f"{len(store.classes):,} classes, {len(store.train):,} train and {len(store.test):,} test images"
+    print(f"packed {arguments.source} into {arguments.output}: {counts}, fingerprint {fingerprint[:16]}")
 
 
 def parse_arguments() -> argparse.Namespace:

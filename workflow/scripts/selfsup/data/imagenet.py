@@ -13,8 +13,9 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
+from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder
 from selfsup.data.listing import Listing, Member, Picture
-from selfsup.data.tar_listing import UNPACK_ERRORS, TarFolder, read_tar
+from selfsup.data.tar_listing import read_tar
 from selfsup.errors import UserError
 
 TRAIN, TEST = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -87,13 +88,13 @@ def _train_members(archive: Path, pool: Executor, seen: Callable[[int], None]) -
 
 def _inner_members(archive: Path, outer: Member) -> list[Member]:
     inside = read_tar(archive, outer.offset, outer.offset + outer.length)
-    return [member for member in inside if not isinstance(member, TarFolder)]
+    return [member for member in inside if not isinstance(member, ArchiveFolder)]
 
 
 def _test_members(archive: Path, synsets: list[str], seen: Callable[[int], None]) -> dict[str, list[Member]]:
     by_class = defaultdict(list)
     for member in read_tar(archive):
-        if isinstance(member, TarFolder):
+        if isinstance(member, ArchiveFolder):
             continue
         found = NUMBER.search(member.name)
         if not found or not 1 <= int(found[1]) <= len(synsets):

@@ -21,14 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.io import encode_jpeg
+from torchvision.io import encode_jpeg, encode_png
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as resize_image
 from tqdm import tqdm
 
 from selfsup.atomic_files import write_atomically
 from selfsup.data.listing import SHOWN, Listing, Member, Picture
-from selfsup.data.store import StoreWriter, decode, decoded_size, named, write_bytes_header
+from selfsup.data.store import HEAD_BYTES, StoreWriter, check_kind, decode, decoded_size, named, write_bytes_header
+from selfsup.data.zip_listing import read_zipped
 from selfsup.errors import UserError
 
 CHUNK = 16  # pictures handed to a thread at once: some MB, and far fewer hand-overs than pictures
@@ -38,6 +39,7 @@ BAR_S = 1.0  # between two states of the progress bar, which also stand in the l
 BAR_COLUMNS = 100
 DAMAGED = "damaged.txt"  # in the store's folder: the pictures that could not be packed, and why
 JPEG_QUALITY = 95  # of resized pictures; ffcv's ImageNet stores use 90
+JPEG_LONGEST = 65_500  # pixels of a side that libjpeg writes
 
 
 class Packed(NamedTuple):
@@ -65,9 +67,9 @@ def pack(
 ) -> str:
     """Pack the listed pictures into a store in `folder` and return its fingerprint.
 
-    resize: make the shorter side of larger pictures this many pixels (bicubic with antialiasing, JPEG of quality 95);
-    None keeps every byte. Raises UserError naming the pictures that cannot be decoded, all at once, unless
-    `skip_damaged` says to go without them.
+    resize: make the shorter side of larger pictures this many pixels (bicubic with antialiasing, JPEG of quality 95, or
+    PNG where one side is too long for a JPEG); None keeps every byte. Raises UserError naming the pictures that cannot
+    be decoded, all at once, unless `skip_damaged` says to go without them.
     """
     writer = StoreWriter(folder, listing.classes)
     total = sum(map(len, listing.splits.values()))
@@ -185,32 +187,39 @@ def journal_name(split: str) -> str:
 
 
 class Reader:
-    """Reads members' bytes, from several threads; a tar is opened once."""
+    """Reads members' bytes, from several threads; an archive is opened once."""
 
     def __enter__(self) -> "Reader":
-        self._tars: dict[str, int] = {}
+        self._archives: dict[str, int] = {}
         self._opening = threading.Lock()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        for tar in self._tars.values():
-            os.close(tar)
+        for archive in self._archives.values():
+            os.close(archive)
 
     def read(self, member: Member) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return a member's bytes, uint8, and the stamp of the file that they are from. Raises OSError."""
+        """Return a member's bytes, uint8, and the stamp of the file that they are from.
+
+        Raises OSError, and ValueError for what is no picture by its first bytes: no more of it is read.
+        """
         if member.length < 0:
             with open(member.file, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 return _read(file.fileno(), status.st_size, 0), _stamp(status)
         with self._opening:
-            if member.file not in self._tars:
-                self._tars[member.file] = os.open(member.file, os.O_RDONLY)
-        tar = self._tars[member.file]
-        return _read(tar, member.length, member.offset), _stamp(os.fstat(tar))
+            if member.file not in self._archives:
+                self._archives[member.file] = os.open(member.file, os.O_RDONLY)
+        archive = self._archives[member.file]
+        stamp = _stamp(os.fstat(archive))
+        if member.zipped:
+            return read_zipped(archive, member, check_kind, HEAD_BYTES), stamp
+        return _read(archive, member.length, member.offset), stamp
 
 
 def _read(file: int, length: int, offset: int) -> np.ndarray:
-    """Read up to `length` bytes into memory that the decoder may use as it is. Raises OSError."""
+    """Read up to `length` bytes into memory that the decoder may use as it is. Raises OSError and ValueError."""
+    check_kind(os.pread(file, min(length, HEAD_BYTES), offset))
     content, done = np.empty(length, np.uint8), 0
     while done < length and (count := os.preadv(file, [content.data[done:]], offset + done)):
         done += count
@@ -274,13 +283,18 @@ def _check(reader: Reader, resize: int | None, picture: Picture) -> Checked | st
     except ValueError as error:
         return f"cannot be read as an image ({error})"
     if resize and min(size) > resize:
-        content, size = _resized(content, resize)
+        try:
+            content, size = _resized(content, resize)
+        except (RuntimeError, MemoryError) as error:
+            return f"cannot be resized ({str(error).splitlines()[0]})"
     return Checked(content, stamp, size, hashlib.sha256(content).hexdigest())
 
 
 def _resized(content: np.ndarray, shorter: int) -> tuple[np.ndarray, tuple[int, int]]:
     image = resize_image(decode(content), [shorter], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return encode_jpeg(image, quality=JPEG_QUALITY).numpy(), tuple(image.shape[1:])
+    fits = max(image.shape) <= JPEG_LONGEST
+    encoded = encode_jpeg(image, quality=JPEG_QUALITY) if fits else encode_png(image.contiguous())
+    return encoded.numpy(), tuple(image.shape[1:])
 
 
 def _report(folder: Path, damaged: Mapping[str, list[tuple[Picture, str]]], total: int, skip: bool) -> None:

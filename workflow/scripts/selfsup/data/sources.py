@@ -14,11 +14,13 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from selfsup.data.archives import UNPACK_ERRORS, check_kind_of_archive, is_zip
 from selfsup.data.imagenet import is_official, list_official
-from selfsup.data.listing import Listing, check_counts, read_tree
+from selfsup.data.listing import Listing, check_classes, check_counts, read_tree
 from selfsup.data.packing import pack, progress_bar, threads
 from selfsup.data.store import UNFINISHED, StoreWriter, named
-from selfsup.data.tar_listing import UNPACK_ERRORS, first_name, plain_tar, read_tar_tree
+from selfsup.data.tar_listing import first_name, plain_tar, read_tar_tree
+from selfsup.data.zip_listing import read_zip_tree
 from selfsup.errors import UserError
 from selfsup.job.lock import held
 
@@ -51,6 +53,8 @@ def prepare(source: str, path: Path | None, folder: Path, packing: Packing = Pac
     if source != "digits" and (path is None or not path.exists()):
         found = "not given" if path is None else f"{path}, which does not exist"
         raise UserError(f"source {source}: --path is {found}; wanted the existing folder or archive of its images")
+    if path is not None and path.is_file():
+        check_kind_of_archive(path)
     with named(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with held(folder, f"packing {source}"):
@@ -80,13 +84,16 @@ def _prepare_files(source: str, path: Path, folder: Path, packing: Packing) -> s
     with threads(packing.cpus) as pool:
         listing = _listed(source, path, folder, pool)
     check_counts(listing.counts(), _expected(source, packing), path)
+    check_classes(listing, _expected(source, packing), path)
     return pack(listing, folder, resize=packing.resize, skip_damaged=packing.skip_damaged, cpus=packing.cpus)
 
 
 def _listed(source: str, path: Path, folder: Path, pool: Executor) -> Listing:
-    """List the pictures of a class tree, in a folder or a tar, or of ImageNet's official archives."""
+    """List the pictures of a class tree, in a folder, a tar or a zip, or of ImageNet's official archives."""
     test = "val" if source == "imagenet" else "test"
     with progress_bar(None, "files", "list") as bar:
+        if path.is_file() and is_zip(path):
+            return read_zip_tree(path, test, bar.update).listing()
         if path.is_file():
             return read_tar_tree(plain_tar(path, _unfinished(folder)), test, bar.update).listing()
         if source == "imagenet" and is_official(path):
@@ -128,7 +135,7 @@ def _prepare_digits(folder: Path) -> str:
 def _is_cifar10_python(path: Path) -> bool:
     """Return whether `path` is CIFAR-10 as its authors publish it, in arrays, and no tree of image files."""
     if path.is_file():
-        return first_name(path).split("/")[0] == CIFAR10.base_folder
+        return not is_zip(path) and first_name(path).split("/")[0] == CIFAR10.base_folder
     return not (path / "train").is_dir()
 
 

@@ -9,6 +9,7 @@ bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from selfsup.errors import PermanentError, UserError
 
 FORMAT = 2
 RAW_READABLE = (1, 2)  # raw splits have not changed since format 1
+KNOWN_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
+HEAD_BYTES = 12  # of a file, by which it is known for a picture
 UNFINISHED = "packing"  # folder inside the store's where files lie until all are whole
 
 
@@ -85,16 +88,32 @@ def decode(encoded: np.ndarray, mode: ImageReadMode = ImageReadMode.RGB) -> torc
     Grey, palette, 16-bit and CMYK pictures become RGB, and transparency is dropped. encoded: uint8 [bytes].
     Raises ValueError saying what is wrong. A JPEG that lost its middle but has its end is decoded, as by PIL.
     """
-    if not encoded.size:
-        raise ValueError("an empty file")
+    check_kind(bytes(encoded[:HEAD_BYTES]))
     try:
         image = decode_image(torch.from_numpy(encoded), mode)
     except (RuntimeError, ValueError) as error:
-        text = str(error)
-        raise ValueError("no JPEG, PNG, WebP or GIF" if "Unsupported" in text else text.split(". ")[0]) from error
+        raise ValueError(str(error).split(". ")[0]) from error
     if image.ndim != 3:
         raise ValueError(f"an animation of {len(image)} pictures")
-    return image
+    return _of_8_bits(image)
+
+
+def check_kind(head: bytes) -> None:
+    """Raise ValueError unless the first HEAD_BYTES of a file are those of a picture that `decode` may know."""
+    if not head:
+        raise ValueError("an empty file")
+    if not KNOWN_HEADS.match(head):
+        raise ValueError("no JPEG, PNG, WebP or GIF")
+
+
+def _of_8_bits(image: torch.Tensor) -> torch.Tensor:
+    """Return a picture of 16-bit samples, which torchvision leaves as they are, by their upper eight bits.
+
+    As torchvision's to_dtype and Pillow's RGB do; a picture widened from 8 bits, by 256 or by 257, comes back exact.
+    """
+    if image.dtype == torch.uint8:
+        return image
+    return torch.from_numpy((image.numpy() >> 8).astype(np.uint8))  # NumPy: torch cannot shift a uint16
 
 
 def decoded_size(encoded: np.ndarray) -> tuple[int, int]:
@@ -133,10 +152,11 @@ class PackedStore:
         self.test = Split(self.folder, "test", description["splits"]["test"])
 
     def remarks(self) -> list[str]:
-        """Return what a table must say of the images: that they were resized, or that some were left out."""
+        """Return what a table must say of the images: resized, some left out, all of one class."""
         resized = [f"images packed with shorter side {self.resize}"] if self.resize else []
+        single = ["one class: every top-1 is 100 %"] if len(self.classes) == 1 else []
         counts = [f"{count:,} of {split}" for split, count in self.skipped.items() if count]
-        return resized + ([f"damaged images skipped: {' and '.join(counts)}"] if counts else [])
+        return resized + single + ([f"damaged images skipped: {' and '.join(counts)}"] if counts else [])
 
     def _read_description(self) -> dict:
         path = self.folder / "store.json"

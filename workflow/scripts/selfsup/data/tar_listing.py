@@ -3,31 +3,20 @@
 So a member whose path would leave the folder cannot write anywhere; an archive that has one is refused all the same.
 """
 
-import bz2
-import gzip
-import lzma
 import os
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
-from selfsup.data.listing import Member, Tree, problem_of_name
+from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder, name_within, opener_of, tree_of
+from selfsup.data.listing import Member, Tree
 from selfsup.data.store import named
 from selfsup.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
-OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}  # by an archive's first bytes
-UNPACK_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, OSError)
 COPY_BYTES = 1 << 24
 LINKS_FOLLOWED = 40  # from link to link, as Linux does
-
-
-class TarFolder(NamedTuple):
-    """A folder's name in a tar."""
-
-    name: str
 
 
 def plain_tar(archive: Path, folder: Path) -> Path:
@@ -35,65 +24,80 @@ def plain_tar(archive: Path, folder: Path) -> Path:
 
     A compressed file can only be read from its beginning, and packing wants to continue anywhere.
     """
-    opener = _opener(archive)
+    opener = opener_of(archive)
     if opener is None:
         return archive
     status = archive.stat()
     plain = folder / f"{archive.name.split('.')[0]}_{status.st_size}_{status.st_mtime_ns}.tar"
     if not plain.exists():
         temporary = plain.with_suffix(".tmp")
-        with opener(archive) as packed, named(temporary), open(temporary, "wb") as out:
+        with open(archive, "rb") as file, opener(file) as packed, named(temporary), open(temporary, "wb") as out:
             _copy(packed, out, archive)
+            if file.read(COPY_BYTES).strip(b"\0"):  # bz2 and lzma end there without a word
+                raise UserError(f"{archive}: something else follows its compressed part: fetch the archive again")
         os.replace(temporary, plain)
     return plain
 
 
-def read_tar(archive: Path, start: int = 0, end: int | None = None) -> Iterator[Member | TarFolder]:
+def read_tar(archive: Path, start: int = 0, end: int | None = None) -> Iterator[Member | ArchiveFolder]:
     """Yield the members of a plain tar, which begins at byte `start` of the file and ends by `end`.
 
-    Raises UserError when it is no tar, is cut short, or has a path that leaves its folder.
+    Several tars one after the other, as `cat` joins them, are read as one. Raises UserError when it is no tar, is
+    damaged or cut short, or has a path that leaves its folder.
     """
     names: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with open(archive, "rb") as file:
-        file.seek(start)
-        try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep them all: 1.5 GB for ImageNet
-                if end is not None and info.offset >= end:
-                    break
-                yield from _member(archive, info, names, links)
-        except tarfile.TarError as error:
-            raise UserError(f"{archive}: cannot be read as a tar ({error}): fetch the archive again") from error
         last = min(end or os.fstat(file.fileno()).st_size, os.fstat(file.fileno()).st_size)
-        if tar.offset + BLOCK > last:
-            raise UserError(f"{archive}: cut short, for the tar has no end mark: fetch the archive again")
+        part: int | None = start
+        while part is not None:
+            stop = yield from _part(archive, file, part, last, names, links)
+            part = _next_part(archive, file, stop, last)
     for name, target in links.items():  # what they lead to may come after them
         yield _linked(archive, name, target, names, links)
 
 
+def _part(
+    archive: Path, file: BinaryIO, start: int, last: int, names: dict[str, tuple[int, int]], links: dict[str, str]
+) -> Generator[Member | ArchiveFolder, None, int]:
+    """Yield the members of the tar at byte `start`; return where tarfile found no further one."""
+    file.seek(start)
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # tarfile would keep them all: 1.5 GB for ImageNet
+            if info.offset >= last:
+                break
+            yield from _member(archive, info, names, links)
+    except tarfile.TarError as error:
+        raise UserError(f"{archive}: cannot be read as a tar ({error}): fetch the archive again") from error
+    return tar.offset
+
+
+def _next_part(archive: Path, file: BinaryIO, stop: int, last: int) -> int | None:
+    """Return where the next tar begins after the end mark at byte `stop`, or None where only zeros follow.
+
+    tarfile takes a damaged header for the end, too.
+    """
+    if stop + BLOCK > last:
+        raise UserError(f"{archive}: cut short, for the tar has no end mark: fetch the archive again")
+    file.seek(stop)
+    if any(file.read(BLOCK)):
+        raise UserError(
+            f"{archive}: at byte {stop:,} is neither a file of the tar nor its end: fetch the archive again"
+        )
+    place = stop + BLOCK
+    while place < last:
+        block = file.read(min(COPY_BYTES, last - place))
+        if rest := block.lstrip(b"\0"):
+            return place + (len(block) - len(rest)) // BLOCK * BLOCK
+        place += len(block)
+    return None
+
+
 def read_tar_tree(archive: Path, test: str, seen: Callable[[int], None] = lambda count: None) -> Tree:
     """List the class tree in a plain tar, which may lie in one folder of the tar."""
-    members: list[Member] = []
-    folders: set[str] = set()
-    for entry in read_tar(archive):
-        if isinstance(entry, TarFolder):
-            folders.add(entry.name)
-        else:
-            members.append(entry)
-            seen(1)
-        folders.update(_parents(entry.name))
-    top = _top_folder(folders)
-    inside = [member._replace(name=member.name.removeprefix(top)) for member in members]
-    splits = tuple(f"{split}/" for split in ("train", test))
-    return Tree(
-        archive,
-        test,
-        [member for member in inside if member.name.startswith(splits)],
-        {folder.removeprefix(top) for folder in folders},
-        [],
-    )
+    return tree_of(archive, test, read_tar(archive), seen)
 
 
 def first_name(archive: Path) -> str:
@@ -110,16 +114,12 @@ def first_name(archive: Path) -> str:
 
 def _member(
     archive: Path, info: tarfile.TarInfo, names: dict[str, tuple[int, int]], links: dict[str, str]
-) -> Iterator[Member | TarFolder]:
-    name = os.path.normpath(info.name)
-    if os.path.isabs(name) or name.split("/")[0] == "..":
-        raise UserError(
-            f"{archive}: {info.name}: a path that leaves the archive's folder: nothing of it was used; do not trust it"
-        )
-    if any(part.startswith(".") for part in name.split("/")):  # the folder "." itself too
+) -> Iterator[Member | ArchiveFolder]:
+    name = name_within(archive, info.name)
+    if name is None:
         return
     if info.isdir():
-        yield TarFolder(name)
+        yield ArchiveFolder(name)
     elif name in names or name in links:
         yield Member(name, str(archive), info.offset_data, info.size, "stands twice in the archive")
     elif info.islnk() or info.issym():
@@ -127,9 +127,7 @@ def _member(
     else:
         plain = info.isreg() and not info.sparse
         names[name] = info.offset_data, info.size
-        yield Member(
-            name, str(archive), *names[name], problem_of_name(name) if plain else "neither a file nor a folder"
-        )
+        yield Member(name, str(archive), *names[name], "" if plain else "neither a file nor a folder")
 
 
 def _linked(archive: Path, name: str, target: str, names: dict[str, tuple[int, int]], links: dict[str, str]) -> Member:
@@ -137,27 +135,8 @@ def _linked(archive: Path, name: str, target: str, names: dict[str, tuple[int, i
     place = os.path.normpath(target)
     for _ in range(LINKS_FOLLOWED):
         place = os.path.normpath(links.get(place, place))
-    problem = problem_of_name(name) if place in names else f"a link that leads to no file of the archive ({target})"
+    problem = "" if place in names else f"a link that leads to no file of the archive ({target})"
     return Member(name, str(archive), *names.get(place, (0, 0)), problem)
-
-
-def _parents(name: str) -> Iterator[str]:
-    while name := os.path.dirname(name):
-        yield name
-
-
-def _top_folder(folders: set[str]) -> str:
-    """Return the one folder that the whole tree lies in, with a slash, or ""."""
-    tops = {folder.split("/")[0] for folder in folders}
-    if len(tops) == 1 and "train" not in tops:
-        return f"{tops.pop()}/"
-    return ""
-
-
-def _opener(archive: Path) -> Callable | None:
-    with open(archive, "rb") as file:
-        head = file.read(6)
-    return next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
 
 
 def _copy(packed, out, archive: Path) -> None:
