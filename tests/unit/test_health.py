@@ -2,21 +2,36 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+import health_gate
 from runs import StopAfter, equal_states, state_of, train
-from selfsup.bands import BANDS, band, outside, read_bands, recorded_for
+from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
 from selfsup.errors import UserError
 from selfsup.evaluation.knn import knn_top1
-from selfsup.methods.byol import BYOL
-from selfsup.methods.health import alignment, effective_rank, evaluation_mode, feature_spread, uniformity
+from selfsup.methods import METHODS
+from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
+from selfsup.methods.health import (
+    alignment,
+    batch_statistics,
+    effective_rank,
+    encoder_floors,
+    evaluation_mode,
+    feature_spread,
+    uniformity,
+)
+from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe, pretraining_part
 from selfsup.training import health, pretraining, tensorboard
 from selfsup.training.health import Health
+from tiny import TINY
+
+CHEAP = {"feature_spread", "alignment", "cosine", "projection_spread"}
 
 
 @pytest.fixture
@@ -79,6 +94,20 @@ def test_evaluation_mode_gives_every_module_its_own_mode_back():
     ]
 
 
+def test_batch_statistics_are_those_of_train_mode_and_change_nothing():
+    network = torch.nn.Sequential(BatchNorm(3), torch.nn.Sequential(BatchNorm(3)))
+    batch = torch.randn(50, 3) * 5 + 7
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with evaluation_mode(network):
+        late = network(batch)
+        with pytest.raises(KeyboardInterrupt), batch_statistics(network):
+            seen = network(batch)
+            raise KeyboardInterrupt
+        assert torch.equal(network(batch), late)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.allclose(seen, network(batch)) and not torch.allclose(seen, late)
+
+
 @pytest.fixture
 def measured_often(monkeypatch):
     """Cheap figures at every step, and milestones at every epoch."""
@@ -130,24 +159,19 @@ def test_a_resumed_run_has_the_figures_of_an_uninterrupted_one(run, measured_oft
     assert train(parts, 4)
     assert rows(parts.folder / "knn.csv") == rows(whole.folder / "knn.csv")
     assert [row["step"] for row in rows(whole.folder / "knn.csv")] == ["5", "10", "15", "20"]
-    names = ("step", "feature_spread", "alignment", "cosine")
+    names = ("step", *sorted(CHEAP))
     histories = [[[row[name] for name in names] for row in rows(one.folder / "history.csv")] for one in (whole, parts)]
     assert histories[0] == histories[1]
     cards = [json.loads((one.folder / "epoch_0004.json").read_text())["health"] for one in (whole, parts)]
     assert cards[0] == cards[1]
-    assert set(cards[0]) == {"feature_spread", "alignment", "cosine", "knn_top1", "effective_rank", "uniformity"}
+    assert set(cards[0]) == CHEAP | {"knn_top1", "effective_rank", "uniformity"}
 
 
 def test_rank_and_uniformity_are_left_out_where_images_are_too_few(run):
     """43 images for 32 features: k-NN alone is told."""
     few = run()
     assert train(few, 4)
-    assert set(json.loads((few.folder / "epoch_0004.json").read_text())["health"]) == {
-        "feature_spread",
-        "alignment",
-        "cosine",
-        "knn_top1",
-    }
+    assert set(json.loads((few.folder / "epoch_0004.json").read_text())["health"]) == CHEAP | {"knn_top1"}
 
 
 def test_knn_asks_training_images_that_are_not_in_its_bank(run, monkeypatch):
@@ -204,6 +228,146 @@ def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypa
         milestones = (len(one._bank) + len(one._queries)) * health.MILESTONES
         assert milestones / (steps * batch * recipe["epochs"] * health.PASSES_OF_A_STEP) < health.SHARE
         assert len(one._bank) >= 4 * {"cifar10": 512, "imagenet": 2048}[name] and every == 50
+
+
+class NoPredictor(BYOL):
+    """BYOL as it collapses: the online network is asked for the target's projection itself."""
+
+    def __init__(self, recipe, **settings):
+        super().__init__(recipe, **settings)
+        self.networks["online"]["predictor"] = torch.nn.Identity()
+
+
+@pytest.fixture
+def judged(monkeypatch, tmp_path):
+    """Run the gate on a card, of a file or as a dict, and return its verdict."""
+
+    def judge(card, *arguments) -> dict:
+        path, output = tmp_path / "card.json", tmp_path / "verdict.json"
+        path.write_text(card.read_text() if hasattr(card, "read_text") else json.dumps(card))
+        output.unlink(missing_ok=True)
+        words = ["--recipe", "cifar10", "--experiment", "mine", "--card", str(path), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["health_gate.py", *words, *map(str, arguments)])
+        try:
+            health_gate.main()
+        except UserError:
+            assert not output.exists()
+            raise
+        return json.loads(output.read_text())
+
+    return judge
+
+
+def shaped(name: str, size: int) -> dict:
+    """A recipe as tiny as the tests' own; a ResNet-50 needs 32 pixels."""
+    test = {"resize": size + 1, "crop": size}
+    return load_recipe(name, {**TINY, "augment": {"size": size}, "linear": {"epochs": 2, "batch": 8, "test": test}})
+
+
+SHAPES = {"digits": 8, "cifar10": 8, "imagenet": 32}
+
+
+@pytest.mark.parametrize(("name", "size"), SHAPES.items())
+def test_a_run_without_a_predictor_is_stopped_at_its_first_boundary(run, judged, monkeypatch, name, size):
+    """Whatever the recipe; the encoder's own spread and rank do not tell yet, and no bands are for it."""
+    monkeypatch.setitem(METHODS, "byol", NoPredictor)
+    bad = run(recipe=shaped(name, size))
+    assert train(bad, 2)
+    with pytest.raises(UserError, match=r"has collapsed at epoch 2.*projection_spread \S+ \(wanted at least 0\.3\)"):
+        judged(bad.folder / "epoch_0002.json")
+    verdict = judged(bad.folder / "epoch_0002.json", "--continue-after-collapse")
+    assert verdict["collapsed"] and verdict["verdict"].startswith("goes on as told: has collapsed at epoch 2")
+
+
+@pytest.mark.parametrize(("name", "size"), SHAPES.items())
+def test_a_healthy_run_of_any_recipe_is_above_its_floors(run, judged, name, size):
+    good = run(recipe=shaped(name, size))
+    assert train(good, 2)
+    verdict = judged(good.folder / "epoch_0002.json")
+    assert verdict["verdict"].startswith("above its floors; not judged by bands: no bands are recorded in ")
+    assert verdict["verdict"].endswith("; not measured: effective_rank")  # 43 images
+    assert set(verdict["floors"]) == {"feature_spread", "effective_rank", "projection_spread"}
+
+
+@pytest.mark.parametrize("features", [8, 32, 512])
+def test_floors_of_an_encoder_hold_for_narrow_and_wide_ones(features):
+    floors, pictures = encoder_floors(features), 4 * features
+    random = torch.rand(pictures, features)  # positive, as after a ReLU: their common part takes most of the rank
+    one_point = torch.rand(features) + 1e-3 * torch.randn(pictures, features)
+    for encoded, below in ((random, []), (one_point, ["feature_spread", "effective_rank"])):
+        figures = {"feature_spread": feature_spread(encoded), "effective_rank": effective_rank(encoded)}
+        assert [one.figure for one in collapsed(figures, floors)] == below
+
+
+def test_a_real_healthy_run_is_above_the_floors_at_every_epoch():
+    """CIFAR-10, full width, batch 512, 173 epochs on an H100 in bf16: epochs 1, 9, 18, 45, 90, 173, and the lowest."""
+    floors = encoder_floors(512)
+    for spread, rank in [(0.601, None), (0.627, 155.3), (0.614, 171.7), (0.651, 240.3), (0.686, 271.2), (0.695, 280.3)]:
+        figures = {"feature_spread": spread} | ({} if rank is None else {"effective_rank": rank})
+        assert collapsed(figures, floors) == []
+    highest_cosine = 0.881  # a single point as the prediction has at best sqrt(1 - spread^2)
+    assert (1 - highest_cosine**2) ** 0.5 > PROJECTION_SPREAD_FLOOR
+
+
+CARD = {"epoch": 10.0, "health": {"feature_spread": 0.7, "knn_top1": 50.0}, "floors": {"feature_spread": 0.02}}
+
+
+def test_the_message_names_the_figure_its_floor_and_the_way_on(judged):
+    card = {**CARD, "health": {"feature_spread": 0.0123, "knn_top1": 10.0}}
+    with pytest.raises(UserError) as error:
+        judged(card)
+    for words in (
+        "has collapsed at epoch 10, below its method's floor: feature_spread 0.0123 (wanted at least 0.02). ",
+        "Its checkpoint is kept",
+        "experiments.mine.continue_after_collapse: true in config.yaml",
+        "raise its revision",
+    ):
+        assert words in str(error.value)
+    assert "knn_top1" not in str(error.value)
+
+
+def test_a_figure_that_is_no_number_stops_a_run_with_or_without_a_floor(judged):
+    for floors in (CARD["floors"], {}):
+        with pytest.raises(UserError, match=r"knn_top1 nan \(wanted a number\)"):
+            judged({"epoch": 10.0, "health": {**CARD["health"], "knn_top1": float("nan")}, "floors": floors})
+    with pytest.raises(UserError, match=r"feature_spread nan \(wanted at least 0\.02\)"):
+        judged({**CARD, "health": {"feature_spread": float("nan")}})
+
+
+def test_a_card_without_figures_or_floors_passes_and_the_verdict_says_so(judged):
+    old = {"epoch": 10.0, "health": {"feature_spread": 0.001}}
+    assert judged(old)["verdict"].startswith(
+        "not judged by floors: its card is older than they are; not judged by bands"
+    )
+    assert judged({"epoch": 10.0})["verdict"] == "not judged: no figures were measured"
+    missing = judged({**CARD, "floors": {**CARD["floors"], "effective_rank": 2.0}})
+    assert missing["verdict"].endswith("; not measured: effective_rank")
+
+
+def test_bands_narrow_the_floors(judged, tmp_path):
+    path = tmp_path / "bands.yaml"
+    figures = {"feature_spread": {"low": 0.5, "high": 0.9, "values": [0.7] * 3}}
+    whole = {"recorded": {}, "seeds": [0, 1, 2], "recipe": {}, "boundaries": [{"epoch": 10, "figures": figures}]}
+    path.write_text(yaml.safe_dump(whole))
+    assert judged(CARD, "--bands", path)["verdict"] == "above its floors; within its band"
+    with pytest.raises(
+        UserError, match=r"run has left its band at epoch 10: feature_spread 0\.3 \(wanted 0\.5 to 0\.9\)"
+    ):
+        judged({**CARD, "health": {"feature_spread": 0.3}}, "--bands", path)
+    with pytest.raises(
+        UserError, match=r"has collapsed at epoch 10.* 0\.02\); it has left its band at epoch 10.* 0\.9\)"
+    ):
+        judged({**CARD, "health": {"feature_spread": 0.01}}, "--bands", path)
+
+
+def test_bands_of_a_run_that_had_collapsed_are_not_recorded():
+    cards = [{**CARD, "seed": seed, "fingerprint": "f", "numerics": {}} for seed in range(3)]
+    assert record({10: cards}, [0, 1, 2], {})["boundaries"]
+    cards[1] = {**cards[1], "health": {"feature_spread": 0.01, "knn_top1": 50.0}}
+    with pytest.raises(
+        UserError, match=r"epoch 10: seed 1 had collapsed, feature_spread 0\.01 \(wanted at least 0\.02\)"
+    ):
+        record({10: cards}, [0, 1, 2], {})
 
 
 def test_a_band_is_a_prediction_interval():

@@ -13,7 +13,7 @@ from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.errors import PermanentError
 from selfsup.methods import METHODS
 from selfsup.methods.byol import byol_loss
-from selfsup.methods.health import alignment, evaluation_mode, feature_spread
+from selfsup.methods.health import alignment, encoder_floors, evaluation_mode, feature_spread
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
 from selfsup.optim import parameter_treatments
 from selfsup.recipe import RecipeError, load_recipe, pretraining_part
@@ -39,6 +39,7 @@ class SimSiam:
             projector = build_head(backbone.out_features, self._settings["projector"], norm)
             predictor = build_head(HEAD["out"], self._settings["predictor"], norm)
         self.networks = nn.ModuleDict({"backbone": backbone, "projector": projector, "predictor": predictor})
+        self.floors = encoder_floors(backbone.out_features)
         self._centre = self._newest = torch.zeros(HEAD["out"])
 
     def connect(self, ranks):

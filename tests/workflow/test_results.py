@@ -63,6 +63,7 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
     assert printed.count("error: results/digits") == 1 and "has left its band at epoch 10" in printed
     rank, low = re.search(r"effective_rank (\S+) \(wanted (\S+) to ", printed).groups()
     assert float(rank) < float(low) / 2 and "knn_top1" in printed and "bands/digits.yaml" in printed
+    assert "has collapsed at epoch 10" in printed and "projection_spread" in printed
     assert "experiments.digits.continue_after_collapse: true" in printed and "Traceback" not in printed
     boundary = run.path(f"{RUN}/pretrain/epoch_0010.pt")
     saved = boundary.stat().st_mtime_ns
@@ -72,7 +73,9 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
     assert jobs(printed, "pretrain_segment") == jobs(printed, "health_gate") == 1
     assert boundary.stat().st_mtime_ns == saved
     verdict = json.loads(run.read(f"{RUN}/pretrain/health_0010.json"))
-    assert verdict["outside"] and verdict["verdict"].startswith("left its band, and goes on as told")
+    assert (
+        verdict["outside"] and verdict["collapsed"] and verdict["verdict"].startswith("goes on as told: has collapsed")
+    )
 
 
 def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
@@ -80,15 +83,14 @@ def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three
     command = [sys.executable, str(script), "--experiment", "digits", "--output", "bands.yaml"]
     subprocess.run(command, cwd=three_seeds.folder, check=True, capture_output=True)
     verdict = f"{RUN}/pretrain/health_0002.json"
-    assert json.loads(three_seeds.read(verdict))["verdict"].startswith(
-        "not judged: "
-    )  # the demo's bands are not for it
+    words = json.loads(three_seeds.read(verdict))["verdict"]
+    assert words.startswith("above its floors; not judged by bands: ")  # the demo's bands are not for it
     three_seeds.digits["bands"] = "bands.yaml"
     three_seeds.path(verdict).unlink()
     assert jobs(three_seeds.run("results/demo.csv"), "pretrain_segment") == 0
     printed = three_seeds.run("--force", verdict)
     assert (jobs(printed, "health_gate"), jobs(printed, "total")) == (1, 1)
-    assert json.loads(three_seeds.read(verdict))["verdict"] == "within its band"
+    assert json.loads(three_seeds.read(verdict))["verdict"] == "above its floors; within its band"
     assert "Nothing to be done" in three_seeds.run("results/demo.csv")
 
 

@@ -73,7 +73,7 @@ rule pretrain_segment:
         " {params.compute} 2>&1 | {params.tee} {log}"
 
 
-# Between two segments: a run that has collapsed, or left its band, stops here and loses nothing.
+# After each segment: a run that has collapsed, or left its band, stops here and loses nothing.
 rule health_gate:
     input:
         card=judged,

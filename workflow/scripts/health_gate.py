@@ -1,11 +1,12 @@
-"""Judge the health figures of a segment's end against the bands of its recipe, before the next segment begins.
+"""Judge the health figures of a segment's end: by its method's floors, below which lies a collapse, and by bands.
 
     python workflow/scripts/health_gate.py --recipe digits --card results/digits/seed0/pretrain/epoch_0010.json \\
         --output results/digits/seed0/pretrain/health_0010.json
 
-Reads the boundary's JSON file and a file of bands: --bands, or workflow/bands/<name>.yaml if that was recorded for this
-very recipe. Writes --output, a verdict. Exit status 1, and no verdict, when a figure has left its band; nothing else is
-touched then. Without bands it reports and never stops.
+Reads the boundary's JSON file, which has the floors too, and a file of bands: --bands, or workflow/bands/<name>.yaml
+if that was recorded for this very recipe. Writes --output, a verdict. Exit status 1, and no verdict, when a figure is
+below its floor, out of its band or not a number; nothing else is touched then. What a card lacks is told and stops
+nothing.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from selfsup.arguments import existing_path
 from selfsup.atomic_files import write_atomically
-from selfsup.bands import BANDS, has_epoch, outside, read_bands, recorded_for
+from selfsup.bands import BANDS, collapsed, has_epoch, outside, read_bands, recorded_for
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import parse_recipe
 
@@ -32,13 +33,11 @@ def main() -> None:
     arguments = parser.parse_args()
     card = json.loads(arguments.card.read_text())
     verdict = judge(arguments, card)
-    left = verdict["outside"]
-    if left and not arguments.continue_after_collapse:
+    if (verdict["collapsed"] or verdict["outside"]) and not arguments.continue_after_collapse:
         raise UserError(
-            f"{arguments.card}: the run has left its band at epoch {verdict['epoch']}: {'; '.join(left)}. Band: "
-            f"{verdict['bands']}. Its checkpoint is kept, and history.csv beside it shows since when. To go on all the "
-            f"same: experiments.{arguments.experiment}.continue_after_collapse: true in config.yaml; to train anew: "
-            "raise its revision"
+            f"{arguments.card}: the run {reasons(verdict)}. Its checkpoint is kept, and history.csv beside it shows "
+            f"since when. To go on all the same: experiments.{arguments.experiment}.continue_after_collapse: true in "
+            "config.yaml; to train anew: raise its revision"
         )
     write_atomically(arguments.output, json.dumps(verdict, indent=1) + "\n")
     figures = "  ".join(f"{name} {value:.4g}" for name, value in verdict["figures"].items())
@@ -46,19 +45,43 @@ def main() -> None:
 
 
 def judge(arguments: argparse.Namespace, card: dict[str, Any]) -> dict[str, Any]:
-    """Return the verdict in words, the figures, and those outside their band, each with it."""
-    epoch, figures = round(card["epoch"]), card.get("health", {})
-    path, bands, reason = wanted_bands(arguments)
-    verdict = {"epoch": epoch, "figures": figures, "bands": str(path), "outside": []}
-    if not figures:
-        return {**verdict, "verdict": "not judged: no figures were measured"}
-    if bands is None:
-        return {**verdict, "verdict": f"not judged: {reason}"}
-    if not has_epoch(bands, epoch):
-        return {**verdict, "verdict": f"not judged: {path} says nothing of epoch {epoch}"}
-    left = [str(one) for one in outside(figures, bands, epoch)]
-    words = f"left its band, and goes on as told: {'; '.join(left)}" if left else "within its band"
-    return {**verdict, "outside": left, "verdict": words}
+    """Return the verdict in words, the figures with their floors, and those below a floor or out of a band."""
+    epoch, figures, floors = round(card["epoch"]), card.get("health", {}), card.get("floors", {})
+    path, bands, unusable = wanted_bands(arguments)
+    if bands is not None and not has_epoch(bands, epoch):
+        bands, unusable = None, f"{path} says nothing of epoch {epoch}"
+    verdict = {
+        "epoch": epoch,
+        "figures": figures,
+        "floors": floors,
+        "bands": str(path),
+        "collapsed": [str(one) for one in collapsed(figures, floors)],
+        "outside": [str(one) for one in outside(figures, bands, epoch)] if bands else [],
+    }
+    return {**verdict, "verdict": in_words(verdict, unusable)}
+
+
+def in_words(verdict: dict[str, Any], unusable: str) -> str:
+    """Return the verdict as a sentence. unusable: why there are no bands, empty where there are."""
+    if not verdict["figures"]:
+        return "not judged: no figures were measured"
+    if verdict["collapsed"] or verdict["outside"]:
+        return f"goes on as told: {reasons(verdict)}"
+    above = "above its floors" if verdict["floors"] else "not judged by floors: its card is older than they are"
+    within = f"not judged by bands: {unusable}" if unusable else "within its band"
+    missing = [name for name in verdict["floors"] if name not in verdict["figures"]]
+    return "; ".join([above, within, *([f"not measured: {', '.join(missing)}"] if missing else [])])
+
+
+def reasons(verdict: dict[str, Any]) -> str:
+    """Return what is wrong with a run: each figure with what it was to be."""
+    words = {
+        "collapsed": "has collapsed at epoch {epoch}, below its method's floor: {found}",
+        "outside": "has left its band at epoch {epoch}: {found}. Band: {bands}",
+    }
+    return "; it ".join(
+        text.format(**{**verdict, "found": "; ".join(verdict[key])}) for key, text in words.items() if verdict[key]
+    )
 
 
 def wanted_bands(arguments: argparse.Namespace) -> tuple[Path, dict | None, str]:
@@ -70,7 +93,9 @@ def wanted_bands(arguments: argparse.Namespace) -> tuple[Path, dict | None, str]
         return path, None, f"no bands are recorded in {path}"
     bands = read_bands(path)
     changed = recorded_for(bands, parse_recipe(arguments.recipe))
-    return path, None if changed else bands, f"{path} was recorded for another recipe ({'; '.join(changed)})"
+    return (
+        (path, None, f"{path} was recorded for another recipe ({'; '.join(changed)})") if changed else (path, bands, "")
+    )
 
 
 if __name__ == "__main__":

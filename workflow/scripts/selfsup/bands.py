@@ -1,5 +1,6 @@
-"""Expected bands of health figures, and the verdict on a segment's end. Imports no torch: it runs on a login node.
+"""Floors and expected bands of health figures: the verdict on a segment's end. No torch: it runs on a login node.
 
+A floor is its method's, for every recipe: an encoder below it has collapsed. Bands are recorded, for one recipe.
 A band is the interval in which a further seed's figure falls with 99.9 % probability, if seeds scatter normally: with
 five figures at each of ten boundaries one healthy run in twenty is stopped by chance, and goes on when told so.
 """
@@ -23,7 +24,7 @@ HIGHER_IS_BETTER = ("knn_top1",)  # has no upper end: too good is no reason to s
 
 @dataclass(frozen=True)
 class Outside:
-    """A figure that has left its band. low, high: None where the band has no such end."""
+    """A figure below its floor or out of its band. low, high: None where there is no such end."""
 
     figure: str
     value: float
@@ -31,6 +32,8 @@ class Outside:
     high: float | None
 
     def __str__(self) -> str:
+        if self.low is None and self.high is None:
+            return f"{self.figure} {self.value:.4g} (wanted a number)"
         if self.high is None:
             return f"{self.figure} {self.value:.4g} (wanted at least {self.low:.4g})"
         return f"{self.figure} {self.value:.4g} (wanted {self.low:.4g} to {self.high:.4g})"
@@ -65,6 +68,19 @@ def recorded_for(bands: Mapping, recipe: Mapping) -> list[str]:
     return differences(bands["recipe"], _restricted(wanted, bands["recipe"]))
 
 
+def collapsed(health: Mapping[str, float], floors: Mapping[str, float]) -> list[Outside]:
+    """Return the figures below their method's floor, and those that are not a number, whether they have a floor or not.
+
+    A figure that was not measured is no reason to stop.
+    """
+    limits = {name: {"low": floors.get(name), "high": None} for name in health}
+    return [
+        Outside(name, health[name], limit["low"], None)
+        for name, limit in limits.items()
+        if not _within(health[name], limit)
+    ]
+
+
 def outside(health: Mapping[str, float], bands: Mapping, epoch: int) -> list[Outside]:
     """Return the figures at a boundary that have left their band, in the bands' order.
 
@@ -85,7 +101,7 @@ def has_epoch(bands: Mapping, epoch: int) -> bool:
 def record(cards: Mapping[int, list[Mapping]], seeds: list[int], recipe: Mapping) -> dict[str, Any]:
     """Return bands from boundaries' cards: for each epoch one card per seed, in the seeds' order.
 
-    Raises UserError for fewer than three seeds, or cards of different runs or without figures.
+    Raises UserError for fewer than three seeds, cards of different runs, without figures or of a collapsed run.
     """
     if len(seeds) < FEWEST_SEEDS:
         raise UserError(f"{len(seeds)} seeds are recorded, wanted {FEWEST_SEEDS} at least: a spread needs several runs")
@@ -103,6 +119,10 @@ def record(cards: Mapping[int, list[Mapping]], seeds: list[int], recipe: Mapping
 def _problems(epoch: int, cards: list[Mapping]) -> Iterator[str]:
     if any(not card.get("health") for card in cards):
         yield f"epoch {epoch}: a card has no health figures: it was written before they were measured; train anew"
+    for card in cards:
+        if below := collapsed(card.get("health", {}), card.get("floors", {})):
+            found = "; ".join(map(str, below))
+            yield f"epoch {epoch}: seed {card['seed']} had collapsed, {found}: bands want healthy runs; train it anew"
     if len({card["fingerprint"] for card in cards}) > 1:
         yield f"epoch {epoch}: the seeds are of different recipes or revisions: train them alike"
 

@@ -16,13 +16,21 @@ PANELS = {  # column of history.csv or knn.csv: title with unit
     "images_per_s": "images / s",
     "data_wait": "share of time waiting for data",
     "feature_spread": "feature spread (0: collapsed, 1: even)",
+    "projection_spread": "projection spread (0: collapsed, 1: even)",
     "alignment": "alignment of views (0: identical)",
     "cosine": "cosine of online and target",
     "effective_rank": "effective rank of features (RankMe)",
     "uniformity": "uniformity (0: collapsed)",
     "knn_top1": "k-NN accuracy, training images (%)",
 }
-FROM_ZERO = ("loss", "images_per_s", "data_wait", "feature_spread", "alignment")  # their distance from 0 counts
+FROM_ZERO = (
+    "loss",
+    "images_per_s",
+    "data_wait",
+    "feature_spread",
+    "projection_spread",
+    "alignment",
+)  # their distance from 0 counts
 LINEAR = "linear accuracy, test images (%)"
 COLUMNS = 3
 SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser

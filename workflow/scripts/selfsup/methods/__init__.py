@@ -24,6 +24,7 @@ class Method(Protocol):
     """
 
     networks: nn.ModuleDict  # everything to be moved to the device
+    floors: dict[str, float]  # of the figures of `health` and of k-NN's: an encoder below one has collapsed
 
     def connect(self, ranks) -> None:
         """Called once, after the networks have reached their device."""
@@ -58,7 +59,8 @@ class Method(Protocol):
         """Figures that show whether the encoder has collapsed, columns of history.csv: see `selfsup.methods.health`.
 
         Called on rank 0 alone, now and then, always with the same views: no collective, no change of state, and
-        `evaluation_mode` for the networks. `feature_spread` and `alignment` are expected of every method.
+        `evaluation_mode` for the networks. `feature_spread` and `alignment` are expected of every method; where the
+        loss can reach its least whatever the encoder, as by a constant projection, a figure of that belongs here too.
         """
 
     def state_dict(self) -> dict:

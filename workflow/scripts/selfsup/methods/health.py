@@ -10,7 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from selfsup.models import BatchNorm
+
 RANK_EPSILON = 1e-7  # added to each share of a singular value: RankMe, section 3.1, for float32
+FEATURE_SPREAD_FLOOR = 0.02
+RANK_FLOOR_SHARE = 0.005  # of the features, beyond the first
 
 
 @contextmanager
@@ -24,6 +28,34 @@ def evaluation_mode(networks: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside the block batch norms in eval mode normalise by the batch, and touch no running statistics.
+
+    What collapses is what the loss sees, in train mode; running statistics follow it late: after 20 steps alone they
+    make the projections of a healthy network look as even as those of a collapsed one. Of this rank's batch alone.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
+
+
+def encoder_floors(features: int) -> dict[str, float]:
+    """Return what an encoder with so many features has collapsed below, whatever the method: its `floors`.
+
+    A collapsed one has a spread of 0 and a rank of 1. The lowest of healthy ones, measured: 0.05 and 1.5 of 32 in the
+    first ten steps, whose running statistics are far off, later 0.4 and 8 of 128; an untrained ResNet-18 0.24 and 39 of
+    512, ResNet-50 0.23 and 185 of 2,048; 173 epochs of CIFAR-10 on an H100 0.60 and 155 of 512.
+    """
+    return {"feature_spread": FEATURE_SPREAD_FLOOR, "effective_rank": 1 + RANK_FLOOR_SHARE * features}
 
 
 def feature_spread(features: torch.Tensor) -> float:

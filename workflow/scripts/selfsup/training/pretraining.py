@@ -267,7 +267,7 @@ class Pretraining:
 
         The first one of a job also wants the method's state to be equal on all ranks.
 
-        health: a boundary's figures, for its JSON file, where the rule health_gate reads them.
+        health: a boundary's figures, for its JSON file, where the rule health_gate reads them and their floors.
         """
         card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
         mean_loss = self.checked_loss(loss, saver, weights=True)
@@ -276,7 +276,7 @@ class Pretraining:
             self._known_equal = True
         epoch, run = self.step / self.steps_per_epoch, self.run
         card |= {"step": self.step, "epoch": epoch, "loss": mean_loss, "numerics": self.numerics}
-        card |= {} if health is None else {"health": dict(health)}
+        card |= {} if health is None else {"health": dict(health), "floors": dict(self.method.floors)}
 
         def tidy() -> None:
             checkpoint.prune(run.partial, keep=path)
