@@ -124,6 +124,7 @@ def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, rec
     import pandas as pd
 
     from selfsup.evaluation.encoder import note_evaluation
+    from selfsup.evaluation.figure_keys import figure_keys
     from selfsup.evaluation.linear import protocol
 
     history = pd.DataFrame(rows)
@@ -140,6 +141,7 @@ def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, rec
         "dataset_fingerprint": store.fingerprint,
         "encoder_sha256": card["encoder_sha256"],
         "numerics_changes": card.get("training", {}).get("numerics_changes", 0),
+        **figure_keys(card, recipe, len(store.train)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history.to_csv(index=False))
