@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -414,3 +416,14 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
     path.write_text("top1\n90\n")
     with pytest.raises(UserError, match=r"metrics\.csv: no metrics of one evaluation"):
         make_table("demo", [row([path], dataset="digits")])
+
+
+def test_a_table_is_written_to_a_name_in_csv_alone_for_others_would_lose_what_follows_their_dot(repository, tmp_path):
+    script = repository / "workflow" / "scripts" / "make_table.py"
+    output = tmp_path / "demo.v2"
+    command = [sys.executable, str(script), "--table", "demo", "--output", str(output)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith(f"error: --output is {output}, wanted a name that ends in .csv")
+    assert subprocess.run([*command[:-1], f"{output}.csv"], cwd=repository, capture_output=True).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"demo.v2.csv", "demo.v2.md", "demo.v2.tex"}
