@@ -12,7 +12,7 @@ import pandas as pd
 
 from selfsup.errors import UserError
 from selfsup.evaluation.figure_keys import KEYS, differences, plain
-from selfsup.job.ledger import read_ledger
+from selfsup.job.ledger import begun, read_ledger
 from selfsup.recipe import RECIPES
 from selfsup.schema import check_schema
 
@@ -194,8 +194,9 @@ def _judged(line: dict, published: pd.DataFrame) -> dict:
 
 
 def _hours(ledgers: tuple[Path, ...], column: str) -> float | None:
-    """Return the hours of a column, mean over seeds; None where a ledger is missing."""
-    sums = [sum(float(row[column] or 0) for row in rows) for rows in map(read_ledger, ledgers) if rows]
+    """Return the hours of a column, mean over seeds; None where a ledger is missing or tells of no attempt."""
+    attempts = [begun(read_ledger(path)) for path in ledgers]
+    sums = [sum(float(row[column] or 0) for row in rows) for rows in attempts if rows]
     return sum(sums) / len(sums) if sums and len(sums) == len(ledgers) else None
 
 

@@ -159,5 +159,5 @@ def step_of(path: Path) -> int:
     """Return the step that a checkpoint's JSON file states, or -1 where it says nothing."""
     try:
         return int(json.loads(path.with_suffix(".json").read_text())["step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return -1
