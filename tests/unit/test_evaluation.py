@@ -265,15 +265,15 @@ def test_the_verdict_holds_the_last_epoch_against_the_paper_where_both_did_the_s
         ({"task": "knn"}, "task knn, the reference linear"),
         (
             {"protocol": "linear, 1 epochs, batch 256, lr 0.2 cosine to 0, last epoch"},
-            "protocol 1 epochs, the reference 90 epochs",
+            "protocol: 1 epochs, the reference: 90 epochs",
         ),
         (
             {"protocol": LIKE_THE_PAPER["protocol"] + ", images packed with shorter side 256"},
-            "protocol images packed with shorter side 256, the reference nothing more",
+            "protocol: images packed with shorter side 256, the reference: nothing more",
         ),
         (
             {"settings": LIKE_THE_PAPER["settings"].replace(" Nesterov", "").replace("flip 0.5", "flip 0")},
-            "evaluation with momentum 0.9, flip 0, the reference momentum 0.9 Nesterov, flip 0.5",
+            "settings of the evaluation: momentum 0.9, flip 0, the reference: momentum 0.9 Nesterov, flip 0.5",
         ),
         ({"labels": 10}, "share of labels (%) 10, the reference 100"),
         ({"n_train": 45000}, "training images 45000, the reference 50000"),
@@ -297,7 +297,7 @@ def test_metrics_of_an_older_version_make_a_table_that_says_what_is_unknown(tmp_
     new = set(LIKE_THE_PAPER) - {"n_test", "protocol"}
     old = metrics_file(tmp_path / "old", 91.92, without=new)
     line = read_table(to_csv(make_table("mine", [row([old])])), "mine.csv").iloc[-1]
-    wanted = "method, backbone, width, stem, task, evaluation with, share of labels (%), training images"
+    wanted = "method, backbone, width, stem, task, settings of the evaluation, share of labels (%), training images"
     assert (line["verdict"], line["verdict_reason"]) == ("not comparable", f"not told by metrics.csv: {wanted}")
     assert (line["top1"], line["epochs"], line["global_batch"]) == (91.92, 800, 512)  # config.yaml's, as it was then
     mixed = make_table("mine", [row([old, metrics_file(tmp_path / "new", 92)], seeds=(0, 1))]).iloc[-1]
@@ -324,7 +324,7 @@ def test_a_reference_that_does_not_tell_a_key_is_agreed_with_by_nobody():
         ("cifar10", (50000, 10000), ["epochs 1000, the reference 800"]),
         ("imagenet", (1281167, 50000), []),
         ("imagenet_authors", (1281167, 50000), []),
-        ("imagenet_official", (1281167, 50000), ["protocol 80 epochs, the reference 90 epochs"]),
+        ("imagenet_official", (1281167, 50000), ["protocol: 80 epochs, the reference: 90 epochs"]),
     ],
 )
 def test_the_papers_recipes_have_the_keys_of_its_figures(name, images, left):

@@ -19,7 +19,7 @@ KEYS = {
     "global_batch": "batch",
     "task": "task",
     "protocol": "protocol",
-    "settings": "evaluation with",
+    "settings": "settings of the evaluation",
     "labels": "share of labels (%)",
     "n_train": "training images",
     "n_test": "test images",
@@ -88,7 +88,8 @@ def _difference(key: str, ours: Any, theirs: Any) -> str | None:
     if theirs is None:
         return f"{KEYS[key]} {ours}, the reference's is unknown"
     if key in IN_WORDS:
-        ours, theirs = _unlike(ours, theirs)
+        more, less = _unlike(ours, theirs)
+        return f"{KEYS[key]}: {more}, the reference: {less}" if more else None
     return None if ours == theirs else f"{KEYS[key]} {ours}, the reference {theirs}"
 
 
