@@ -48,13 +48,12 @@ def attempt_at(run: Run, end: int, stop: StopAfter | None = None) -> Attempt:
 
 def train(run: Run, *ends: int, stop: StopAfter | None = None) -> bool:
     """Train segment by segment; False when stopped before the last one's end."""
-    previous = None
+    previous = 0
     for end in ends:
-        output = run.folder / boundary_name(end)
         with attempt_at(run, end, stop) as attempt:
-            if not train_segment(run, attempt, until_epoch=end, previous=previous, output=output):
+            if not train_segment(run, attempt, until_epoch=end, previous=previous):
                 return False
-        previous = output
+        previous = end
     return True
 
 

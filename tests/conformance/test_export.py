@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ import selfsup
 from runs import on_cpu, train
 from selfsup.errors import UserError
 from selfsup.evaluation import encoder as encoder_module
-from selfsup.evaluation.encoder import check_same_features, encoder_card, note_evaluation, save_encoder
+from selfsup.evaluation import record
+from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.evaluation.figure_keys import figure_keys
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
 from selfsup.models import initial_backbone
@@ -76,15 +78,37 @@ def test_a_width_that_torchvision_has_not_is_told_by_the_card(tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["torchvision"] is None
 
 
-def test_a_card_keeps_the_newest_evaluation_of_each_kind(tmp_path):
+def test_a_card_has_the_newest_evaluation_of_each_kind_and_none_of_another_encoder(tmp_path):
     path = tmp_path / "encoder.safetensors"
     path.with_suffix(".json").write_text(json.dumps({"network": "a test", "encoder_sha256": "12"}))
-    for top1 in (50.0, 60.0):
-        note_evaluation(path, "linear", {"top1": top1})
-    note_evaluation(path, "knn", {"top1": 40.0})
+    for kind, top1, checksum in (
+        ("linear", 50.0, "12"),
+        ("linear", 60.0, "12"),
+        ("knn", 40.0, "12"),
+        ("old", 9.0, "34"),
+    ):
+        record.keep(tmp_path / kind, {"of": "a test"}, {"metrics.csv": f"top1,encoder_sha256\n{top1},{checksum}\n"})
+        record.collect(path)
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["evaluations"] == {"linear": {"top1": 60.0}, "knn": {"top1": 40.0}}
     assert card["network"] == "a test" and card["encoder_sha256"] == "12"
+
+
+def test_evaluations_that_end_at_once_lose_no_figure(tmp_path):
+    """Eight of them, many times over; each writes its own file and then collects."""
+    path = tmp_path / "encoder.safetensors"
+    for turn in range(20):
+        path.with_suffix(".json").write_text(json.dumps({"encoder_sha256": "12"}))
+
+        def end(number: int, turn: int = turn) -> None:
+            text = f"top1,encoder_sha256\n{turn + number / 10},12\n"
+            record.keep(tmp_path / f"task{number}", {"of": number}, {"metrics.csv": text})
+            record.collect(path)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(end, range(8)))
+        noted = json.loads(path.with_suffix(".json").read_text())["evaluations"]
+        assert noted == {f"task{number}": {"top1": turn + number / 10} for number in range(8)}
 
 
 def test_totals_of_a_ledger_count_what_was_lost_and_done_again(tmp_path):
@@ -132,7 +156,7 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     assert (ledger["attempts"], ledger["steps_done"], ledger["steps_lost"], ledger["gpu_hours"]) == (2, 20, 0, 0)
     assert card["protocol"].startswith("linear, 2 epochs, batch 8") and card["recipe"] == tiny_recipe
     assert set(card["versions"]) == {"python", "torch", "torchvision", "numpy"} and card["torchvision"] is None
-    assert "evaluations" not in card
+    assert "evaluations" not in card  # there is none yet
     script("linear_eval", tmp_path / "linear", "--encoder", output, "--data", tiny_store.folder, "--device", "cpu")
     metrics = pd.read_csv(tmp_path / "linear" / "metrics.csv").iloc[0]
     noted = json.loads(output.with_suffix(".json").read_text())["evaluations"]["linear"]

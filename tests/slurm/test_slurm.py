@@ -64,7 +64,7 @@ def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undist
     slurm.digits["compute"]["pretrain"]["hours"] = 0.05
     slurm.digits["overrides"] = {**slurm.digits["overrides"], "epochs": 8}
     slurm.digits["segment_epochs"] = 8
-    process = slurm.start(f"{RUN}/pretrain/epoch_0008.pt")
+    process = slurm.start(f"{RUN}/pretrain/epoch_0008.json")
     printed, _ = process.communicate(timeout=900)
     assert process.returncode == 0, printed[-6000:]
     ends = endings(slurm)

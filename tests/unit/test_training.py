@@ -1,9 +1,11 @@
 """Segments, stops and checkpoints on a network that trains in a second."""
 
+import contextlib
 import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from selfsup.job.ledger import read_ledger
 from selfsup.job.stopping import StopRequest
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundary_name
+from selfsup.segments import boundary_name, card_name, recorded_cards
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, duration
 from selfsup.training.pretraining import Pretraining, Run
@@ -89,18 +91,20 @@ def test_rolling_checkpoints_come_by_time_and_two_are_kept(run):
     assert not train(rolling, 4, stop=StopAfter(8))
     assert sorted(path.name for path in rolling.partial.glob("*.pt")) == ["step_000000008.pt", "step_000000009.pt"]
     assert train(rolling, 4)
-    assert [path.name for path in rolling.partial.glob("*.pt")] == [boundary_name(4)]
+    assert not list(rolling.partial.glob("*.pt")) and (rolling.folder / boundary_name(4)).exists()
 
 
 def test_a_late_job_for_an_earlier_segment_undoes_nothing(run):
-    """One that sat in the queue while others went on: it is refused; the newer checkpoints stay."""
+    """One that sat in the queue while others went on. A segment that was finished is found finished; one that was not,
+    of segments that were cut anew, is refused; the newer checkpoints stay."""
     early = run("early", checkpoint_minutes=1e-9)
     assert train(early, 1)
     assert not train(early, 4, stop=StopAfter(8))
     (early.folder / boundary_name(1)).unlink()
     before = sorted(path.name for path in early.partial.iterdir())
-    with pytest.raises(UserError, match=r"has reached epoch 2\.8 already; to train up to 1 once more would undo that"):
-        train(early, 1)
+    assert train(early, 1) and not (early.folder / boundary_name(1)).exists()
+    with pytest.raises(UserError, match=r"has reached epoch 2\.8 already; to train up to 2 once more would undo that"):
+        train(early, 2)
     assert sorted(path.name for path in early.partial.iterdir()) == before
     assert not (early.folder / "failed.json").exists()
 
@@ -178,7 +182,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot be written.*free space"):
         train(run(), 1)
-    assert not list(run().partial.iterdir())
+    assert not list(run().partial.glob("*"))
 
 
 def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted, monkeypatch, capsys):
@@ -250,16 +254,66 @@ def test_a_change_of_numerics_is_told(run, capsys):
     assert "other numerics" in capsys.readouterr().out
 
 
-def test_a_deleted_boundary_comes_back_from_partial_without_training(run, capsys):
+def test_a_boundary_that_an_older_version_left_in_partial_comes_back_without_training(run, capsys):
     finished = run()
     assert train(finished, 2)
-    before = (finished.partial / boundary_name(2)).stat().st_ino
-    (finished.folder / boundary_name(2)).unlink()
-    (finished.folder / boundary_name(2)).with_suffix(".json").unlink()
+    whole, record = (finished.folder / boundary_name(2)).read_bytes(), finished.folder / "segments.json"
+    finished.partial.mkdir(exist_ok=True)
+    for name in (boundary_name(2), card_name(2)):
+        (finished.folder / name).rename(finished.partial / name)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "boundaries": [], "cards": {}}))
     capsys.readouterr()
     assert train(finished, 2)
-    assert (finished.folder / boundary_name(2)).stat().st_ino == before
+    assert (finished.folder / boundary_name(2)).read_bytes() == whole and (finished.folder / card_name(2)).exists()
     assert "steps" not in capsys.readouterr().out
+
+
+def test_a_boundary_without_any_card_is_believed_if_its_own_checksums_hold(run, capsys):
+    lost = run()
+    assert train(lost, 2)
+    record, card = lost.folder / "segments.json", lost.folder / card_name(2)
+    before = json.loads(card.read_text())
+    record.write_text(json.dumps({**json.loads(record.read_text()), "cards": {}}))
+    card.unlink()
+    assert train(lost, 2) and "was finished before" in capsys.readouterr().out
+    assert json.loads(card.read_text()).items() <= before.items()
+    record.write_text(json.dumps({**json.loads(record.read_text()), "cards": {}}))
+    card.unlink()
+    content = bytearray((lost.folder / boundary_name(2)).read_bytes())
+    content[len(content) // 2] ^= 1
+    (lost.folder / boundary_name(2)).write_bytes(content)
+    with pytest.raises(UserError, match=r"epoch_0002\.pt: no valid checkpoint is left"):
+        train(lost, 2)
+
+
+@pytest.mark.parametrize("writes", range(12))
+def test_a_kill_between_any_two_writes_at_a_boundary_loses_nothing(run, uninterrupted, monkeypatch, writes):
+    """The process ends before its n-th renaming of a file from the moment that the second boundary is written."""
+    killed, honest, left = run("killed"), os.replace, [None]
+    assert train(killed, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def replace(source, target):
+        if left[0] is None and Path(target).name == "segments.json":
+            left[0] = writes
+        if left[0] is not None:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+        honest(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with contextlib.suppress(Killed):
+        train(killed, 2)
+    monkeypatch.undo()
+    assert train(killed, 2, 4)
+    assert equal_states(state_of(killed), uninterrupted)
+    cards = {epoch: json.loads((killed.folder / card_name(epoch)).read_text()) for epoch in (1, 2, 4)}
+    assert recorded_cards(killed.folder) == {str(epoch): card for epoch, card in cards.items()}
+    assert all({"loss", "health", "sha256"} <= card.keys() for card in cards.values())
+    assert not list(killed.folder.rglob("*.damaged"))
 
 
 def test_history_has_a_row_per_logged_step_and_is_cut_back_on_a_resume(run):
@@ -349,8 +403,8 @@ def test_nothing_is_begun_anew_when_all_checkpoints_are_damaged(run):
 
 def test_a_checkpoint_of_a_newer_format_is_refused(run):
     assert train(run(), 1)
-    card = run().folder / boundary_name(1).replace(".pt", ".json")
-    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 99}))
+    record = run().folder / "segments.json"
+    record.write_text(record.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(UserError, match="format 99, this code reads up to 1"):
         checkpoint.load_checkpoint(run().folder / boundary_name(1))
 

@@ -38,7 +38,7 @@ def test_the_run_leaves_the_files_that_the_readme_names(finished_run):
         "digits/seed0/random_init/linear/metrics.csv",
     ):
         assert run.path(f"results/{name}").stat().st_size > 0, name
-    assert not list(run.path("results/digits/seed0/pretrain/partial").iterdir())
+    assert not list(run.path("results/digits/seed0/pretrain/partial").glob("*"))
     assert not list(run.path("results").rglob("lock.json"))
 
 

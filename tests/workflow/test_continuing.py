@@ -35,7 +35,7 @@ def endings(workflow: Workflow, stage: str = "pretrain") -> list[str]:
 def test_another_segment_length_cuts_only_the_epochs_that_remain(workflow):
     run = quick(workflow, epochs=12)
     run.digits["segment_epochs"] = 4
-    run.run(f"{RUN}/pretrain/epoch_0008.pt")
+    run.run(f"{RUN}/pretrain/epoch_0008.json")
     run.digits["segment_epochs"] = 3
     printed = run.run(f"{RUN}/encoder.safetensors")
     assert planned(printed) == [11, 12] and "steps 40 to 55 of 60" in printed
@@ -124,7 +124,7 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
     run = quick(workflow, epochs=20)
     run.digits["segment_epochs"] = 10
-    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.pt")
+    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.json")
     wait_until(run.path("logs/prepare_dataset").exists, "a plan that is made, and busy with another rule")
     first = by_hand(run.digits["overrides"], until=10)
     printed, _ = process.communicate(timeout=180)
@@ -153,12 +153,12 @@ def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, b
     assert f"pretrain is in use by process {first.pid} on " in printed and "Traceback" not in printed
     assert jobs(printed, "pretrain_segment") == 0
     shutil.rmtree(run.path(RUN))
-    run.run(f"{RUN}/pretrain/epoch_0001.pt")
+    run.run(f"{RUN}/pretrain/epoch_0001.json")
 
 
 def test_a_change_of_numerics_is_counted_in_the_table(workflow):
     run = quick(workflow)
-    run.run(f"{RUN}/pretrain/epoch_0001.pt")
+    run.run(f"{RUN}/pretrain/epoch_0001.json")
     run.digits["compute"]["pretrain"]["cpus_per_device"] = 1
     printed = run.run("results/demo.csv")
     assert "the run continues under other numerics" in printed and "threads: wanted 2, found 1" not in printed

@@ -16,10 +16,13 @@ sys.path.insert(0, str(SCRIPTS))
 from selfsup.arguments import SWITCHES
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
+from selfsup.evaluation import record
 from selfsup.job.slurm import holder_at_work
-from selfsup.recipe import canonical, evaluation_part, pretraining_part
+from selfsup.recipe import canonical, evaluation_part, fingerprint, pretraining_part
 from selfsup.schema import read_yaml
-from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
+from selfsup.segments import Done, boundaries, card_name, epoch_of, holds_older, is_finished, restore_cards, work_done
+from snakemake.io import is_flagged
+from snakemake.settings.types import RerunTrigger
 
 
 def give_up(message):
@@ -38,7 +41,10 @@ def checked_config():
 
 
 CONFIG = checked_config()
-PRETRAIN = "results/{experiment}/seed{seed}/pretrain"
+RUN = "results/{experiment}/seed{seed}"
+PRETRAIN = f"{RUN}/pretrain"
+# Finished work is known by its own record (below); an edited rule or script is no reason to do it again.
+TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS})
 CIFAR10_ARCHIVE = f"{CONFIG.data_dir}/downloads/cifar-10-python.tar.gz"
 
 
@@ -83,8 +89,7 @@ def dataset_folder(dataset):
 
 
 def dataset_of(wildcards):
-    """The prepared dataset; an older or newer file time alone never retrains an encoder, its fingerprint is checked."""
-    return ancient(f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json")
+    return f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json"
 
 
 # Quoted: a clone may lie in a folder whose name has a space.
@@ -107,19 +112,6 @@ def code_digest(*names):
         for file in ([SCRIPTS / name] if name.endswith(".py") else (SCRIPTS / name).rglob("*.py"))
     )
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-EVALUATION_CODE = code_digest(
-    "linear_eval.py",
-    "selfsup/random_draws.py",
-    "selfsup/data",
-    "selfsup/augment",
-    "selfsup/models",
-    "selfsup/optim",
-    "selfsup/evaluation",
-    "selfsup/training/device.py",
-    "selfsup/training/distributed.py",
-)
 
 
 def compute(stage, key):
@@ -238,7 +230,9 @@ def image_source(wildcards):
     if problem:
         give_up(problem)
     block = CONFIG.datasets[wildcards.dataset]
-    return [CIFAR10_ARCHIVE] if block["source"] == "cifar10" and block.get("path") is None else []
+    if block["source"] != "cifar10" or block.get("path") is not None:
+        return nothing(wildcards)
+    return [settled(CIFAR10_ARCHIVE, os.path.exists(f"{dataset_folder(wildcards.dataset)}/store.json"))]
 
 
 def source_path(wildcards, input):
@@ -266,6 +260,8 @@ def segment_ends(wildcards):
     experiment, folder = experiment_of(wildcards), Path(PRETRAIN.format(**wildcards))
     refuse_if_busy(folder)
     try:
+        if not workflow.remote_exec and not workflow.dryrun:
+            restore_cards(folder)
         older = holds_older(folder, experiment.revision)  # the rule set_aside moves it away before the first segment
         done = Done([], 0) if older else work_done(folder, experiment.recipe, experiment.revision)
     except UserError as error:
@@ -281,16 +277,6 @@ def refuse_if_busy(folder):
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
 
 
-def dataset_evaluated(stage):
-    """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
-
-    def dataset(wildcards):
-        refuse_if_busy(Path(f"results/{wildcards.experiment}/seed{wildcards.seed}/{stage}"))
-        return dataset_of(wildcards)
-
-    return dataset
-
-
 def revision_begun(wildcards):
     """What a segment of a raised revision waits for: the older run set aside."""
     revision = experiment_of(wildcards).revision
@@ -301,15 +287,106 @@ def revision_begun(wildcards):
     return marker if holds_older(Path(PRETRAIN.format(**wildcards)), revision) else ancient(marker)
 
 
+def settled(path, finished):
+    """An input that never runs a finished job again, whatever its age. For another job it must be a plain one: Snakemake
+    9.27 does not look behind an ancient file that exists (issue 4166), and would end before all is made."""
+    set_triggers()
+    return ancient(path) if finished else path
+
+
+def set_triggers():
+    """Called where Snakemake asks for inputs: while it reads this file, it has no settings yet."""
+    workflow.dag_settings.rerun_triggers = TRIGGERS
+
+
+def nothing(wildcards):
+    """The inputs of a job that has none."""
+    set_triggers()
+    return []
+
+
+@cache
+def is_named(path, *rules):
+    """Whether who started Snakemake has named this output, or its rule, to be made again. Asked once: for the job."""
+    settings = workflow.dag_settings
+    forced = settings.forcerun | (settings.targets if settings.forcetargets else set())
+    return not forced.isdisjoint({path, *rules})
+
+
+def segment_finished(wildcards):
+    experiment = experiment_of(wildcards)
+    return is_finished(Path(PRETRAIN.format(**wildcards)), experiment.recipe, experiment.revision, int(wildcards.epoch))
+
+
+def export_finished(wildcards):
+    """Whether the encoder is there, and by its card made of this recipe and revision."""
+    experiment, encoder = experiment_of(wildcards), Path(RUN.format(**wildcards)) / "encoder.safetensors"
+    made_from = record.read_mapping(encoder.with_suffix(".json")).get("training", {}).get("fingerprint")
+    return encoder.exists() and made_from == fingerprint(experiment.recipe, experiment.revision)
+
+
+def dataset_trained_on(wildcards):
+    return settled(dataset_of(wildcards), segment_finished(wildcards))
+
+
+def earlier_boundary(wildcards):
+    return max((end for end in segment_ends(wildcards) if end < int(wildcards.epoch)), default=None)
+
+
 def previous_boundary(wildcards):
-    earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
-    return [f"{PRETRAIN}/{boundary_name(earlier[-1])}"] if earlier else []
+    earlier = earlier_boundary(wildcards)
+    return [settled(f"{PRETRAIN}/{card_name(earlier)}", segment_finished(wildcards))] if earlier else []
 
 
 def gate(wildcards):
-    """The verdict on the boundary before; its age, or its loss, never trains a finished segment anew."""
-    earlier = [end for end in segment_ends(wildcards) if end < int(wildcards.epoch)]
-    return [ancient(f"{PRETRAIN}/health_{earlier[-1]:04d}.json")] if earlier else []
+    """The verdict on the boundary before."""
+    earlier = earlier_boundary(wildcards)
+    return [settled(f"{PRETRAIN}/health_{earlier:04d}.json", segment_finished(wildcards))] if earlier else []
+
+
+def judged(wildcards):
+    """The card that a verdict is on."""
+    verdict = Path(PRETRAIN.format(**wildcards)) / f"health_{wildcards.epoch}.json"
+    return settled(f"{PRETRAIN}/epoch_{{epoch}}.json", verdict.exists() and segment_finished(wildcards))
+
+
+def last_boundary(wildcards):
+    """The last boundary's card, and the verdict on it."""
+    epochs, finished = experiment_of(wildcards).recipe["epochs"], export_finished(wildcards)
+    return [settled(f"{PRETRAIN}/{name}", finished) for name in (card_name(epochs), f"health_{epochs:04d}.json")]
+
+
+def evaluation_finished(wildcards, part):
+    """Whether the evaluation's record says that it was made from what is there now. One made from something else is
+    forced; one that was named is made again. part: "" for the trained encoder, or "random_init/"."""
+    experiment, run = experiment_of(wildcards), Path(RUN.format(**wildcards)) / part
+    encoder, folder = run / "encoder.safetensors", run / "linear"
+    wanted = record.identity(experiment.recipe, int(wildcards.seed), encoder, Path(dataset_folder(experiment.dataset)))
+    metrics, older = str(folder / record.METRICS), record.older_results(folder, wanted, encoder)
+    if not workflow.remote_exec and not workflow.dryrun:
+        if older:
+            record.keep(folder, wanted, older)
+        if is_named(metrics, "linear_eval", "linear_eval_random_init"):
+            record.forget(folder)
+    known = part or wildcards.experiment in CONFIG.published or export_finished(wildcards)
+    finished = bool(known and (older or record.recorded(folder, wanted)))
+    if known and not finished and os.path.exists(metrics):
+        workflow.dag.forcefiles.add(metrics)
+    return finished
+
+
+def encoder_evaluated(part):
+    return lambda wildcards: settled(f"{RUN}/{part}encoder.safetensors", evaluation_finished(wildcards, part))
+
+
+def dataset_evaluated(part):
+    """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
+
+    def dataset(wildcards):
+        refuse_if_busy(Path(f"{RUN.format(**wildcards)}/{part}linear"))
+        return settled(dataset_of(wildcards), evaluation_finished(wildcards, part))
+
+    return dataset
 
 
 def bands_arguments(wildcards):
@@ -317,10 +394,6 @@ def bands_arguments(wildcards):
     experiment = experiment_of(wildcards)
     named = f"--bands {shlex.quote(experiment.bands)}" if experiment.bands else ""
     return f"{named} {'--continue-after-collapse' if experiment.continue_after_collapse else ''}".strip()
-
-
-def last_boundary(wildcards):
-    return f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}"
 
 
 def metrics_of(table):
@@ -407,10 +480,22 @@ def config_of_table(wildcards):
     )
 
 
+def refuse_if_missing():
+    """Fail where something asked for was not made: Snakemake itself would end with status 0."""
+    settings, jobs = workflow.dag_settings, workflow.dag.targetjobs
+    asked = {*workflow.dag.targetfiles, *(file for job in jobs for file in [*job.output, *job.input])}
+    missing = sorted(str(file) for file in asked if not os.path.exists(file) and not is_flagged(file, "temp"))
+    if missing and not (settings.until or settings.omit_from):
+        give_up(f"{', '.join(missing)} is not made yet: start the same command again")
+
+
+onsuccess:
+    refuse_if_missing()
+
+
 onerror:
     print(
         "\nA job failed, or was stopped by you ('saved, to be continued'); its log is named above. Finished work is kept:\n"
-        "the same command continues where it stopped.\n"
-        "If an edit that changes no result made finished jobs run again: snakemake --cleanup-metadata FILE, or --touch.",
+        "the same command continues where it stopped.",
         file=sys.stderr,
     )

@@ -3,11 +3,10 @@
 
 rule linear_eval:
     input:
-        data=dataset_evaluated("linear"),
-        encoder="results/{experiment}/seed{seed}/encoder.safetensors",
+        data=dataset_evaluated(""),
+        encoder=encoder_evaluated(""),
     output:
         metrics="results/{experiment}/seed{seed}/linear/metrics.csv",
-        history="results/{experiment}/seed{seed}/linear/history.csv",
     log:
         "logs/linear_eval/{experiment}_seed{seed}.log",
     benchmark:
@@ -23,10 +22,8 @@ rule linear_eval:
         runtime=minutes("evaluate"),
         slurm_extra=sbatch_flags("evaluate"),
     params:
-        # What decides the figures, beside the encoder, is tracked; so the untrained one is not evaluated again for nothing.
-        evaluation=lambda wildcards: canonical(evaluation_part(experiment_of(wildcards).recipe)),
+        # Nothing is tracked: the evaluation's own record says what it was made from.
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
-        code=EVALUATION_CODE,
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("linear_eval.py"),
@@ -42,11 +39,10 @@ rule linear_eval:
 
 use rule linear_eval as linear_eval_random_init with:
     input:
-        data=dataset_evaluated("random_init/linear"),
-        encoder="results/{experiment}/seed{seed}/random_init/encoder.safetensors",
+        data=dataset_evaluated("random_init/"),
+        encoder=encoder_evaluated("random_init/"),
     output:
         metrics="results/{experiment}/seed{seed}/random_init/linear/metrics.csv",
-        history="results/{experiment}/seed{seed}/random_init/linear/history.csv",
     log:
         "logs/linear_eval/{experiment}_seed{seed}_random_init.log",
     benchmark:

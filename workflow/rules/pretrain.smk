@@ -26,13 +26,12 @@ rule set_aside:
 
 rule pretrain_segment:
     input:
-        data=dataset_of,
+        data=dataset_trained_on,
         begun=revision_begun,
         previous=previous_boundary,
         gate=gate,
     output:
-        checkpoint=f"{PRETRAIN}/epoch_{{epoch}}.pt",
-        card=f"{PRETRAIN}/epoch_{{epoch}}.json",
+        f"{PRETRAIN}/epoch_{{epoch}}.json",
     log:
         "logs/pretrain/{experiment}_seed{seed}_epoch{epoch}.log",
     benchmark:
@@ -48,7 +47,8 @@ rule pretrain_segment:
         runtime=minutes("pretrain"),
         slurm_extra=sbatch_flags("pretrain"),
     params:
-        # These two decide the weights: a change of theirs trains anew. What has `input` as an argument is not tracked.
+        # What decides the weights. A finished segment knows its own by the run's record: a change of these only wakes it.
+        # What has `input` as an argument is not tracked.
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         revision=lambda wildcards: experiment_of(wildcards).revision,
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
@@ -56,12 +56,12 @@ rule pretrain_segment:
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
-        folder=lambda wildcards, output: os.path.dirname(output.checkpoint),
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
         tensorboard=lambda wildcards, input: (
             "--tensorboard" if experiment_of(wildcards).compute.get("tensorboard") else ""
         ),
         knn=lambda wildcards, output: f"results/{wildcards.experiment}/seed{wildcards.seed}/knn.csv",
-        previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
+        previous=lambda wildcards, input: f"--previous {epoch_of(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
     message:
@@ -76,7 +76,7 @@ rule pretrain_segment:
 # Between two segments: a run that has collapsed, or left its band, stops here and loses nothing.
 rule health_gate:
     input:
-        card=f"{PRETRAIN}/epoch_{{epoch}}.json",
+        card=judged,
     output:
         f"{PRETRAIN}/health_{{epoch}}.json",
     log:
@@ -116,7 +116,7 @@ rule export_encoder:
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
-        source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(input[0]))}",
+        source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(Path(input[0]).with_suffix('.pt')))}",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
     message:
@@ -163,7 +163,7 @@ rule import_encoder:
 
 use rule export_encoder as export_random_init with:
     input:
-        [],
+        nothing,
     output:
         weights="results/{experiment}/seed{seed}/random_init/encoder.safetensors",
         card="results/{experiment}/seed{seed}/random_init/encoder.json",

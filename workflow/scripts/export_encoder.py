@@ -6,15 +6,15 @@
 
 Reads the last boundary of a pretraining and the ledger beside it; with --random-init nothing: the weights that training
 with this seed starts from. Writes --output and the card, the same path ending in .json: recipe, data, protocol of the
-evaluation, what the training took, versions; evaluations add their figures. Loads the file back, into torchvision too,
-and compares features.
+evaluation, what the training took, versions, figures of finished evaluations. Loads the file back, into torchvision
+too, and compares features.
 """
 
 import argparse
 from itertools import pairwise
 from pathlib import Path
 
-from selfsup.arguments import add_recipe_arguments, existing_path
+from selfsup.arguments import add_recipe_arguments
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
@@ -28,11 +28,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=existing_path, help="the boundary to export")
+    source.add_argument("--checkpoint", type=Path, help="the boundary to export")
     source.add_argument("--random-init", action="store_true", help="export the untrained encoder")
     parser.add_argument("--output", required=True, type=Path, help="ends in .safetensors")
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
+    if arguments.checkpoint and not arguments.checkpoint.exists():
+        card = arguments.checkpoint.with_suffix(".json")
+        raise UserError(
+            f"{arguments.checkpoint} is not there: restore it, or train its segment again: "
+            f"snakemake --cores all --force {card}"
+        )
     network = "online backbone, at random initialisation" if arguments.random_init else "online backbone"
     card = encoder_card(network, recipe, arguments.seed)
     if arguments.random_init:

@@ -5,7 +5,8 @@
 
 One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
 checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %),
-<output>/history.csv (a line per epoch) and ledger.csv, and adds the figures to the encoder's card; with the recipe's
+<output>/history.csv (a line per epoch), ledger.csv and record.json (what the figures were made from: an evaluation that
+was finished before writes its files anew, in a second), and has the figures in the encoder's card; with the recipe's
 linear.further also <output>/further.csv (a line per classifier: peak_lr, initial_weights, top-1 and top-5 of the last
 epoch, empty where it diverged). Exit status as pretrain.py's.
 """
@@ -18,8 +19,8 @@ import time
 from pathlib import Path
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
-from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
+from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.recipe import canonical, evaluation_part, parse_recipe
@@ -35,7 +36,15 @@ def main() -> int:
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
     goal, name = f"epoch {recipe['linear']['epochs']}", fingerprint(recipe, arguments.seed, arguments.encoder)
+    made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data)
     with begin_attempt(arguments, arguments.output, stage="linear evaluation", goal=goal, fingerprint=name) as attempt:
+        if files := record.recorded(arguments.output, made_from):
+            if attempt.place.is_main:
+                record.restore(arguments.output, files)
+                record.collect(arguments.encoder)
+                print(f"{arguments.output} was finished before: its files are written anew", flush=True)
+            attempt.ended("was finished before")
+            return 0
         return evaluate(arguments, recipe, attempt.place, attempt)
 
 
@@ -86,8 +95,10 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
             print(f"{changed} of {len(store.test)} predictions differ from those of a test forward in fp32", flush=True)
     if place.is_main:
         if evaluation.finished:
-            write_further(arguments.output / "further.csv", evaluation.further_rows)
-            write_results(arguments.output, arguments.encoder, evaluation.rows, card, recipe, store, arguments.seed)
+            made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data)
+            files = results(evaluation.rows, evaluation.further_rows, card, recipe, store, arguments.seed)
+            record.keep(arguments.output, made_from, files)
+            record.collect(arguments.encoder)
             attempt.saved(evaluation.step)
             prune(partial)
             attempt.ended("reached its goal")
@@ -120,10 +131,10 @@ class Teller:
         )
 
 
-def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, recipe: dict, store, seed: int) -> None:
+def results(rows: list[dict], further_rows: list[dict], card: dict, recipe: dict, store, seed: int) -> dict[str, str]:
+    """Return the result files by name."""
     import pandas as pd
 
-    from selfsup.evaluation.encoder import note_evaluation
     from selfsup.evaluation.figure_keys import figure_keys
     from selfsup.evaluation.linear import protocol
 
@@ -143,21 +154,8 @@ def write_results(folder: Path, encoder: Path, rows: list[dict], card: dict, rec
         "numerics_changes": card.get("training", {}).get("numerics_changes", 0),
         **figure_keys(card, recipe, len(store.train)),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "history.csv", history.to_csv(index=False))
-    write_atomically(folder / "metrics.csv", pd.DataFrame([metrics]).to_csv(index=False))
-    told = ("top1", "top5", "n_test", "seed", "protocol", "dataset_fingerprint")
-    note_evaluation(encoder, "linear", {key: metrics[key] for key in told})
-
-
-def write_further(path: Path, rows: list[dict]) -> None:
-    """Write the further classifiers' rows; a file of an evaluation that had some goes when there are none."""
-    import pandas as pd
-
-    if rows:
-        write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
-    else:
-        path.unlink(missing_ok=True)
+    files = {"metrics.csv": [metrics], "history.csv": rows, **({"further.csv": further_rows} if further_rows else {})}
+    return {name: pd.DataFrame(lines).to_csv(index=False) for name, lines in files.items()}
 
 
 if __name__ == "__main__":

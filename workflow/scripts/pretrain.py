@@ -4,7 +4,7 @@
         --run-folder results/digits/seed0/pretrain --until-epoch 10
 
 One process per device: alone, --local-ranks of them on this machine, or started by srun or torchrun. Reads the packed
-dataset, the boundary before this one (--previous) and the rolling checkpoints in <run-folder>/partial. Writes
+dataset, the boundaries before this one and the rolling checkpoints in <run-folder>/partial. Writes
 <run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv, knn.csv and ledger.csv.
 
 Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, all work saved; 1 error, or stopped for good
@@ -15,12 +15,12 @@ try again.
 import argparse
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
+from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt
 from selfsup.errors import PermanentError, UserError, run_script
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.recipe import fingerprint, parse_recipe
-from selfsup.segments import boundary_name
+from selfsup.segments import epoch_of
 from selfsup.training.tensorboard import check_tensorboard
 
 
@@ -62,8 +62,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
         knn=arguments.knn,
         tensorboard=arguments.tensorboard,
     )
-    output = arguments.run_folder / boundary_name(arguments.until_epoch)
-    reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous, output=output)
+    reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous)
     compute.ranks.close()
     if reached:
         attempt.ended("reached its goal")
@@ -78,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run-folder", required=True, type=Path, help="folder of this run's checkpoints")
     parser.add_argument("--until-epoch", required=True, type=int, help="epoch at which this segment ends")
     parser.add_argument(
-        "--previous", type=existing_path, help="checkpoint of the boundary before; none for the first segment"
+        "--previous", type=epoch_of, default=0, help="epoch of the boundary before, or its file; default: no such one"
     )
     parser.add_argument("--knn", type=Path, help="file of k-NN at milestones; default <run-folder>/knn.csv")
     parser.add_argument("--tensorboard", action="store_true", help="write <run-folder>/tensorboard too")

@@ -1,11 +1,14 @@
 """Cutting a pretraining into segments, each a bounded job. Imports no torch: Snakemake reads this in every job.
 
-`segments.json` in a run's folder records the run and its finished boundaries. It outlives the checkpoints, so that
-deleting old ones to save space (the newest is needed), or changing `segment_epochs`, makes no finished epoch run again.
+`segments.json` in a run's folder records the run, its finished boundaries and their cards. It outlives the
+checkpoints, so that deleting old ones to save space (the newest is needed), or changing `segment_epochs`, makes no
+finished epoch run again. A boundary is `epoch_<N>.pt` and its card `epoch_<N>.json`. Snakemake knows the card alone:
+it deletes the outputs of jobs that it starts again or that fail, and a card can be written anew from the record.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +38,16 @@ def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), r
 def boundary_name(epoch: int) -> str:
     """Return the file name of the checkpoint after `epoch` epochs."""
     return f"epoch_{epoch:04d}.pt"
+
+
+def card_name(epoch: int) -> str:
+    """Return the file name of that checkpoint's card."""
+    return f"epoch_{epoch:04d}.json"
+
+
+def epoch_of(name: str) -> int:
+    """Return the epoch in a boundary's or a card's name or path, or in a number as text. Raises ValueError else."""
+    return int(Path(name).stem.removeprefix("epoch_"))
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,49 @@ def work_done(folder: Path, recipe: Mapping, revision: int) -> Done:
     return Done(record["boundaries"], record["reached"])
 
 
+def is_finished(folder: Path, recipe: Mapping, revision: int, epoch: int) -> bool:
+    """Return whether the segment that ends at `epoch` is finished, by the run's record."""
+    return not holds_older(folder, revision) and epoch in work_done(folder, recipe, revision).boundaries
+
+
 def finished_boundaries(folder: Path) -> list[int]:
     """Return the finished boundaries of the run in `folder`, of whatever recipe."""
     record = _read_record(folder)
     return record["boundaries"] if record else []
+
+
+def recorded_cards(folder: Path) -> dict[str, dict]:
+    """Return the cards of the boundaries, by their epochs as text. They outlive the files."""
+    return (_read_record(folder) or {}).get("cards", {})
+
+
+def restore_cards(folder: Path) -> None:
+    """Make the record and the cards agree: a card without its record comes from an older version of this software, a
+    record without its card from a job that Snakemake ended. Only while no job works there."""
+    record = _read_record(folder)
+    if record is None:
+        return
+    cards = {**{str(epoch): card for epoch, card in _found_cards(folder)}, **record.get("cards", {})}
+    if cards != record.get("cards", {}):
+        write_atomically(folder / RECORD, json.dumps({**record, "cards": cards}, indent=1) + "\n")
+    kept = [epoch_of(path.name) for path in folder.glob(BOUNDARIES)]
+    for epoch in record["boundaries"]:
+        card = folder / card_name(epoch)
+        if str(epoch) in cards and not card.exists() and any(other >= epoch for other in kept):
+            write_card(card, cards[str(epoch)])
+
+
+def write_card(path: Path, card: Mapping) -> None:
+    """Write the card of the checkpoint `path`, given by its own name or the checkpoint's."""
+    write_atomically(path.with_suffix(".json"), json.dumps(dict(card), indent=1) + "\n")
+
+
+def _found_cards(folder: Path) -> Iterator[tuple[int, dict]]:
+    for path in sorted(folder.glob("epoch_*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            card = json.loads(path.read_text())
+            if isinstance(card, dict):
+                yield epoch_of(path.name), card
 
 
 def holds_older(folder: Path, revision: int) -> bool:
@@ -108,16 +160,25 @@ def set_aside(run: Path, revision: int) -> Path | None:
 
 
 def record_run(
-    folder: Path, recipe: Mapping, revision: int, *, boundary: int | None = None, reached: float = 0
+    folder: Path,
+    recipe: Mapping,
+    revision: int,
+    *,
+    boundary: int | None = None,
+    reached: float = 0,
+    card: Mapping | None = None,
 ) -> None:
-    """Write the run into segments.json: a boundary it has finished, or the epoch of a checkpoint it has saved."""
+    """Write the run into segments.json: a boundary it has finished, the epoch of a checkpoint it has saved, or the card
+    of a boundary."""
     done = work_done(folder, recipe, revision)
+    cards = {str(round(card["epoch"])): dict(card)} if card else {}
     record = {
         "revision": revision,
         "fingerprint": fingerprint(recipe, revision),
         "boundaries": sorted({*done.boundaries, *([boundary] if boundary else [])}),
         "reached": max(done.reached, reached, boundary or 0),
         "recipe": pretraining_part(recipe),
+        "cards": {**recorded_cards(folder), **cards},
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
 """The encoder as a file: safetensors with torchvision's parameter names, and a card that says where it comes from."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from selfsup import provenance
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.errors import UserError
+from selfsup.evaluation import record
 from selfsup.evaluation.linear import protocol
 from selfsup.models import Backbone, build_backbone, torchvision_recipe, torchvision_twin
 
@@ -41,10 +43,18 @@ def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
         raise UserError(
             f"{path}: cannot be written ({error}): free space or mend permissions, then start again"
         ) from error
+    temporary.chmod(0o666 & ~_umask())  # safetensors lets nobody else read what it writes
     checksum = provenance.sha256(temporary)
     temporary.replace(path)
     write_atomically(path.with_suffix(".json"), json.dumps({**card, "encoder_sha256": checksum}, indent=1) + "\n")
+    record.collect(path)
     return checksum
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]:
@@ -70,14 +80,6 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
             f"{recipe['model']['width']} ({str(error).splitlines()[1].strip()})"
         ) from error
     return encoder.eval().requires_grad_(False), card
-
-
-def note_evaluation(path: Path, kind: str, figures: Mapping[str, Any]) -> None:
-    """Add an evaluation's figures to the encoder's card, under `evaluations`, in place of older ones of its kind."""
-    card_path = path.with_suffix(".json")
-    card = json.loads(card_path.read_text())
-    card["evaluations"] = {**card.get("evaluations", {}), kind: dict(figures)}
-    write_atomically(card_path, json.dumps(card, indent=1) + "\n")
 
 
 def check_same_features(path: Path, encoder: Backbone, recipe: Mapping) -> None:

@@ -1,24 +1,26 @@
 """Checkpoints that describe themselves, appear whole or not at all, and are checked before they are believed.
 
 A checkpoint is `<name>.pt`, loaded without pickle's freedom (weights_only), and `<name>.json` beside it with its
-SHA-256. In `partial/` of a run lie the rolling ones, `step_<N>.pt`, and the newest segment boundary, `epoch_<N>.pt`;
-the boundary that Snakemake sees is a hard link to it, because Snakemake deletes the outputs of a job that fails.
+SHA-256, its card. In `partial/` of a run lie the rolling ones, `step_<N>.pt`; beside it the segments' boundaries,
+`epoch_<N>.pt`, whose cards the run's record keeps too (`selfsup.segments`).
 """
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfsup.atomic_files import write_atomically
 from selfsup.errors import PermanentError, UserError
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
+from selfsup.segments import BOUNDARIES, epoch_of, recorded_cards, write_card
 
 FORMAT = 1
 KEPT_ROLLING = 2
@@ -28,8 +30,47 @@ class DamagedCheckpointError(UserError):
     """A checkpoint file that cannot be read or fails its checksum."""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write `state` to `path`, and `card` with the file's checksum to the JSON beside it; flushed, then renamed."""
+def read_card(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's card: of a boundary the record's, which is written first; else the one beside it, or, for a
+    boundary that has lost both, one made from the file itself. Raises OSError, ValueError, KeyError or BadZipFile where
+    there is none.
+    """
+    boundary = path.match(BOUNDARIES)
+    if boundary and (recorded := recorded_cards(path.parent).get(str(epoch_of(path.name)))):
+        return recorded
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        if not isinstance(card, dict):
+            raise ValueError("it is no mapping")
+        return card
+    except (FileNotFoundError, ValueError):
+        if not boundary:
+            raise
+        return _card_from(path)
+
+
+def known_card(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's card, if one can be had."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return read_card(path)
+    return None
+
+
+def _card_from(path: Path) -> dict[str, Any]:
+    """Return the card of a boundary that has lost it; the checksums inside the file have to be right."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("the file is damaged")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    keys = ("revision", "seed", "dataset_fingerprint", "fingerprint", "step", "epoch", "numerics", "format")
+    return {**{key: state[key] for key in keys}, "sha256": sha256(path)}
+
+
+def save_checkpoint(
+    path: Path, state: Mapping[str, Any], card: Mapping[str, Any], note: Callable[[Path, Mapping], None] = write_card
+) -> None:
+    """Write `state` to `path`: flushed, then renamed. Before the renaming `note` is given the path and `card` with the
+    file's checksum; by default it writes the JSON beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
@@ -37,8 +78,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], card: Mapping[str, Any
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        text = json.dumps({**card, "format": FORMAT, "sha256": sha256(temporary)}, indent=1)
-        write_atomically(path.with_suffix(".json"), text + "\n")
+        note(path, {**card, "format": FORMAT, "sha256": sha256(temporary)})
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # a full disk is either, by the moment it is met
         temporary.unlink(missing_ok=True)
@@ -55,9 +95,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     where it cannot be read now (a file system that is away, no memory), which says nothing of the file.
     """
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
+        card = read_card(path)
         version, checksum = card["format"], card["sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DamagedCheckpointError(f"{path}: its card cannot be read ({str(error).splitlines()[0]})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read now ({error}): start again when it can") from error
@@ -84,11 +124,7 @@ def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | N
             return path, load_checkpoint(path)
         except DamagedCheckpointError as error:
             damaged.append(path)
-            path.rename(path.with_suffix(".damaged"))
-            print(
-                f"warning: {error}; set aside as {path.with_suffix('.damaged').name}, looking for an older one",
-                flush=True,
-            )
+            set_aside(path, error)
     if damaged:
         raise DamagedCheckpointError(
             f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to begin anew"
@@ -112,22 +148,14 @@ def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         )
 
 
-def link_boundary(boundary: Path, output: Path) -> None:
-    """Make `output` and its JSON file the same files as the boundary kept in `partial/`; copies where links fail."""
-    for suffix in (".json", ".pt"):
-        source, target = boundary.with_suffix(suffix), output.with_suffix(suffix)
-        temporary = output.with_suffix(f"{suffix}.tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except FileNotFoundError:
-            raise
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-        temporary.unlink(missing_ok=True)  # stays where both were the same file already
+def take_over(rolling: Path, boundary: Path) -> None:
+    """Make a boundary of a rolling checkpoint at its step, whole or not at all: where segments were cut anew, or where
+    an older version of this software has left the newest boundary in `partial/` alone."""
+    temporary = boundary.with_suffix(".tmp")
+    shutil.copy2(rolling, temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, boundary)
 
 
 def prune(partial: Path, keep: Path | None = None) -> None:
@@ -157,7 +185,13 @@ def newest_by_card(candidates: list[Path]) -> Path | None:
 
 def step_of(path: Path) -> int:
     """Return the step that a checkpoint's JSON file states, or -1 where it says nothing."""
-    try:
-        return int(json.loads(path.with_suffix(".json").read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return int((known_card(path) or {})["step"])
+    return -1
+
+
+def set_aside(path: Path, problem: object, then: str = "looking for an older one") -> None:
+    """Rename a damaged checkpoint, and say so."""
+    aside = path.with_suffix(".damaged")
+    path.rename(aside)
+    print(f"warning: {problem}; set aside as {aside.name}, {then}", flush=True)

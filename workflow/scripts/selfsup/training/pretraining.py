@@ -23,7 +23,7 @@ from selfsup.methods import build_method
 from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import differences, fingerprint
-from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done
+from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done, write_card
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
@@ -34,6 +34,7 @@ from selfsup.training.saving import Decision, Saver
 from selfsup.training.tensorboard import FOLDER, Events
 
 HISTORY = "history.csv"
+IDENTITY = ("revision", "seed", "dataset_fingerprint", "fingerprint")  # what the cards of a run share
 COMPILED_VARIANTS = 64  # of one function: a ResNet-50 over ranks has about 16
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
 
@@ -55,6 +56,10 @@ class Run:
     @property
     def partial(self) -> Path:
         return self.folder / "partial"
+
+    def checkpoints(self) -> list[Path]:
+        """All that is there: rolling ones and boundaries."""
+        return [*self.partial.glob("*.pt"), *self.folder.glob(BOUNDARIES)]
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be continued."""
@@ -224,7 +229,7 @@ class Pretraining:
             step = self.total_steps - first
             if saver:
                 saver.finish()  # what is being written is good, and may be the last
-            good = checkpoint.newest_by_card([*self.run.partial.glob("*.pt"), *self.run.folder.glob(BOUNDARIES)])
+            good = checkpoint.newest_by_card(self.run.checkpoints())
             raise PermanentError(
                 f"loss or weights are not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): nothing was "
                 f"written since; last good checkpoint: {good or 'none'}. Lower optimizer.peak_lr and raise `revision`, "
@@ -267,7 +272,11 @@ class Pretraining:
             checkpoint.prune(run.partial, keep=path)
             record_run(run.folder, run.recipe, run.revision, reached=epoch)
 
-        saver.save(path, self.state, card, wait=wait, then=tidy)
+        def record(path: Path, card: Mapping) -> None:
+            record_run(run.folder, run.recipe, run.revision, card=card)
+
+        # A boundary's own card comes last, when the segment is finished: it is what Snakemake waits for.
+        saver.save(path, self.state, card, wait=wait, then=tidy, note=write_card if health is None else record)
 
 
 def _single_networks(networks: nn.Module) -> Iterator[nn.Module]:
@@ -279,30 +288,24 @@ def _single_networks(networks: nn.Module) -> Iterator[nn.Module]:
         yield networks
 
 
-def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Path | None, output: Path) -> bool:
-    """Train to the end of `until_epoch` and leave its checkpoint at `output`.
+def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int = 0) -> bool:
+    """Train to the end of `until_epoch` and leave its checkpoint and card in the run's folder.
 
-    Continues from the newest of `previous`, the boundary before, and the run's rolling checkpoints. Returns False when
-    asked to stop before the boundary; all work is then in a rolling checkpoint.
+    Continues from the newest of the run's checkpoints. previous: the epoch of the boundary before, which must be there,
+    or something later; 0 for the first segment. Returns False when asked to stop before the boundary; all work is then
+    in a rolling checkpoint. A segment that was finished before is not trained again: its card is written anew.
     """
-    ranks = run.compute.ranks
-    done = work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
-    boundary = run.partial / boundary_name(until_epoch)
-    if until_epoch < done.reached and not boundary.exists():
-        raise UserError(
-            f"{run.folder} has reached epoch {done.reached:g} already; to train up to {until_epoch} once more would "
-            "undo that: ask for a later epoch, or raise `revision`"
-        )
+    ranks, boundary = run.compute.ranks, run.folder / boundary_name(until_epoch)
+    finished = ranks.is_main and _card_of_finished(run, until_epoch)
+    if ranks.from_main(bool(finished)):
+        if finished:
+            print(f"{boundary} was finished before: its card is written anew", flush=True)
+            _finish(run, finished)
+        return True
     training = Pretraining(run)
     end = until_epoch * training.steps_per_epoch
-    source = _continue_from(training, [*run.partial.glob("*.pt"), *([previous] if previous else [])], end)
-    if source is None and done.reached > 0:
-        raise UserError(
-            f"{run.folder} has reached epoch {done.reached:g}, but no checkpoint of it is left: restore one (*.damaged "
-            "are those that failed their checksum), or delete the folder to begin anew"
-        )
-    if previous and training.step == 0:
-        raise UserError(f"{previous}: the boundary to continue from is not there: run the segment before it again")
+    source = _continue_from(training, run.checkpoints(), end)
+    _check_source(run, training, source, until_epoch, previous)
     attempt.begin(training.step, run.recipe["global_batch"], steps_logged(run.folder / HISTORY) if ranks.is_main else 0)
     if training.step < end:
         _announce(training, end, source)
@@ -312,12 +315,61 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: Pat
         if not _train(training, end, boundary, attempt):
             return False
     if ranks.is_main:
-        if not boundary.exists():  # a rolling checkpoint at this very step: segments were cut anew
-            checkpoint.link_boundary(source, boundary)
-        checkpoint.link_boundary(boundary, output)
-        record_run(run.folder, run.recipe, run.revision, boundary=until_epoch)
+        if not boundary.exists():
+            checkpoint.take_over(source, boundary)
+            record_run(run.folder, run.recipe, run.revision, card=checkpoint.read_card(source))
+        _finish(run, checkpoint.read_card(boundary))
     ranks.barrier()
     return True
+
+
+def _finish(run: Run, card: Mapping) -> None:
+    """Record a segment as finished, and write the card for which Snakemake waits."""
+    epoch = round(card["epoch"])
+    record_run(run.folder, run.recipe, run.revision, boundary=epoch, card=card)
+    write_card(run.folder / boundary_name(epoch), card)
+
+
+def _card_of_finished(run: Run, epoch: int) -> dict | None:
+    """Return the card of a segment that was finished before, by the run's record; None where it has to be trained.
+
+    Its checkpoint may be gone, to save space, or damaged, where a later one is there.
+    """
+    done = work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
+    boundary = run.folder / boundary_name(epoch)
+    card, mine = checkpoint.known_card(boundary), {key: run.identity()[key] for key in IDENTITY}
+    if card and any(card.get(key) != value for key, value in mine.items()):
+        return None  # of another seed or dataset: what continues from it will say so
+    if boundary.exists() and card and provenance.sha256(boundary) == card.get("sha256"):
+        return card
+    later = any((checkpoint.known_card(path) or {}).get("epoch", 0) > epoch for path in run.checkpoints())
+    if epoch not in done.boundaries or not later:
+        return None
+    if boundary.exists() and card:
+        checkpoint.set_aside(boundary, f"{boundary}: its checksum is not the recorded one", "later ones are there")
+    return card or {**mine, "epoch": float(epoch), "note": "its checkpoint and card were deleted"}
+
+
+def _check_source(run: Run, training: "Pretraining", source: Path | None, until_epoch: int, previous: int) -> None:
+    """Raise UserError where training up to `until_epoch` from `source` would undo work, or repeat what is lost."""
+    done = work_done(run.folder, run.recipe, run.revision)
+    end, spe = until_epoch * training.steps_per_epoch, training.steps_per_epoch
+    if any(checkpoint.step_of(path) > end for path in run.checkpoints()):
+        raise UserError(
+            f"{run.folder} has reached epoch {done.reached:g} already; to train up to {until_epoch} once more would "
+            "undo that: ask for a later epoch, or raise `revision`"
+        )
+    if previous and training.step < previous * spe:
+        wanted = run.folder / boundary_name(previous)
+        raise UserError(
+            f"{wanted} is not there, nor anything later: restore it, or train its segment again: snakemake --cores all "
+            f"--force {wanted.with_suffix('.json')}"
+        )
+    if source is None and done.reached > 0 and until_epoch not in done.boundaries:
+        raise UserError(
+            f"{run.folder} has reached epoch {done.reached:g}, but no checkpoint of it is left: restore one (*.damaged "
+            "are those that failed their checksum), or delete the folder to begin anew"
+        )
 
 
 def _continue_from(training: Pretraining, candidates: list[Path], end: int) -> Path | None:

@@ -11,6 +11,7 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
+from selfsup.segments import write_card
 from selfsup.training.checkpoint import save_checkpoint
 from selfsup.training.distributed import Ranks
 
@@ -48,8 +49,10 @@ class Saver:
         *,
         wait: bool,
         then: Callable[[], None],
+        note: Callable[[Path, Mapping], None] = write_card,
     ) -> None:
-        """Write `state()` to `path`, and `card` beside it; `then` is called when the file is safe.
+        """Write `state()` to `path`, and `card` beside it, or where `note` puts it; `then` is called when the file is
+        safe.
 
         wait: until it is on disk; else that happens in the background. card: has the "step". A write in the background
         that has failed is made up for by this one, which then waits and raises UserError if it fails as well.
@@ -61,10 +64,10 @@ class Saver:
                 print("trying again with the newest state", flush=True)
             self._attempt.check_ours()
             if wait or failed:
-                self._write(path, state(), card, then, began)
+                self._write(path, state(), card, then, began, note)
             else:
                 self._copy = host_copy(state(), self._copy)
-                work = (path, self._copy, card, then, began)
+                work = (path, self._copy, card, then, began, note)
                 self._thread = threading.Thread(target=self._write_in_background, args=work, name="checkpoint")
                 self._thread.start()
             self._attempt.stalled(time.monotonic() - began)
@@ -93,10 +96,16 @@ class Saver:
             self._problem = UserError(f"{path}: {type(error).__name__}: {error}")
 
     def _write(
-        self, path: Path, state: dict[str, Any], card: Mapping[str, Any], then: Callable[[], None], began: float
+        self,
+        path: Path,
+        state: dict[str, Any],
+        card: Mapping[str, Any],
+        then: Callable[[], None],
+        began: float,
+        note: Callable,
     ) -> None:
         waited = time.monotonic() - began
-        save_checkpoint(path, state, card)
+        save_checkpoint(path, state, card, note)
         self._attempt.saved(card["step"])
         then()
         megabytes, seconds = path.stat().st_size / 1e6, time.monotonic() - began

@@ -1,0 +1,28 @@
+"""Figures of each evaluation, recorded. A change of code that changes one has to raise the task's version, so that
+finished evaluations run again; then record the new figures here, under the new version."""
+
+import pytest
+from test_recipe_keys import BUSY
+
+from runs import evaluate, evaluation
+from selfsup.evaluation.record import VERSIONS
+from selfsup.models import initial_backbone
+from selfsup.recipe import load_recipe, merge
+from tiny import TINY
+
+# By (task, version): training loss of each epoch, top-1 and top-5 of the last, on the tests' tiny dataset.
+FIGURES = {("linear", 1): ([1.11752, 1.06764], 100 * 8 / 19, 100.0)}
+
+
+def test_the_figures_of_the_linear_evaluation_are_those_of_its_version(tiny_store, tmp_path):
+    """Every operation of a view takes part. Losses to 1e-4 relative: processors sum in different orders."""
+    recipe = merge(load_recipe("digits", TINY), {"linear": {"train_view": BUSY}})
+    encoder = initial_backbone(recipe, 0).eval().requires_grad_(False)
+    rows = evaluate(evaluation(encoder, tiny_store, recipe), tmp_path)
+    found = [row["train_loss"] for row in rows], rows[-1]["top1"], rows[-1]["top5"]
+    version = VERSIONS["linear"]
+    assert ("linear", version) in FIGURES, f"record the figures of version {version} here: {found}"
+    losses, *accuracies = FIGURES["linear", version]
+    changed = f"the linear evaluation's figures have changed: raise selfsup.evaluation.record.VERSIONS. Now: {found}"
+    assert found[0] == pytest.approx(losses, rel=1e-4), changed
+    assert list(found[1:]) == pytest.approx(accuracies), changed

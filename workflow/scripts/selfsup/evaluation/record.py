@@ -1,0 +1,117 @@
+"""What an evaluation was made from, and its results, in a file of its own beside them: record.json.
+
+Snakemake knows metrics.csv alone, and deletes it before it starts the job again; the job then writes it anew from the
+record. Imports no torch: Snakemake reads this in every job.
+"""
+
+import contextlib
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfsup.atomic_files import write_atomically
+from selfsup.recipe import evaluation_part
+
+RECORD = "record.json"
+METRICS = "metrics.csv"
+RESULTS = ("history.csv", "further.csv", METRICS)
+# Of each task; raised by whoever changes a figure, so that finished evaluations run again. Golden figures in the tests
+# fail for who forgets.
+VERSIONS = {"linear": 1}
+# Of the metrics, in the encoder's card.
+TOLD = {"top1": float, "top5": float, "n_test": int, "seed": int, "protocol": str, "dataset_fingerprint": str}
+
+
+def identity(recipe: Mapping, seed: int, encoder: Path, data: Path) -> dict[str, Any]:
+    """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder."""
+    return {
+        "evaluation": evaluation_part(recipe),
+        "seed": seed,
+        "encoder": read_mapping(encoder.with_suffix(".json")).get("encoder_sha256"),
+        "data": read_mapping(data / "store.json").get("fingerprint"),
+        "version": VERSIONS["linear"],
+    }
+
+
+def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
+    """Return the result files, by name, if they were made from just what is wanted."""
+    record = read_mapping(folder / RECORD)
+    return record.get("files") if record.get("identity") == dict(wanted) else None
+
+
+def keep(folder: Path, made_from: Mapping, files: Mapping[str, str]) -> None:
+    """Record results, and write them: metrics.csv last, since Snakemake waits for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECORD, json.dumps({"identity": dict(made_from), "files": dict(files)}, indent=1) + "\n")
+    restore(folder, files)
+
+
+def restore(folder: Path, files: Mapping[str, str]) -> None:
+    """Write recorded results again. Files of other results, which these do not have, go."""
+    for name in RESULTS:
+        if name in files:
+            write_atomically(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def forget(folder: Path) -> None:
+    """Have the evaluation run again, as who names it with --force wants."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def older_results(folder: Path, wanted: Mapping, encoder: Path) -> dict[str, str] | None:
+    """Return the result files of an older version of this software, which kept no record, if all that they tell of what
+    they were made from is what is wanted."""
+    if (folder / RECORD).exists() or wanted["version"] != 1:
+        return None
+    row, card = _metrics(folder), read_mapping(encoder.with_suffix(".json"))
+    told = tuple(row.get(key) for key in ("encoder_sha256", "dataset_fingerprint", "seed"))
+    same = told == (wanted["encoder"], wanted["data"], str(wanted["seed"]))
+    # Its protocol in words, and the recipe that the encoder was exported with, stand for what was not written down.
+    same = same and row.get("protocol", "").startswith(card.get("protocol", "?"))
+    if not same or evaluation_part(card["recipe"]) != wanted["evaluation"]:
+        return None
+    return {name: (folder / name).read_text() for name in _result_files(folder)}
+
+
+def figures(encoder: Path, checksum: str) -> dict[str, dict[str, Any]]:
+    """Return the main figures of the encoder's finished evaluations, by the names of their folders beside it."""
+    found = {}
+    for path in sorted(encoder.parent.glob(f"*/{METRICS}")):
+        row = _metrics(path.parent)
+        if row.get("encoder_sha256") == checksum:
+            found[path.parent.name] = {key: kind(row[key]) for key, kind in TOLD.items() if row.get(key)}
+    return found
+
+
+def collect(encoder: Path) -> None:
+    """Write the figures into the encoder's card. Evaluations that end at once all do this: each looks again after it
+    has written, so that the last one leaves everybody's."""
+    path = encoder.with_suffix(".json")
+    for _ in range(100):
+        card = read_mapping(path)
+        found = figures(encoder, card.get("encoder_sha256", ""))
+        if not card or card.get("evaluations", {}) == found:
+            return
+        write_atomically(path, json.dumps({**card, "evaluations": found}, indent=1) + "\n")
+
+
+def _result_files(folder: Path) -> list[str]:
+    return [name for name in RESULTS if (folder / name).exists()]
+
+
+def _metrics(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError, csv.Error, StopIteration):
+        return next(csv.DictReader((folder / METRICS).read_text(encoding="utf-8").splitlines()))
+    return {}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return a JSON mapping; an empty one where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
