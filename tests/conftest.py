@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from selfsup.data.store import PackedStore, StoreWriter
-from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.recipe import load_recipe
+from selfsup.signals import STOP_SIGNALS
 from tiny import TINY
 
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.

@@ -1,5 +1,7 @@
 """Gradients as means over ranks, summed while the backward pass goes on."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,57 @@ def test_gradients_are_means_over_ranks(parts, bucket_elements):
                     atol=1e-13,
                 )
         assert len(started) == {1: 8, 330: 2, 10**6: 1}[bucket_elements]
+
+
+def _on_some_ranks(ranks: Ranks, average: str, parts: int) -> list:
+    """The gradients of four parameters, after which a momentum step is taken: of all ranks, of some, of none."""
+    gradients.BUCKET_ELEMENTS = 4
+    both, first, last, _ = parameters = [nn.Parameter(torch.full((3,), 1.0)) for _ in range(4)]
+    averager = GradientAverager(parameters, ranks)
+    for _ in range(2):  # the second step uses the memory of the first again
+        for one in parameters:
+            one.grad = None
+        for part in range(1, parts + 1):
+            loss = (both * (ranks.rank + 1)).sum()
+            if ranks.rank == 0:
+                loss = loss + 8 * first.sum()
+            if ranks.rank == ranks.size - 1 and part == 1:  # not in the part in which sums are started
+                loss = loss + 6 * last.sum()
+            final = average == "averager" and part == parts
+            with averager.last_backward() if final else contextlib.nullcontext():
+                loss.backward()
+    if average == "few":
+        ranks.average_gradients(iter(parameters))
+    return [None if one.grad is None else one.grad.tolist() for one in parameters]
+
+
+@pytest.mark.parametrize(("average", "parts"), [("averager", 1), ("averager", 2), ("few", 1)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_gradient_on_one_rank_only_counts_as_zeros_on_the_others(size, average, parts):
+    """Every rank has the mean, or none; a parameter without a gradient on any rank keeps none, as on one rank."""
+    wanted = [[parts * (size + 1) / 2] * 3, [parts * 8 / size] * 3, [6 / size] * 3, None]
+    for found in on_ranks(_on_some_ranks, size, average, parts):
+        assert found[3] is None
+        assert [found[place] == pytest.approx(wanted[place]) for place in range(3)] == [True] * 3
+
+
+def _weights_with_a_branch_of_rank_0(ranks: Ranks) -> list:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    averager = GradientAverager(list(layers.parameters()), ranks)
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for step in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        x = layers[0](torch.ones(2, 3))
+        with averager.last_backward():
+            (x if ranks.rank or step != 1 else layers[1](x)).square().sum().backward()
+        optimizer.step()
+    return [one.tolist() for one in layers.parameters()]
+
+
+def test_ranks_stay_equal_though_a_branch_is_taken_on_one_of_them():
+    first, second = on_ranks(_weights_with_a_branch_of_rank_0, 2)
+    assert first == second
 
 
 def _overlap(ranks: Ranks) -> list[bool]:

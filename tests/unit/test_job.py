@@ -364,6 +364,75 @@ def test_a_job_that_stands_still_ends_with_its_stacks(kind):
         assert "rank 3 of 8 on node7: no progress for" in told and "after step 3" in told
 
 
+WAIT = """
+import os, signal, sys, time
+from selfsup.job import waiting
+from selfsup.job.stopping import StopRequest
+waiting.PATIENCE_S, waiting.POLL_S = 2.0, 0.05
+
+def leave(seconds):
+    time.sleep(3)  # its last writings; meanwhile the others come
+    os._exit(75)
+
+listener = waiting.Listener(StopRequest(), leave, is_main=True)
+if sys.argv[1] == "before it settled":
+    listener.close()
+if sys.argv[1] != "before it began":
+    os.kill(os.getpid(), signal.SIGTERM)
+if sys.argv[1] == "while it computed":
+    time.sleep(3)
+with waiting.waiting_for_ranks():
+    if sys.argv[1] == "before it began":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5 if sys.argv[1] == "while it computed" else 3)
+print("went on", flush=True)
+time.sleep(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "leaves"), [("before it began", True), ("while it computed", False), ("before it settled", False)]
+)
+def test_who_leaves_because_others_do_not_come_is_not_let_out_of_the_wait_any_more(asked, leaves):
+    """Else the main thread would begin to save what the other thread is just about to end."""
+    process = python(WAIT, asked)
+    told, problem = process.communicate(timeout=60)
+    assert (process.returncode, told) == ((75, "") if leaves else (0, "went on\n")), problem
+
+
+ATTEMPT = """
+import sys, time
+from pathlib import Path
+from selfsup.errors import run_script
+from selfsup.job.attempt import Attempt
+
+def sleep(seconds, honest=time.sleep):
+    print("waits", flush=True)
+    honest(seconds)
+
+time.sleep = sleep
+
+def main():
+    with Attempt(Path(sys.argv[1]), stage="pretraining", goal="epoch 4", fingerprint="f"):
+        print("began")
+
+run_script(main)
+"""
+
+
+def test_a_stop_is_heard_while_it_is_not_known_whether_another_job_lives(tmp_path):
+    of_another_host(tmp_path, silent_s=5)
+    process = python(ATTEMPT, tmp_path)
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGUSR2)
+    told, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    last = "stopped by SIGUSR2 before the first step (waiting for the lock of another job)"
+    assert told.replace("waits\n", "") == f"{last}\n"
+    assert [row["how_it_ended"] for row in rows(tmp_path)] == [f"refused: {last}"]
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+
+
 def test_a_refusal_takes_no_torch(tmp_path):
     """What a retry runs when there is nothing to do: well under a second of processor time."""
     (tmp_path / "run").mkdir()
@@ -388,6 +457,13 @@ if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(3)
 if sys.argv[1] == "die" and os.environ["RANK"] == "1":
     os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "for good":  # rank 0 alone knows of the file STOP
+    time.sleep(1 if os.environ["RANK"] == "0" else 0)
+    sys.exit(1 if os.environ["RANK"] == "0" else 75)
+if sys.argv[1] == "suspend":
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sys.exit(75)
 if sys.argv[1] in ("fail", "die", "wait"):
     time.sleep(600)
 """
@@ -411,7 +487,9 @@ def rank_script(tmp_path):
     return start
 
 
-@pytest.mark.parametrize(("what", "status"), [("end", 0), ("fail", 3), ("die", 128 + signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("what", "status"), [("end", 0), ("fail", 3), ("die", 128 + signal.SIGKILL), ("for good", 1), ("suspend", 75)]
+)
 def test_local_ranks_end_together_with_the_status_of_the_one_that_failed(rank_script, what, status):
     process = rank_script(what)
     told, _ = process.communicate(timeout=30)

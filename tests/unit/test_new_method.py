@@ -1,13 +1,16 @@
 """A method is one file, its name and its block in the schema: SimSiam with a memory of its own."""
 
 import copy
+import json
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from many_ranks import on_ranks
 from runs import StopAfter, equal_states, on_cpu, state_of, train
+from selfsup.errors import PermanentError
 from selfsup.methods import METHODS
 from selfsup.methods.byol import byol_loss
 from selfsup.methods.health import alignment, evaluation_mode, feature_spread
@@ -15,14 +18,18 @@ from selfsup.models import build_backbone, build_head, configure_batch_norm, see
 from selfsup.optim import parameter_treatments
 from selfsup.recipe import RecipeError, load_recipe, pretraining_part
 from selfsup.schema import read_schema
-from selfsup.training.pretraining import Run
+from selfsup.training.equal_ranks import _digests, check_equal_on_all_ranks
+from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
 HEAD = {"hidden": 16, "out": 8, "bias_before_bn": False, "bias_last": True}
 
 
 class SimSiam:
-    """Chen and He 2021: no target, the gradient stopped; and a centre that follows the projections, to be kept."""
+    """Chen and He 2021: no target, the gradient stopped; and a centre that follows the projections, to be kept.
+
+    Each rank sees the projections of its own images; the centre follows their mean over ranks, and so is one for all.
+    """
 
     def __init__(self, recipe, *, seed, total_steps):
         self._recipe, self._settings, self._total_steps = recipe, recipe["simsiam"], total_steps
@@ -32,7 +39,7 @@ class SimSiam:
             projector = build_head(backbone.out_features, self._settings["projector"], norm)
             predictor = build_head(HEAD["out"], self._settings["predictor"], norm)
         self.networks = nn.ModuleDict({"backbone": backbone, "projector": projector, "predictor": predictor})
-        self._centre = torch.zeros(HEAD["out"])
+        self._centre = self._newest = torch.zeros(HEAD["out"])
 
     def connect(self, ranks):
         configure_batch_norm(self.networks, groups=1, ranks=ranks)
@@ -43,19 +50,20 @@ class SimSiam:
     def schedules(self, step):
         return {"pull": self._settings["pull"] * step / self._total_steps}
 
-    def before_step(self, step):
+    def before_step(self, step, skipped=None):
         pass
 
     def loss(self, views, step, ranks):
         projections = self.networks["projector"](self.networks["backbone"](torch.cat(tuple(views))))
         predictions, wanted = self.networks["predictor"](projections), projections.detach() - self._centre
         (one, two), (first, second) = predictions.chunk(2), wanted.chunk(2)
-        self._centre.lerp_(projections.detach().float().mean(0), self.schedules(step)["pull"])
+        self._newest = ranks.mean(projections.detach().float().mean(0))
         length = projections.detach().norm(dim=1).mean()
         return (byol_loss(one, second) + byol_loss(two, first)) / 2, {"projection_length": length}
 
-    def after_step(self, step):
-        pass
+    def after_step(self, step, skipped=None):
+        wanted = self._newest if skipped is None else torch.where(skipped, self._centre, self._newest)
+        self._centre = self._centre.lerp(wanted, self.schedules(step)["pull"])
 
     def encoder(self):
         return self.networks["backbone"]
@@ -70,13 +78,16 @@ class SimSiam:
 
     def load_state_dict(self, state):
         state = dict(state)
-        self._centre.copy_(state.pop("centre"))
+        self._centre = state.pop("centre").to(self._centre)
         self.networks.load_state_dict(state, strict=True)
 
 
-@pytest.fixture
-def simsiam(monkeypatch):
-    """What a user adds beside the file: an entry in METHODS, in the schema a name and a block; and overrides."""
+OWN = {"method": "simsiam", "simsiam": {"projector": HEAD, "predictor": HEAD, "pull": 0.5}}
+OVERRIDES = {**{key: value for key, value in TINY.items() if key != "byol"}, **OWN}
+
+
+def add_method(patch: pytest.MonkeyPatch, method: type = SimSiam) -> None:
+    """What a user adds beside the file: an entry in METHODS, in the schema a name and a block."""
     schema = copy.deepcopy(read_schema("recipe"))
     schema["properties"]["method"]["enum"].append("simsiam")
     head = {"$ref": "#/$defs/head"}
@@ -88,25 +99,141 @@ def simsiam(monkeypatch):
         "properties": block,
     }
     for module in ("selfsup.schema", "selfsup.recipe"):
-        monkeypatch.setattr(f"{module}.read_schema", lambda name: schema)
-    monkeypatch.setitem(METHODS, "simsiam", SimSiam)
-    own = {"method": "simsiam", "simsiam": {"projector": HEAD, "predictor": HEAD, "pull": 0.5}}
-    return {**{key: value for key, value in TINY.items() if key != "byol"}, **own}
+        patch.setattr(f"{module}.read_schema", lambda name: schema)
+    patch.setitem(METHODS, "simsiam", method)
 
 
-def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(simsiam, tiny_store, tmp_path):
+@pytest.fixture
+def simsiam(monkeypatch):
+    """The method and the overrides that choose it."""
+    add_method(monkeypatch)
+    return OVERRIDES
+
+
+def run_of(folder, store, compute) -> Run:
+    folder.mkdir(exist_ok=True)
+    return Run(load_recipe("digits", OVERRIDES), 0, 1, store, folder, compute, 60)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(simsiam, tiny_store, tmp_path, precision):
+    """In fp16, as on a V100, the first gradients overflow under the scaler: steps are skipped, and then none."""
     recipe = load_recipe("digits", simsiam)
     assert "byol" not in recipe and "byol" not in pretraining_part(recipe)
-    whole, parts = (Run(recipe, 0, 1, tiny_store, tmp_path / name, on_cpu(), 60) for name in ("whole", "parts"))
-    for run in (whole, parts):
-        run.folder.mkdir()
+    whole, parts = (run_of(tmp_path / name, tiny_store, on_cpu(precision=precision)) for name in ("whole", "parts"))
     assert train(whole, 4)
     assert not train(parts, 2, stop=StopAfter(3)) and train(parts, 2, 4)
     states = [state_of(run) for run in (whole, parts)]
     assert equal_states(*states) and states[0]["method"]["centre"].abs().sum() > 0
+    assert states[0]["scaler"] == states[1]["scaler"] and states[0]["skipped"] == states[1]["skipped"]
     history = pd.read_csv(whole.folder / "history.csv")
     assert history["pull"].iloc[-1] > history["pull"].iloc[0] and (history["projection_length"] > 0).all()
     assert {"feature_spread", "alignment"} <= set(history) and "tau" not in history
+
+
+def test_a_skipped_step_leaves_what_it_keeps_alone(simsiam, tiny_store, tmp_path):
+    training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu(precision="fp16")))
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    centres = []
+    for step in range(3):
+        if step == 2:
+            training.treatments[0].parameter.register_hook(lambda gradient: gradient * float("inf"))
+        training.train_step(training.batches[step])
+        centres.append(training.method.state_dict()["centre"].clone())
+    assert training.skipped == 1 and not centres[0].equal(centres[1]) and centres[1].equal(centres[2])
+
+
+class DeafSimSiam(SimSiam):
+    """Changes nothing outside the optimiser, and so need not know whether a step was skipped."""
+
+    def before_step(self, step):
+        pass
+
+    def after_step(self, step):
+        pass
+
+
+def test_who_changes_nothing_need_not_take_the_verdict_on_a_step(monkeypatch, tiny_store, tmp_path):
+    add_method(monkeypatch, DeafSimSiam)
+    training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu(precision="fp16")))
+    for step in range(2):
+        training.train_step(training.batches[step])
+    assert training.step == 2
+
+
+class OwnCentres(SimSiam):
+    """A slip: the mean of this rank's images alone."""
+
+    def loss(self, views, step, ranks):
+        answer = super().loss(views, step, ranks)
+        self._newest = self._newest + ranks.rank * 2.0**-20
+        return answer
+
+
+def _train_on_ranks(ranks, method, store, folder) -> tuple:
+    """Whether it trained to the end of epoch 1 and what it kept then, or its error and the files it has written."""
+    with pytest.MonkeyPatch.context() as patch:
+        add_method(patch, method)
+        folder.mkdir(exist_ok=True)
+        run = run_of(folder, store, on_cpu(ranks, threads=1))
+        try:
+            return train(run, 1), state_of(run, 1)["method"]["centre"].tolist()
+        except PermanentError as error:
+            ranks.barrier()
+            return str(error), sorted(str(path.relative_to(folder)) for path in folder.rglob("*.pt"))
+
+
+def test_its_state_is_equal_on_two_ranks(tiny_store, tmp_path):
+    """A boundary is written, and the first one of a job compares the ranks' states."""
+    first, second = on_ranks(_train_on_ranks, 2, SimSiam, tiny_store, tmp_path / "run")
+    assert first == second and first[0] is True and any(first[1])
+
+
+def test_state_that_differs_between_ranks_ends_the_run_at_the_first_save_with_its_name(tiny_store, tmp_path):
+    for told, files in on_ranks(_train_on_ranks, 2, OwnCentres, tiny_store, tmp_path / "run"):
+        assert told.startswith("centre, of the method's state, differs between rank 0 and rank 1") and "\n" not in told
+        assert files == []
+    failed = json.loads((tmp_path / "run" / "failed.json").read_text())
+    assert "centre" in failed["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda state: state["net"]["weight"].view(torch.int32)[1].add_(1), "net.weight"),
+        (lambda state: state["net"]["bfloat"].neg_(), "net.bfloat"),  # of zeros: -0.0 == 0.0, other bits
+        (lambda state: state["queue"][1].add_(1), "queue.1"),
+        (lambda state: state["counts"].add_(1), "counts"),
+        (lambda state: state.update(more=1), "more"),
+        (lambda state: state, None),
+    ],
+)
+def test_one_bit_of_a_nested_state_is_enough(change, name):
+    """A rank of three in this process: `from_main` and `gather` give what the others would."""
+    states = [
+        {
+            "net": {"weight": torch.ones(3), "bfloat": torch.zeros(2, 2, dtype=torch.bfloat16)},
+            "queue": [torch.zeros(2), torch.zeros(2)],
+            "counts": torch.tensor(7),
+        }
+        for _ in range(2)
+    ]
+    change(states[1])
+
+    class Third:
+        size = 3
+
+        def from_main(self, value):
+            return dict(_digests(states[0]))
+
+        def gather(self, value):
+            return [None, None, value]
+
+    if name is None:
+        check_equal_on_all_ranks(states[1], Third())
+    else:
+        with pytest.raises(PermanentError, match=rf"^{name}, of the method's state, .* rank 0 and rank 2"):
+            check_equal_on_all_ranks(states[1], Third())
 
 
 def test_the_block_is_wanted_by_its_method_and_by_no_other(simsiam):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
+from export_encoder import trained_encoder
 from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
@@ -20,6 +22,7 @@ from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name, card_name, recorded_cards
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, duration
+from selfsup.training.compute import Compute
 from selfsup.training.pretraining import Pretraining, Run
 from selfsup.training.saving import host_copy
 from tiny import TINY
@@ -252,6 +255,26 @@ def test_a_change_of_numerics_is_told(run, capsys):
     assert not train(run(), 4, stop=StopAfter(2))
     assert train(run(compute=on_cpu(threads=1)), 1)
     assert "other numerics" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "told"), [("0.1", True), (None, False)])
+def test_the_library_that_decodes_and_resizes_is_of_the_numerics_and_older_checkpoints_lack_it(
+    run, monkeypatch, capsys, before, told
+):
+    numerics = on_cpu().numerics()
+    assert numerics["torchvision"] == torchvision.__version__
+    old = {key: value for key, value in numerics.items() if key != "torchvision"} | (
+        {} if before is None else {"torchvision": before}
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Compute, "numerics", lambda self: old)
+        assert not train(run(), 4, stop=StopAfter(2))
+    assert train(run(), 4)
+    found = capsys.readouterr().out
+    assert ("other numerics" in found) == told
+    assert f"torchvision: wanted {torchvision.__version__}, found {before}" in found or not told
+    _, training = trained_encoder(run().folder / boundary_name(4), run().recipe, 0)
+    assert len(training["attempts"]) == 2 and training["numerics_changes"] == int(told)
 
 
 def test_a_boundary_that_an_older_version_left_in_partial_comes_back_without_training(run, capsys):
@@ -494,6 +517,34 @@ def test_skipped_steps_are_logged_and_survive_a_resume(run):
     assert again.skipped == 2
     assert train(fp16, 1)
     assert (fp16.folder / "history.csv").read_text().splitlines()[0].startswith("step,epoch,loss,lr,tau,skipped,")
+
+
+def _fp16_steps(training: Pretraining, until: int, overflow_at: int) -> None:
+    """Steps up to `until`; the scaled gradient of one of them is made infinite, so that it is skipped."""
+    parameter = training.treatments[0].parameter
+    for step in range(training.step, until):
+        hook = parameter.register_hook(lambda gradient: gradient * float("inf")) if step == overflow_at else None
+        training.train_step(training.batches[step])
+        if hook:
+            hook.remove()
+
+
+@pytest.mark.parametrize("stop", [5, 7, 8])
+def test_an_fp16_run_resumed_before_or_after_a_skipped_step_equals_an_uninterrupted_one(run, tmp_path, stop):
+    """Step 6 is skipped, so the scale has changed, and after 7 steps the average has to leave step 6 out."""
+    fp16 = run(compute=on_cpu(precision="fp16"))
+    whole, first, second = Pretraining(fp16), Pretraining(fp16), Pretraining(fp16)
+    for training in (whole, first):
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=4)
+    _fp16_steps(whole, 12, overflow_at=6)
+    _fp16_steps(first, stop, overflow_at=6)
+    path = tmp_path / "stopped.pt"
+    checkpoint.save_checkpoint(path, first.state(), {"step": stop})
+    second.restore(path, checkpoint.load_checkpoint(path))
+    _fp16_steps(second, 12, overflow_at=6)
+    assert equal_states(second.state(), whole.state())
+    assert (second.skipped, second.scaler.state_dict()) == (whole.skipped, whole.scaler.state_dict())
+    assert whole.skipped == 1 and whole.scaler.get_scale() == 2.0**10  # doubled after every four steps, halved once
 
 
 def test_micro_batches_accumulate_the_mean_gradient(tiny_store, run):

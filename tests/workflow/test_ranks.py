@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,18 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from runs import equal_states
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical
+from selfsup.training.checkpoint import load_checkpoint
+from workflows import wait_until
 
-# Rank 1 does at step 3 what `trouble` says; LINGER_S is what a watchdog waits for the others' stacks.
+# A rank, 1 unless UNLUCKY is another, does at step 3 what `trouble` says; LINGER_S is what a watchdog waits for the
+# others' stacks, the other constants how long ranks wait for each other once they are asked to stop.
 SCRIPT = """
-import os, signal, sys, time
-trouble = os.environ["TROUBLE"]
-import selfsup.job.attempt, selfsup.job.watchdog
+import os, pathlib, signal, sys, time
+trouble, unlucky = os.environ["TROUBLE"], os.environ.get("UNLUCKY", "1")
+import selfsup.job.attempt, selfsup.job.local_ranks, selfsup.job.waiting, selfsup.job.watchdog
 selfsup.job.watchdog.LINGER_S = 2.0
 selfsup.job.attempt.BEAT_S = 0.5
+selfsup.job.waiting.PATIENCE_S, selfsup.job.waiting.MORE_OF_OTHERS_S = 3.0, 1.0
+selfsup.job.local_ranks.GRACE_S = 10.0 if trouble == "is suspended" else 20.0
 import pretrain
 from selfsup.errors import PermanentError, run_script
+from selfsup.training import saving
 from selfsup.training.pretraining import Pretraining
 
 honest = Pretraining.train_step
@@ -30,7 +38,10 @@ def stuck_at_step_3():
     time.sleep(600)
 
 def train_step(self, batch):
-    if self.step == 3 and os.environ.get("RANK") == "1":
+    if self.step == 3 and os.environ.get("RANK") == unlucky:
+        if trouble == "is suspended":
+            pathlib.Path(__file__).with_name("suspended").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
         if trouble == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         if trouble == "fails":
@@ -41,7 +52,12 @@ def train_step(self, batch):
         time.sleep(1)
     return honest(self, batch)
 
-Pretraining.train_step = train_step
+def save_slowly(path, state, card, *more, honest=saving.save_checkpoint):
+    if trouble == "is suspended" and card["step"] == 3:
+        time.sleep(8)
+    honest(path, state, card, *more)
+
+Pretraining.train_step, saving.save_checkpoint = train_step, save_slowly
 run_script(pretrain.main)
 """
 
@@ -51,11 +67,11 @@ def two_ranks(tmp_path, repository, tiny_store, tiny_recipe):
     (tmp_path / "script.py").write_text(SCRIPT)
     scripts, data, run = repository / "workflow" / "scripts", tiny_store.folder, tmp_path / "run"
 
-    def start(trouble: str, *more: str) -> subprocess.Popen:
+    def start(trouble: str, *more: str, **variables: str) -> subprocess.Popen:
         told = [sys.executable, tmp_path / "script.py", "--recipe", canonical(tiny_recipe)]
         told += ["--data", data, "--run-folder", run, "--until-epoch", "4", "--device", "cpu", "--local-ranks", "2"]
         outer = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        environment = {**outer, "PYTHONPATH": str(scripts), "TROUBLE": trouble}
+        environment = {**outer, "PYTHONPATH": str(scripts), "TROUBLE": trouble, **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         command = [*told, "--checkpoint-minutes", "1e-9", *more]
         return subprocess.Popen([*map(str, command)], env=environment, **pipes)
@@ -120,3 +136,59 @@ def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
     assert "stopped by the end of its launcher" in told and "of 20" not in told.split("saved, to be continued")[1]
     assert rows(two_ranks.run) == ["stopped by the end of its launcher"]
     assert not (two_ranks.run / "lock.json").exists()
+
+
+def is_suspended(process_file: Path) -> bool:
+    try:
+        return Path(f"/proc/{process_file.read_text()}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+@pytest.mark.parametrize("unlucky", ["0", "1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_soon(
+    two_ranks, tmp_path, unlucky, number
+):
+    """What rank 0 is still writing then is kept; the same command goes on from it, to the bits of a run left alone."""
+    process = two_ranks("is suspended", UNLUCKY=unlucky)
+    wait_until(lambda: is_suspended(tmp_path / "suspended"), "the suspended rank")
+    process.send_signal(number)
+    began = time.monotonic()
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and time.monotonic() - began < 60, told
+    other = "1" if unlucky == "0" else "0"
+    assert f"rank {other} of 2: stopped by {number.name}, waiting for another rank for" in told
+    assert "Traceback" not in told and not list(two_ranks.run.rglob("failed.json"))
+    assert two_ranks.run.joinpath("lock.json").exists() == (unlucky == "0")  # who is suspended gives nothing up
+    again = two_ranks("nothing")
+    told, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, told
+    assert ("steps 3 to 20 of 20" if unlucky == "1" else "steps 2 to 20 of 20") in told
+    how = "killed" if unlucky == "0" else f"stopped by {number.name}, waiting for another rank"
+    assert rows(two_ranks.run) == [how, "reached its goal"]
+    interrupted = load_checkpoint(two_ranks.run / "epoch_0004.pt")
+    two_ranks.run.rename(tmp_path / "interrupted")
+    assert two_ranks("nothing").communicate(timeout=120)
+    assert equal_states(interrupted, load_checkpoint(two_ranks.run / "epoch_0004.pt"))
+
+
+def test_a_stop_asked_for_while_a_rank_waits_for_one_that_never_started_ends_it_soon(two_ranks):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    process = two_ranks("nothing", **place)
+    wait_until(lambda: listens(int(port)), "rank 0 waiting for the other")
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and time.monotonic() - began < 30, told
+    assert "rank 0 of 2: stopped by SIGTERM, waiting for another rank" in told
+    assert rows(two_ranks.run) == ["stopped by SIGTERM, waiting for another rank"]
+    assert sorted(path.name for path in two_ranks.run.iterdir()) == ["ledger.csv"]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,15 +1,20 @@
 """pretrain.py as a process: signals end it with status 75 and all work saved; the same command finishes it."""
 
 import csv
+import fcntl
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
 
+from selfsup.data.store import PackedStore
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
 from workflows import wait_until
@@ -44,7 +49,10 @@ def logged_steps(folder) -> list[int]:
         return []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+ASKS_TO_STOP = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+
+
+@pytest.mark.parametrize("number", ASKS_TO_STOP)
 def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tmp_path, number):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -85,7 +93,7 @@ def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
     process = start(command)
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
     while process.poll() is None:
-        for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGINT):
+        for number in (*ASKS_TO_STOP, signal.SIGCONT):
             process.send_signal(number)
         time.sleep(0.001)
     assert process.returncode == 75, process.stdout.read()
@@ -100,3 +108,68 @@ def test_a_signal_before_the_first_step_is_no_crash(command, tmp_path):
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75 and "stopped by SIGUSR1 after step 0" in printed, printed
     assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+def test_a_closed_terminal_saves_everything_though_nothing_can_be_printed_any_more(command, tmp_path):
+    """A terminal of its own, as ssh gives one: its end sends SIGHUP, and every line printed after that is an error."""
+    ours, its = os.openpty()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its)
+    wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
+    os.close(ours)
+    assert process.wait(timeout=PATIENCE_S) == 75
+    (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
+    assert row["how_it_ended"] == "stopped by SIGHUP" and row["steps_lost"] == "0"
+    assert len(list((tmp_path / "run" / "partial").glob("step_*.pt"))) == 1
+
+
+def test_nohup_is_respected(command, tmp_path):
+    """Who has SIGHUP ignored wants the run to go on when the terminal is closed."""
+    process = start(["nohup", *command])
+    wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
+    process.send_signal(signal.SIGHUP)
+    steps = len(logged_steps(tmp_path / "run"))
+    wait_until(lambda: len(logged_steps(tmp_path / "run")) >= steps + 5, "more steps")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75 and "stopped by SIGTERM" in printed, printed
+
+
+def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_dataset(command, tmp_path):
+    store, local = PackedStore(tmp_path / "digits"), tmp_path / "local"
+    local.mkdir()
+    with open(local / f"digits-{store.fingerprint[:16]}.lock", "a") as copying:
+        fcntl.flock(copying, fcntl.LOCK_EX)
+        process, began = start(command, "--local-copy", str(local)), time.monotonic()
+        wait_until((tmp_path / "run" / "lock.json").exists, "the lock")
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75 and time.monotonic() - began < 60, printed
+    assert printed.startswith("stopped by SIGTERM before the first step (waiting for another process of this node")
+    (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
+    assert row["how_it_ended"].startswith("stopped by SIGTERM before the first step")
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_what_writes_a_jobs_log_outlives_the_signals_that_the_trainer_takes(workflow):
+    """Who signals a whole job, as a terminal does, signals `tee` too, which has the trainer's last lines to write."""
+    planned = workflow.run("-n", "-p", "results/demo.csv")
+    tee = re.search(r"\| (bash -c 'trap .*exec tee \"\$0\"') logs/pretrain", planned)[1]
+    log = workflow.path("log")
+    process = subprocess.Popen([*shlex.split(tee), log], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    print("first", file=process.stdin, flush=True)
+    assert process.stdout.readline() == "first\n"
+    for number in ASKS_TO_STOP:
+        process.send_signal(number)
+    process.communicate("saved, to be continued\n", timeout=30)
+    assert process.returncode == 0 and log.read_text() == "first\nsaved, to be continued\n"

@@ -21,6 +21,7 @@ from selfsup.job.slurm import holder_at_work
 from selfsup.recipe import canonical, evaluation_part, fingerprint, pretraining_part
 from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, card_name, epoch_of, holds_older, is_finished, restore_cards, work_done
+from selfsup.signals import STOP_SIGNALS
 from snakemake.io import is_flagged
 from snakemake.settings.types import RerunTrigger
 
@@ -101,7 +102,7 @@ def script(name):
 
 
 # Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
-TEE = """bash -c 'trap "" TERM USR1 INT; exec tee "$0"'"""
+TEE = f"""bash -c 'trap "" {" ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)}; exec tee "$0"'"""
 
 
 def code_digest(*names):

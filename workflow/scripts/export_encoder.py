@@ -20,6 +20,7 @@ from selfsup.evaluation.encoder import check_same_features, encoder_card, save_e
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
+from selfsup.provenance import numerics_differences
 from selfsup.recipe import differences, parse_recipe, pretraining_part
 from selfsup.training.checkpoint import load_checkpoint, prune
 
@@ -69,7 +70,7 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     tuples = [
         {key: value for key, value in attempt.items() if key not in ("start_step", "started")} for attempt in attempts
     ]
-    changes = sum(one != other for one, other in pairwise(tuples))
+    changes = sum(bool(numerics_differences(one, other)) for one, other in pairwise(tuples))
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
     told = {"attempts": attempts, "numerics_changes": changes, "ledger": ledger_totals(path.parent / LEDGER_FILE)}
     return method.encoder(), {**{key: state[key] for key in keys}, **told}

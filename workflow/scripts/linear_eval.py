@@ -71,7 +71,7 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
     from selfsup.training.saving import Saver
 
     tell = print if place.local_rank == 0 else lambda *line, **options: None
-    store = open_store(arguments.data, arguments.local_copy, alive=attempt.alive, tell=tell)
+    store = open_store(arguments.data, arguments.local_copy, alive=attempt.waiting, tell=tell)
     encoder, card = load_encoder(arguments.encoder, recipe)
     compute = start_compute(arguments, place)
     attempt.know(**compute.ledger_columns())

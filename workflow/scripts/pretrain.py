@@ -48,7 +48,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
             f"{recipe['micro_batches']} micro-batches"
         )
     tell = print if place.local_rank == 0 else lambda *line, **options: None
-    store = open_store(arguments.data, arguments.local_copy, alive=attempt.alive, tell=tell)
+    store = open_store(arguments.data, arguments.local_copy, alive=attempt.waiting, tell=tell)
     compute = start_compute(arguments, place)
     attempt.know(**compute.ledger_columns())
     run = Run(

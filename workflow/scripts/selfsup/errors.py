@@ -1,9 +1,10 @@
 """The errors that a user can do something about, and how a script ends on them."""
 
 import errno
-import signal
 import sys
 from collections.abc import Callable
+
+from selfsup.signals import ignore_stop_signals
 
 # A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
@@ -23,6 +24,14 @@ class PermanentError(UserError):
     """
 
 
+class StoppedError(UserError):
+    """The job was asked to stop while it had nothing to save yet. exit_status: what tells retries whether to go on."""
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Call a script's `main` and leave the process with its exit status.
 
@@ -30,6 +39,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main()
+    except StoppedError as stop:
+        print(stop, flush=True)
+        status = stop.exit_status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         status = 1
@@ -42,10 +54,5 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         status = 130
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGINT,
-    ):  # the status is decided; Slurm's next signal is not to
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()  # the status is decided; Slurm's next signal is not to
     sys.exit(status or 0)

@@ -3,10 +3,14 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import torch
+import torchvision
+
+from selfsup.recipe import differences
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
@@ -39,7 +43,17 @@ def numerics(device: torch.device, precision: str, threads: int, ranks: int) -> 
         hardware |= {"nccl": nccl}
     else:
         hardware = {"device": "cpu", "instructions": torch.backends.cpu.get_cpu_capability()}
-    return {"ranks": ranks, "threads": threads, "precision": precision, "torch": str(torch.__version__), **hardware}
+    software = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}  # it decodes and resizes
+    return {"ranks": ranks, "threads": threads, "precision": precision, **software, **hardware}
+
+
+def numerics_differences(wanted: Mapping, found: Mapping) -> list[str]:
+    """Return a line for each condition in which two numerics differ.
+
+    One that only one of them tells does not count: the other is of code that did not know it yet, or of another device.
+    """
+    known = wanted.keys() & found.keys()
+    return differences(*({key: one[key] for key in known} for one in (wanted, found)))
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,6 @@ own slice of every global batch. Loader workers draw, decode and crop; `ViewMake
 whole batch at once.
 """
 
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,8 +18,8 @@ from selfsup.augment.transfer import sent
 from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
-from selfsup.job.stopping import STOP_SIGNALS
 from selfsup.random_draws import Stream, shuffled
+from selfsup.signals import ignore_stop_signals
 
 CPU = torch.device("cpu")
 SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
@@ -174,5 +173,4 @@ class _ErrorsAsValues(Dataset):
 
 def _ignore_signals(worker: int) -> None:
     """Let workers outlive a request to stop: Slurm sends it to all processes, and the main one still needs them."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()

@@ -16,12 +16,13 @@ from typing import Any
 
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
-from selfsup.errors import PermanentError, UserError
+from selfsup.errors import PermanentError, StoppedError, UserError
 from selfsup.job.ledger import Ledger, note_refused, now
 from selfsup.job.local_ranks import LAUNCHER
 from selfsup.job.lock import BEAT_S, Lock
 from selfsup.job.place import Place
-from selfsup.job.stopping import StopRequest, stop_file
+from selfsup.job.stopping import MARGIN_S, StopRequest, stop_file
+from selfsup.job.waiting import Listener
 from selfsup.job.watchdog import Watchdog
 
 FAILED_FILE = "failed.json"
@@ -56,6 +57,8 @@ class Attempt:
         self._how = "ended"
         self._figures: dict[str, Any] = {}
         self._batch, self._began = 0, time.monotonic()
+        self._listener: Listener | None = None  # where there are other ranks to wait for
+        self._watchdog: Watchdog | None = None
 
     def __enter__(self) -> "Attempt":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ class Attempt:
         try:
             self._refuse_if_stopped_or_failed()
             if self.place.is_main:
-                self._lock.acquire()
+                self._lock.acquire(lambda: self.waiting("waiting for the lock of another job"))
         except UserError as error:
             if self.place.is_main:
                 note_refused(self.folder, self._row, f"refused: {_first_line(error)}")
@@ -78,16 +81,21 @@ class Attempt:
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
         self._watchdog = Watchdog(self._hang_s, f"rank {self.place.rank} of {self.place.size} on {self._row['host']}")
+        if self.place.size > 1 and not self._given_stop:
+            self._listener = Listener(self.stop, self._leave, is_main=self.place.is_main)
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        self.settled()
         self._watchdog.close()
         self.stop.close()
         if isinstance(error, PermanentError):
             with contextlib.suppress(OSError):  # the error itself is what the user has to see
                 self._write_failed(str(error))
-        if not self.place.is_main:
-            return
+        if self.place.is_main:
+            self._close_books(error)
+
+    def _close_books(self, error: BaseException | None) -> None:
         self._leaving.set()
         self._heart.join()
         if self._lock.is_mine():
@@ -119,6 +127,18 @@ class Attempt:
     def alive(self, what: str) -> None:
         """Something goes on that is no step."""
         self._watchdog.beat(what)
+
+    def waiting(self, what: str) -> None:
+        """As `alive`, while there is nothing to save yet. Raises StoppedError when the job is asked to stop."""
+        if self.stop.reason:
+            raise StoppedError(f"stopped by {self.stop.reason} before the first step ({what})", self.stop.exit_status)
+        if self._watchdog:
+            self._watchdog.beat(what)
+
+    def settled(self) -> None:
+        """The job is about to end, and rank 0 may write for long: nobody leaves any more because he waits for it."""
+        if self._listener:
+            self._listener.close()
 
     def saved(self, step: int) -> None:
         """All that is done up to `step` is safe on disk."""
@@ -160,6 +180,26 @@ class Attempt:
         failed |= {"when": now(), "host": self._row["host"], "job_id": self._row["job_id"]}
         write_atomically(self.folder / FAILED_FILE, json.dumps(failed, indent=1) + "\n")
 
+    def _leave(self, waited: float) -> None:
+        """End the process, which waits for other ranks in vain. See `selfsup.job.waiting` for what may be under way."""
+        try:
+            for thread in threading.enumerate():
+                if not thread.daemon and thread not in (threading.main_thread(), threading.current_thread()):
+                    thread.join(MARGIN_S)  # the checkpoint's writer
+            self._how = f"stopped by {self.stop.reason}, waiting for another rank"
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                name = f"rank {self.place.rank} of {self.place.size}"
+                print(f"{name}: {self._how} for {waited:.0f} s{self._unsaved()}", flush=True)
+            if self.place.is_main:
+                self._close_books(None)
+        finally:
+            os._exit(self.stop.exit_status)
+
+    def _unsaved(self) -> str:
+        """Rank 0, which saves, tells what is lost."""
+        done, saved = (self._figures.get(key, 0) for key in ("end_step", "saved_step"))
+        return f": steps {saved} to {done} are to be done again" if self.place.is_main and done > saved else ""
+
     def _known(self) -> dict[str, Any]:
         figures = dict(self._figures)
         if "start_step" in figures:
@@ -184,6 +224,8 @@ class Attempt:
 def _ending(error: BaseException | None) -> str | None:
     if error is None:
         return None
+    if isinstance(error, StoppedError):
+        return _first_line(error)
     kind = "failed" if isinstance(error, UserError) else f"crashed: {type(error).__name__}"
     return f"{kind}: {_first_line(error)}"
 

@@ -6,23 +6,23 @@ ends every failure in a traceback of its own.
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 
-from selfsup.job.stopping import EXIT_RESUBMIT, STOP_SIGNALS
+from selfsup.job.stopping import EXIT_RESUBMIT
+from selfsup.signals import take_stop_signals
 
 LAUNCHER = "SELFSUP_LAUNCHER"  # its process id, for ranks to notice that it is gone
-GRACE_S = 20.0  # for the others to leave by themselves once a rank has failed
+GRACE_S = 20.0  # for the others to leave by themselves once a rank has failed or stopped: all do it together
 POLL_S = 0.05
 
 
 def run_local_ranks(count: int) -> int:
     """Start this script `count` times with the same arguments, a rank each, and return the exit status of them all.
 
-    0 when all end well; 75 when they were asked to stop and saved; else the status of the one that failed first.
+    0 when all end well; 75 when they were asked to stop; else the status of the one that failed first.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -35,8 +35,7 @@ def run_local_ranks(count: int) -> int:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, forward)
+    take_stop_signals(forward)
     for rank in range(count):
         own = {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks.append(subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **own}))
@@ -47,10 +46,11 @@ def _wait_for(ranks: list[subprocess.Popen]) -> int:
     failed, patience = 0, None
     while True:
         ended = [status for status in (process.poll() for process in ranks) if status is not None]
-        failed = failed or next((status for status in ended if status not in (0, EXIT_RESUBMIT)), 0)
+        if patience is None or time.monotonic() < patience:  # those that are killed below have not failed
+            failed = failed or next((status for status in ended if status not in (0, EXIT_RESUBMIT)), 0)
         if len(ended) == len(ranks):
             return _exit_status(failed) or max(ended)
-        if failed:
+        if failed or EXIT_RESUBMIT in ended:
             patience = patience or time.monotonic() + GRACE_S
             if time.monotonic() > patience:
                 for process in ranks:

@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,15 +59,15 @@ class Lock:
     def __init__(self, folder: Path, stage: str):
         self._path, self._me = folder / LOCK_FILE, this_process(stage)
 
-    def acquire(self) -> None:
+    def acquire(self, waiting: Callable[[], None] = lambda: None) -> None:
         """Take the lock. Waits, up to STALE_S, where it cannot be known at once whether the holder lives.
 
-        Raises UserError naming a holder that lives.
+        waiting: called every second of that; what it raises ends the wait. Raises UserError naming a holder that lives.
         """
         while not self._create():
             seen = _read(self._path)
             if seen is not None:  # else it was just released
-                self._set_aside(*self._wait_until_dead(*seen))
+                self._set_aside(*self._wait_until_dead(*seen, waiting))
 
     def beat(self) -> bool:
         """Show that the holder lives. Returns whether this process still holds the lock."""
@@ -108,7 +108,9 @@ class Lock:
             json.dump(asdict(self._me), out)
         return True
 
-    def _wait_until_dead(self, holder: Holder | None, beat: float) -> tuple[Holder | None, float]:
+    def _wait_until_dead(
+        self, holder: Holder | None, beat: float, waiting: Callable[[], None]
+    ) -> tuple[Holder | None, float]:
         """Return holder and last beat once the holder is known to be dead or gone; raise UserError when it lives."""
         began = time.monotonic()
         while True:
@@ -124,6 +126,7 @@ class Lock:
                 )
             if alive is False or silent:
                 return holder, beat
+            waiting()
             time.sleep(POLL_S)
 
     def _set_aside(self, holder: Holder | None, beat: float) -> None:

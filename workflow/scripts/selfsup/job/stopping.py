@@ -3,15 +3,19 @@
 The loop asks for the reason after each step, all ranks agree, save, and leave with status 75.
 """
 
+import errno
 import os
 import signal
+import sys
+import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from selfsup.signals import ignore_stop_signals, take_stop_signals
+
 EXIT_RESUBMIT = 75  # EX_TEMPFAIL: the profile's retries submit the job again
 EXIT_FOR_GOOD = 1
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_FILE = "STOP"
 LOOK_EVERY_S = 2.0  # for the file: a network file system would feel a question per step
 MARGIN_S = 120.0  # saved this long before a time limit, as the profile's --signal=USR1@120
@@ -35,8 +39,7 @@ class StopRequest:
         self._folder = folder
         self._end = _end_of_time(time_limit_s, environment)
         self._next_look = 0.0
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._remember)
+        take_stop_signals(self._remember)
 
     @property
     def reason(self) -> str | None:
@@ -57,11 +60,24 @@ class StopRequest:
 
     def close(self) -> None:
         """Let no further signal end the process while it is leaving; Slurm's second SIGTERM would."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_stop_signals()
 
     def _remember(self, number: int, frame) -> None:
         self.request(signal.Signals(number).name)
+        if number == signal.SIGHUP:
+            _let_go_of_a_closed_terminal()
+
+
+def _let_go_of_a_closed_terminal() -> None:
+    """Print into nothing from now on, where output went to a terminal that is gone: a line must not end the saving."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            termios.tcgetattr(stream.fileno())
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (AttributeError, ValueError):
+            pass  # the process has no such stream
 
 
 def stop_file(folder: Path) -> Path | None:

@@ -3,7 +3,8 @@
 A new one is a file here with a class that has `Method`'s members, an entry in METHODS, a recipe.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -17,7 +18,9 @@ from selfsup.optim.parameter_groups import ParameterTreatment
 class Method(Protocol):
     """What training asks of a method. Built as Class(recipe, seed=..., total_steps=...), on the CPU.
 
-    `ranks` offers rank, size, all_reduce, all_gather, gather_with_gradient and mean.
+    `ranks` offers rank, size, all_reduce, all_gather, gather_with_gradient and mean. All that a method keeps from step
+    to step must be equal on all ranks, which the first checkpoint checks: of numbers of this rank's images keep the
+    mean over ranks.
     """
 
     networks: nn.ModuleDict  # everything to be moved to the device
@@ -35,7 +38,8 @@ class Method(Protocol):
         """Called before the forward pass of a step.
 
         skipped: whether the optimiser's update of the step before was left out, because its fp16 gradients had
-        overflowed: then nothing may change. A bool on the device, for which the host must not wait; fp16 alone has it.
+        overflowed: then nothing may change. A bool on the device, for which the host must not wait (torch.where takes
+        it); fp16 alone has it, elsewhere it is not given. A method that changes nothing here may leave it out.
         """
 
     def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -58,7 +62,7 @@ class Method(Protocol):
         """
 
     def state_dict(self) -> dict:
-        """All that changes while training: networks with buffers, queues, centres."""
+        """All that changes while training, equal on all ranks: networks with buffers, queues, centres."""
 
     def load_state_dict(self, state: dict) -> None:
         """The reverse of `state_dict`."""
@@ -70,3 +74,9 @@ METHODS = {"byol": BYOL}
 def build_method(recipe: Mapping, *, seed: int, total_steps: int) -> Method:
     """Return the recipe's method with its initial weights, a function of the seed."""
     return METHODS[recipe["method"]](recipe, seed=seed, total_steps=total_steps)
+
+
+def takes_skipped(told: Callable) -> bool:
+    """Whether a method's `before_step` or `after_step` wants to know if the update before it was left out."""
+    parameters = inspect.signature(told).parameters.values()
+    return any(one.name == "skipped" or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)

@@ -1,7 +1,7 @@
 """Ranks: one process per device, and what they say to each other."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from selfsup.errors import UserError
 from selfsup.job.place import Place
+from selfsup.job.waiting import waiting_for_ranks
 
 TIMEOUT = timedelta(minutes=30)  # the watchdog, which tells the stacks, is quicker
 LAST_S = 3.0  # the rank that failed is to speak first
@@ -33,8 +34,8 @@ class Ranks:
                     world_size=self.size,
                     timeout=TIMEOUT,
                 )
-            # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
-            self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
+                # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
+                self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
 
     @property
     def is_main(self) -> bool:
@@ -55,6 +56,24 @@ class Ranks:
         def wait() -> None:
             with _others_may_die():
                 work.wait()
+
+        return wait
+
+    def start_any(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
+        """Begin to ask which of the flags, equally many on all ranks, are set on any rank; does not touch the device.
+
+        Returns what waits for the answer.
+        """
+        answer = torch.tensor(flags, dtype=torch.uint8)
+        if self.size == 1:
+            return answer.bool().tolist
+        with _others_may_die():
+            work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self._control, async_op=True)
+
+        def wait() -> list[bool]:
+            with _others_may_die():
+                work.wait()
+            return answer.bool().tolist()
 
         return wait
 
@@ -117,14 +136,20 @@ class Ranks:
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Make each gradient the mean over ranks: of few parameters, after their backward pass.
 
-        For whole networks there is `selfsup.training.gradients`.
+        For whole networks there is `selfsup.training.gradients`, whose rule for a missing gradient holds here too.
         """
-        gradients = [one.grad for one in parameters if one.grad is not None]
-        if self.size == 1 or not gradients:
+        if self.size == 1:
             return
-        flat = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients])) / self.size
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        parameters = list(parameters)
+        anywhere = self.start_any([one.grad is not None for one in parameters])()
+        given = [one for one, found in zip(parameters, anywhere, strict=True) if found]
+        if not given:
+            return
+        for one in given:
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+        flat = self.all_reduce(torch.cat([one.grad.flatten() for one in given])) / self.size
+        for one, mean in zip(given, flat.split([one.numel() for one in given]), strict=True):
+            one.grad.copy_(mean.view_as(one))
 
     def close(self) -> None:
         """Leave the group, after all ranks have come here."""
@@ -152,7 +177,8 @@ class _Gather(torch.autograd.Function):
 def _others_may_die() -> Iterator[None]:
     """Turn the library's report of a connection that broke into one line, after the rank at fault has spoken."""
     try:
-        yield
+        with waiting_for_ranks():
+            yield
     except RuntimeError as error:
         time.sleep(LAST_S)
         reason = str(error).splitlines()[0]

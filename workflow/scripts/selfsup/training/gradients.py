@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ class GradientAverager:
     The buckets are a function of the parameter list alone, in every step: torch's DDP cuts them anew after its first
     backward pass, which changes the order of sums, and so the bits, after a resume. Their sums start in one order on
     all ranks: from the last parameters to the first, as the backward pass reaches them.
+
+    A gradient that this rank lacks and another has counts as zeros: all ranks update the parameter alike. One that no
+    rank has stays away, as on a single rank: an optimiser leaves its parameter alone.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks):
@@ -38,8 +42,12 @@ class GradientAverager:
         self._open = False
         while self._waiting:
             self._start()
+        given = self._ranks.start_any([one.grad is not None for bucket in self._buckets for one in bucket.parameters])
         for bucket in self._buckets:
-            bucket.finish(self._ranks.size)
+            bucket.wait(self._ranks.size)
+        anywhere = iter(given())
+        for bucket in self._buckets:
+            bucket.give(list(islice(anywhere, len(bucket.parameters))))
 
     def _arrived(self, bucket: "_Bucket"):
         def hook(_: torch.Tensor) -> None:
@@ -84,13 +92,16 @@ class _Bucket:
         return self._memory
 
     @torch.no_grad()
-    def finish(self, ranks: int) -> None:
-        """Wait for the sum and give the means to the parameters that have a gradient."""
+    def wait(self, ranks: int) -> None:
+        """Wait for the sum, and make it the mean."""
         self.sum()
         self.sum = None  # it holds the process group, which must be gone before the process is
         self._memory /= ranks
-        for view, one in zip(self._views, self.parameters, strict=True):
-            if one.grad is not None:
+
+    def give(self, anywhere: list[bool]) -> None:
+        """Give the means to the parameters that have a gradient on any rank."""
+        for view, one, found in zip(self._views, self.parameters, anywhere, strict=True):
+            if found:
                 one.grad = view
 
 

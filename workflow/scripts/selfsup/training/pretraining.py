@@ -6,7 +6,7 @@ All that a step needs besides the checkpointed state is a function of (recipe, s
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
-from selfsup.methods import build_method
+from selfsup.job.waiting import waiting_for_ranks
+from selfsup.methods import build_method, takes_skipped
 from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
-from selfsup.recipe import differences, fingerprint
+from selfsup.recipe import fingerprint
 from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done, write_card
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
 from selfsup.training.device import autocast
+from selfsup.training.equal_ranks import check_equal_on_all_ranks
 from selfsup.training.gradients import GradientAverager
 from selfsup.training.health import Health
 from selfsup.training.saving import Decision, Saver
@@ -112,6 +114,7 @@ class Pretraining:
         self.numerics = run.compute.numerics()
         self.code_revision = provenance.code_revision()  # now: a pull during the run changes nothing that runs
         self.attempts: list[dict[str, Any]] = []
+        self._known_equal = False  # on all ranks
 
     def _place_networks(self) -> None:
         compute, networks = self.run.compute, self.method.networks
@@ -144,7 +147,7 @@ class Pretraining:
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Do one optimiser step and return this rank's loss, a scalar still on the device."""
-        self.method.before_step(self.step, **self._verdict())
+        self.method.before_step(self.step, **self._verdict(self.method.before_step))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,13 +155,14 @@ class Pretraining:
         bad = torch.where(torch.isfinite(loss), math.inf, float(self.step))
         self._bad_step = torch.minimum(self._bad_step, bad)  # read late: here it would make the host wait
         self._update_weights()
-        self.method.after_step(self.step, **self._verdict())
+        self.method.after_step(self.step, **self._verdict(self.method.after_step))
         self.step += 1
         return loss
 
-    def _verdict(self) -> dict[str, torch.Tensor]:
-        """What a method is told of the newest update: in fp16 it may have been skipped."""
-        return {} if self._last_skipped is None else {"skipped": self._last_skipped}
+    def _verdict(self, told: Callable) -> dict[str, torch.Tensor]:
+        """What a member of the method is told of the newest update, if it asks: in fp16 it may have been skipped."""
+        wants = self._last_skipped is not None and takes_skipped(told)
+        return {"skipped": self._last_skipped} if wants else {}
 
     def _update_weights(self) -> None:
         if self.scaler.is_enabled():
@@ -223,7 +227,8 @@ class Pretraining:
         if weights:
             finite = torch.stack([torch.isfinite(p).all() for p in self.method.networks.parameters()]).all()
             bad_step = torch.minimum(bad_step, torch.where(finite, math.inf, float(self.step - 1)))
-        place = float(bad_step)
+        with waiting_for_ranks():  # on a GPU the host waits here for what all ranks compute together
+            place = float(bad_step)
         first = self.ranks.highest(0 if math.isinf(place) else self.total_steps - int(place))
         if first:
             step = self.total_steps - first
@@ -260,10 +265,15 @@ class Pretraining:
     ) -> None:
         """Write a checkpoint, once the loss and all parameters are known to be finite on every rank.
 
+        The first one of a job also wants the method's state to be equal on all ranks.
+
         health: a boundary's figures, for its JSON file, where the rule health_gate reads them.
         """
         card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
         mean_loss = self.checked_loss(loss, saver, weights=True)
+        if not self._known_equal:
+            check_equal_on_all_ranks(self.method.state_dict(), self.ranks)
+            self._known_equal = True
         epoch, run = self.step / self.steps_per_epoch, self.run
         card |= {"step": self.step, "epoch": epoch, "loss": mean_loss, "numerics": self.numerics}
         card |= {} if health is None else {"health": dict(health)}
@@ -381,10 +391,10 @@ def _continue_from(training: Pretraining, candidates: list[Path], end: int) -> P
     if path is None:
         return None
     state = found[1] if found else checkpoint.load_checkpoint(path)
-    if ranks.is_main and state["numerics"] != training.numerics:
+    changed = provenance.numerics_differences(training.numerics, state["numerics"])
+    if ranks.is_main and changed:
         print(
-            "note: the run continues under other numerics; its bits may differ from here on: "
-            + "; ".join(differences(training.numerics, state["numerics"])),
+            f"note: the run continues under other numerics; its bits may differ from here on: {'; '.join(changed)}",
             flush=True,
         )
     training.restore(path, state)

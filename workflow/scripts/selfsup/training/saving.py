@@ -54,10 +54,13 @@ class Saver:
         """Write `state()` to `path`, and `card` beside it, or where `note` puts it; `then` is called when the file is
         safe.
 
-        wait: until it is on disk; else that happens in the background. card: has the "step". A write in the background
-        that has failed is made up for by this one, which then waits and raises UserError if it fails as well.
+        wait: until it is on disk, after which the job ends; else that happens in the background. card: has the "step".
+        A write in the background that has failed is made up for by this one, which then waits and raises UserError if
+        it fails as well.
         """
         began = time.monotonic()
+        if wait:
+            self._attempt.settled()
         if self._ranks.is_main:
             failed = self.finish()
             if failed:
@@ -75,6 +78,7 @@ class Saver:
 
     def close(self) -> None:
         """Wait for the write in the background, whatever the training has come to: the lock is given up after it."""
+        self._attempt.settled()
         self.finish()
 
     def finish(self) -> bool:
