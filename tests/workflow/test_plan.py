@@ -78,7 +78,7 @@ def test_two_tables_of_one_name_are_found_by_snakemake_too(workflow, repository)
 
 @pytest.mark.parametrize("seed", ["7", "00"])
 @pytest.mark.parametrize(
-    "file", ["pretrain/epoch_0010.pt", "encoder.safetensors", "linear/metrics.csv", "random_init/encoder.safetensors"]
+    "file", ["pretrain/epoch_0010.json", "encoder.safetensors", "linear/metrics.csv", "random_init/encoder.safetensors"]
 )
 def test_a_seed_that_config_yaml_lacks_is_told_in_one_line(workflow, file, seed):
     """It would train for hours what no table, report or status shows; seed00 would be seed 0 once more."""
@@ -87,7 +87,7 @@ def test_a_seed_that_config_yaml_lacks_is_told_in_one_line(workflow, file, seed)
     way = {"7": "to run it too, add it there", "00": "ask for seed0"}[seed]
     wanted = f"experiment digits has no seed {seed}: experiments.digits.seeds in config.yaml is [0, 3]; {way}"
     assert error_lines(printed) == [f"error: {wanted}"] and "Traceback" not in printed
-    assert "Pretrain digits, seed 3" in workflow.run("-n", "results/digits/seed3/pretrain/epoch_0010.pt")
+    assert "Pretrain digits, seed 3" in workflow.run("-n", "results/digits/seed3/pretrain/epoch_0010.json")
 
 
 def test_an_experiment_of_several_nodes_needs_the_cluster_profile(workflow):
