@@ -86,6 +86,37 @@ def test_an_experiment_with_a_reserved_name_is_refused(raw):
         check_config(changed(raw, "experiments.figures", raw["experiments"]["digits"]))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("experiments.x", "experiments.views_x", ["experiments.views_x would write", "figures/views_x.png, as exp"]),
+        ("experiments.views_x", "experiments.x", ["experiments.x would write", "as experiments.views_x does: rename"]),
+        ("experiments.demo.csv", "tables.demo", ["experiments.demo.csv would write results/demo.csv, as tables.demo"]),
+        ("experiments.x", "tables.x_recipe", ["experiments.x would write results/report/x_recipe.html, as tables.x_"]),
+        ("experiments.birds", "experiments.Birds", ["results/Birds, as experiments.birds does (results/birds), where"]),
+        ("tables.birds", "tables.BIRDS", ["tables.BIRDS would write results/BIRDS.csv, as tables.birds does"]),
+        ("datasets.birds", "datasets.bIrds", ["datasets.bIrds would write <data_dir>/bIrds, as datasets.birds does"]),
+        ("datasets.birds", "datasets.Downloads", ["<data_dir>/Downloads, as the workflow itself does"]),
+        ("experiments.x", "experiments.Report.HTML", ["results/Report.HTML, as the workflow itself does"]),
+        ("experiments.x", "experiments.Figures", ["experiments.Figures has a reserved name"]),
+    ],
+)
+def test_two_names_for_one_file_are_refused_on_every_file_system(raw, first, second, words):
+    examples = {"tables": ["digits"], "experiments": raw["experiments"]["digits"], "datasets": {"source": "digits"}}
+
+    def with_names(*names):
+        config = copy.deepcopy(raw)
+        for kind, name in (one.split(".", 1) for one in names):
+            config[kind][name] = examples[kind]
+        return config
+
+    with pytest.raises(UserError) as error:
+        check_config(with_names(first, second))
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    check_config(with_names("experiments.x", "experiments.x.y", "tables.x", "datasets.x", "experiments.views_y"))
+
+
 def test_two_tables_of_one_name_are_refused_with_their_lines(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("tables:\n  demo: [a]\n  demo: [b]\n")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,10 +9,19 @@ import torch
 
 from runs import StopAfter, evaluate, evaluation
 from selfsup.errors import PermanentError, UserError
-from selfsup.evaluation.layout import to_latex, to_markdown
+from selfsup.evaluation.figure_keys import differences, figure_keys, settings
+from selfsup.evaluation.layout import Notes, to_latex, to_markdown
 from selfsup.evaluation.linear import protocol
 from selfsup.evaluation.metrics import top_k_hits
-from selfsup.evaluation.table import Row, make_table, read_table, to_csv
+from selfsup.evaluation.table import (
+    COMPARED_WITH,
+    REFERENCE,
+    Row,
+    dataset_label,
+    make_table,
+    read_table,
+    to_csv,
+)
 from selfsup.job.ledger import Ledger
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
@@ -124,22 +135,33 @@ def test_the_protocol_is_named_in_words():
     assert protocol(load_recipe("cifar10")) == "linear, 90 epochs, batch 256, lr 0.2 cosine to 0, last epoch"
 
 
-def metrics_file(folder, top1, top5=99.0, sha="abc"):
+# The keys of Devillers & Lefort's figure for CIFAR-10, as an evaluation of ours writes them.
+LIKE_THE_PAPER = {
+    "n_test": 10000,
+    "protocol": "linear, 90 epochs, batch 256, lr 0.2 cosine to 0.0001, last epoch",
+    "method": "byol",
+    "backbone": "resnet18",
+    "width": 64,
+    "stem": "3 x 3, stride 1",
+    "epochs": 800,
+    "global_batch": 512,
+    "task": "linear",
+    "settings": settings(load_recipe("cifar10_authors")),
+    "labels": 100,
+    "n_train": 50000,
+}
+
+
+def metrics_file(folder, top1, top5=99.0, sha="abc", without=(), **changes):
     folder.mkdir(parents=True)
-    line = {
-        "top1": top1,
-        "top5": top5,
-        "best_top1": top1 + 0.5,
-        "n_test": 10000,
-        "protocol": "linear",
-        "encoder_sha256": sha,
-    }
+    line = {"top1": top1, "top5": top5, "best_top1": top1 + 0.5, **LIKE_THE_PAPER, "encoder_sha256": sha, **changes}
+    line = {key: value for key, value in line.items() if key not in without}
     pd.DataFrame([{**line, "numerics_changes": 0}]).to_csv(folder / "metrics.csv", index=False)
     return folder / "metrics.csv"
 
 
 def row(metrics, *, dataset="cifar10", experiment="cifar10", random_init=False, seeds=(0,)):
-    return Row(experiment, dataset, 1000, 512, list(seeds), list(metrics), random_init)
+    return Row(experiment, dataset, 800, 512, list(seeds), list(metrics), random_init)
 
 
 def test_table_1_has_the_papers_rows_and_says_what_was_not_run(tmp_path):
@@ -213,8 +235,6 @@ def test_a_table_that_is_not_what_its_schema_says_is_refused(tmp_path, change, w
         (91.92 - 1.49, {}, "agrees", "-1.49 points from Devillers & Lefort, tolerance 1.5"),
         (91.92 - 1.51, {}, "differs", "-1.51 points"),
         (91.92 + 1.51, {}, "differs", "+1.51 points"),
-        (91.92, {"epochs": 100}, "not comparable", "epochs 100, the reference 800"),
-        (91.92, {"global_batch": 256}, "not comparable", "batch 256, the reference 512"),
         (91.92, {"random_init": True}, "untrained", None),
         (91.92, {"dataset": "digits"}, "no reference", None),
     ],
@@ -227,6 +247,114 @@ def test_the_verdict_holds_the_last_epoch_against_the_paper_where_both_did_the_s
     assert found["verdict"] == verdict
     assert (reason in found["verdict_reason"]) if reason else pd.isna(found["verdict_reason"])
     assert found["best_top1"] == top1 + 0.5  # half a point better, and no verdict looks at it
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"method": "simclr"}, "method simclr, the reference byol"),
+        ({"backbone": "resnet50"}, "backbone resnet50, the reference resnet18"),
+        ({"width": 128}, "width 128, the reference 64"),
+        (
+            {"stem": "7 x 7, stride 2, max-pool"},
+            "stem 7 x 7, stride 2, max-pool, the reference 3 x 3, stride 1",
+        ),
+        ({"epochs": 100}, "epochs 100, the reference 800"),
+        ({"epochs": 1000}, "epochs 1000, the reference 800"),
+        ({"global_batch": 256}, "batch 256, the reference 512"),
+        ({"task": "knn"}, "task knn, the reference linear"),
+        (
+            {"protocol": "linear, 1 epochs, batch 256, lr 0.2 cosine to 0, last epoch"},
+            "protocol: 1 epochs, the reference: 90 epochs",
+        ),
+        (
+            {"protocol": LIKE_THE_PAPER["protocol"] + ", images packed with shorter side 256"},
+            "protocol: images packed with shorter side 256, the reference: nothing more",
+        ),
+        (
+            {"settings": LIKE_THE_PAPER["settings"].replace(" Nesterov", "").replace("flip 0.5", "flip 0")},
+            "settings of the evaluation: momentum 0.9, flip 0, the reference: momentum 0.9 Nesterov, flip 0.5",
+        ),
+        ({"labels": 10}, "share of labels (%) 10, the reference 100"),
+        ({"n_train": 45000}, "training images 45000, the reference 50000"),
+        ({"n_test": 9999}, "test images 9999, the reference 10000"),
+        (
+            {"method": "simclr", "backbone": "resnet50"},
+            "method simclr, the reference byol; backbone resnet50, the reference resnet18",
+        ),
+    ],
+)
+def test_a_figure_that_differs_in_any_key_agrees_with_nobody_and_says_in_which(tmp_path, changes, reason):
+    found = make_table("mine", [row([metrics_file(tmp_path / "a", 91.92, **changes)])])
+    line = found.iloc[-1]
+    assert (line["verdict"], line["verdict_reason"]) == ("not comparable", reason)
+    assert (line["reference_top1"], line["difference"]) == (91.92, 0)  # told all the same
+    assert f"not comparable: {reason}" in to_markdown(found)
+    to_csv(found)  # which its schema accepts
+
+
+def test_metrics_of_an_older_version_make_a_table_that_says_what_is_unknown(tmp_path):
+    new = set(LIKE_THE_PAPER) - {"n_test", "protocol"}
+    old = metrics_file(tmp_path / "old", 91.92, without=new)
+    line = read_table(to_csv(make_table("mine", [row([old])])), "mine.csv").iloc[-1]
+    wanted = "method, backbone, width, stem, task, settings of the evaluation, share of labels (%), training images"
+    assert (line["verdict"], line["verdict_reason"]) == ("not comparable", f"not told by metrics.csv: {wanted}")
+    assert (line["top1"], line["epochs"], line["global_batch"]) == (91.92, 800, 512)  # config.yaml's, as it was then
+    mixed = make_table("mine", [row([old, metrics_file(tmp_path / "new", 92)], seeds=(0, 1))]).iloc[-1]
+    assert mixed["verdict"] == "not comparable" and "not told by metrics.csv: method" in mixed["verdict_reason"]
+
+
+def test_what_was_evaluated_counts_not_what_config_yaml_says_now(tmp_path):
+    line = replace(row([metrics_file(tmp_path / "a", 91.92, epochs=1)]), epochs=800)
+    found = make_table("mine", [line]).iloc[-1]
+    assert (found["epochs"], found["verdict"]) == (1, "not comparable")
+    unknown = make_table("mine", [row([metrics_file(tmp_path / "b", 91.92, epochs=None)])]).iloc[-1]
+    assert unknown["verdict_reason"] == "not told by metrics.csv: epochs" and pd.isna(unknown["epochs"])
+
+
+def test_a_reference_that_does_not_tell_a_key_is_agreed_with_by_nobody():
+    words = differences(LIKE_THE_PAPER, {**LIKE_THE_PAPER, "global_batch": pd.NA})
+    assert words == ["batch 512, the reference's is unknown"]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "left"),
+    [
+        ("cifar10_authors", (50000, 10000), []),
+        ("cifar10", (50000, 10000), ["epochs 1000, the reference 800"]),
+        ("imagenet", (1281167, 50000), []),
+        ("imagenet_authors", (1281167, 50000), []),
+        ("imagenet_official", (1281167, 50000), ["protocol: 80 epochs, the reference: 90 epochs"]),
+    ],
+)
+def test_the_papers_recipes_have_the_keys_of_its_figures(name, images, left):
+    """In all but what docs/reproduce.md tells of them."""
+    recipe, (n_train, n_test) = load_recipe(name), images
+    card = {"recipe": recipe, "training": {"epoch": float(recipe["epochs"])}}
+    ours = {**figure_keys(card, recipe, n_train), "n_test": n_test, "protocol": protocol(recipe)}
+    published = pd.read_csv(REFERENCE).set_index(["implementation", "dataset"])
+    assert differences(ours, published.loc[(COMPARED_WITH, name.split("_")[0])].to_dict()) == left
+    original = differences(ours, published.loc[("Original", name.split("_")[0])].to_dict())
+    assert original  # its protocol was another
+
+
+def test_an_encoders_keys_are_those_of_its_card():
+    recipe, short = load_recipe("cifar10_authors"), load_recipe("cifar10", {"epochs": 20})
+    stopped = figure_keys({"recipe": recipe, "training": {"epoch": 12.5}}, short, 50000)
+    assert (stopped["epochs"], stopped["global_batch"], stopped["method"]) == (12, 512, "byol")
+    untrained = figure_keys({"recipe": recipe, "network": "at random initialisation"}, recipe, 50000)
+    assert (untrained["epochs"], untrained["global_batch"], untrained["method"]) == (0, None, None)
+    of_authors = figure_keys({"recipe": short, "imported": {"epochs": 800}}, short, 50000)
+    assert of_authors["epochs"] == 800
+    official = load_recipe("imagenet_official_300")
+    assert figure_keys({"recipe": official, "imported": {"steps": 312784}}, official, 1281167)["epochs"] == 1000
+    assert figure_keys({"recipe": official, "imported": {}}, official, 1281167)["epochs"] is None
+    assert figure_keys({"training": {"epoch": 3}}, recipe, 50000)["backbone"] is None
+
+
+def test_a_folder_of_images_is_not_the_papers_dataset_whatever_its_name():
+    assert dataset_label("mine", "imagenet") == "imagenet" and dataset_label("birds", "folder") == "birds"
+    assert dataset_label("cifar10", "folder") == "cifar10 (folder)"
 
 
 def test_gpu_hours_are_one_seeds_and_those_of_processors_are_none(tmp_path):
@@ -263,10 +391,23 @@ def test_the_latex_has_the_papers_layout(tmp_path):
     assert all(line.replace(r"\&", "").count("&") == 4 for line in figures.strip().splitlines())
 
 
-def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path):
-    one, other = metrics_file(tmp_path / "a", 90), metrics_file(tmp_path / "b", 91)
-    other.write_text(other.read_text().replace("10000", "9999"))
-    with pytest.raises(UserError, match="differ in n_test"):
+def test_more_footnotes_than_letters_have_marks_of_two(tmp_path):
+    marks = [Notes([""] * number).mark("new") for number in (0, 25, 26, 51, 52, 27 * 26)]
+    assert marks == ["a", "z", "aa", "az", "ba", "aaa"]
+    rows = [
+        row([metrics_file(tmp_path / str(number), 91, epochs=number)], experiment=f"e{number}") for number in range(30)
+    ]
+    frame = make_table("mine", rows)
+    markdown, latex = to_markdown(frame), to_latex(frame)
+    for letters in ("a", "z", "aa", "af"):  # two of the paper's rows, thirty of ours
+        assert markdown.count(f"[{letters}]") == 2 and latex.count(f"$^{{{letters}}}$") == 2
+    assert not set("{|}~") & set(markdown.replace("|", ""))
+
+
+@pytest.mark.parametrize(("key", "other"), [("n_test", 9999), ("protocol", "linear"), ("width", 128), ("task", "knn")])
+def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path, key, other):
+    one, other = metrics_file(tmp_path / "a", 90), metrics_file(tmp_path / "b", 91, **{key: other})
+    with pytest.raises(UserError, match=f"differ in {key}"):
         make_table("demo", [row([one, other], seeds=(0, 1), dataset="digits")])
 
 
@@ -275,3 +416,14 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
     path.write_text("top1\n90\n")
     with pytest.raises(UserError, match=r"metrics\.csv: no metrics of one evaluation"):
         make_table("demo", [row([path], dataset="digits")])
+
+
+def test_a_table_is_written_to_a_name_in_csv_alone_for_others_would_lose_what_follows_their_dot(repository, tmp_path):
+    script = repository / "workflow" / "scripts" / "make_table.py"
+    output = tmp_path / "demo.v2"
+    command = [sys.executable, str(script), "--table", "demo", "--output", str(output)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith(f"error: --output is {output}, wanted a name that ends in .csv")
+    assert subprocess.run([*command[:-1], f"{output}.csv"], cwd=repository, capture_output=True).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"demo.v2.csv", "demo.v2.md", "demo.v2.tex"}

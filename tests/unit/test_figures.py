@@ -1,5 +1,7 @@
 """Curves and pages: that what was measured is on them, and what others wrote is escaped."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -40,6 +42,13 @@ def test_each_quantity_has_a_panel_with_its_points_at_their_epochs(run):
 def test_figures_are_written_for_the_web_and_for_slides(run, tmp_path):
     svg, png = write_figure(draw_curves("a run", [run], 5), tmp_path / "figures" / "mine", {"Title": "a run"})
     assert svg.read_text().startswith("<?xml") and png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_with_a_dot_leaves_the_figure_of_the_name_before_it_alone(run, tmp_path):
+    (tmp_path / "mine.svg").write_text("another's")
+    paths = write_figure(draw_curves("a run", [run], 5), tmp_path / "mine.v2", {"Title": "a run"})
+    assert [path.name for path in paths] == ["mine.v2.svg", "mine.v2.png"] and all(map(Path.exists, paths))
+    assert (tmp_path / "mine.svg").read_text() == "another's" and not (tmp_path / "mine.png").exists()
 
 
 def test_pages_escape_what_they_show():

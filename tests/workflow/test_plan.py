@@ -76,6 +76,20 @@ def test_two_tables_of_one_name_are_found_by_snakemake_too(workflow, repository)
     assert "'demo' stands twice" in line
 
 
+@pytest.mark.parametrize("seed", ["7", "00"])
+@pytest.mark.parametrize(
+    "file", ["pretrain/epoch_0010.json", "encoder.safetensors", "linear/metrics.csv", "random_init/encoder.safetensors"]
+)
+def test_a_seed_that_config_yaml_lacks_is_told_in_one_line(workflow, file, seed):
+    """It would train for hours what no table, report or status shows; seed00 would be seed 0 once more."""
+    workflow.digits["seeds"] = [0, 3]
+    printed = workflow.run("-n", f"results/digits/seed{seed}/{file}", ok=False)
+    way = {"7": "to run it too, add it there", "00": "ask for seed0"}[seed]
+    wanted = f"experiment digits has no seed {seed}: experiments.digits.seeds in config.yaml is [0, 3]; {way}"
+    assert error_lines(printed) == [f"error: {wanted}"] and "Traceback" not in printed
+    assert "Pretrain digits, seed 3" in workflow.run("-n", "results/digits/seed3/pretrain/epoch_0010.json")
+
+
 def test_an_experiment_of_several_nodes_needs_the_cluster_profile(workflow):
     workflow.digits["compute"]["pretrain"].update(nodes=2)
     assert "pretrain_segment               3" in workflow.run("-n", "results/demo.csv")

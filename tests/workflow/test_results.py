@@ -47,6 +47,25 @@ def test_one_encoders_deleted_metrics_are_all_that_the_table_computes_again(thre
     assert "Nothing to be done" in three_seeds.run(table)
 
 
+@pytest.mark.parametrize("kind", ["csv", "md", "tex"])
+def test_a_tables_three_files_belong_together(three_seeds, kind):
+    """`make demo` asks for the CSV and shows the Markdown."""
+    before = {one: three_seeds.read(f"results/demo.{one}") for one in ("csv", "md", "tex")}
+    three_seeds.path(f"results/demo.{kind}").unlink()
+    printed = three_seeds.run("results/demo.csv")
+    assert (jobs(printed, "table"), jobs(printed, "total")) == (1, 1)
+    assert {one: three_seeds.read(f"results/demo.{one}") for one in before} == before
+    assert "Nothing to be done" in three_seeds.run("results/demo.csv", "results/demo.md", "results/demo.tex")
+
+
+def test_a_curves_two_files_belong_together(three_seeds):
+    svg, png = "results/figures/digits.svg", "results/figures/digits.png"
+    three_seeds.run(svg)
+    three_seeds.path(png).unlink()
+    assert jobs(three_seeds.run(svg), "total") == 1 and three_seeds.path(png).exists()
+    assert "Nothing to be done" in three_seeds.run(svg)
+
+
 def record_bands(run: Workflow, path: str) -> None:
     script = run.repository / "workflow" / "scripts" / "record_bands.py"
     command = [sys.executable, str(script), "--experiment", "digits", "--output", path]

@@ -59,7 +59,16 @@ wildcard_constraints:
 
 
 def experiment_of(wildcards):
-    return CONFIG.experiments[wildcards.experiment]
+    """The experiment of a job; stops for a seed that config.yaml does not list, which no table, report or status would
+    show."""
+    experiment, seed = CONFIG.experiments[wildcards.experiment], getattr(wildcards, "seed", None)
+    if seed is not None and seed not in map(str, experiment.seeds):
+        known = int(seed) in experiment.seeds
+        give_up(
+            f"experiment {experiment.name} has no seed {seed}: experiments.{experiment.name}.seeds in config.yaml is "
+            f"{experiment.seeds}; {f'ask for seed{int(seed)}' if known else 'to run it too, add it there'}"
+        )
+    return experiment
 
 
 # Experiments whose encoder is imported; a pattern that fits nothing where there are none.
@@ -397,12 +406,16 @@ def metrics_of(table):
     ]
 
 
+def made_together(outputs, inputs=()):
+    """Make all outputs of a job again, as by --force on them, where one of them or of its inputs was deleted: of a file
+    that is asked for and exists, Snakemake looks neither beside nor behind it."""
+    if any(map(os.path.exists, outputs)) and not all(map(os.path.exists, [*outputs, *inputs])):
+        workflow.dag.forcefiles.update(outputs)
+
+
 def metrics_of_table(wildcards):
-    """The metrics of a table. Deleted ones are made again when the table is asked for, as by --force on it: behind a
-    table that exists Snakemake looks at nothing."""
-    metrics, table = metrics_of(wildcards.table), f"results/{wildcards.table}.csv"
-    if os.path.exists(table) and not all(map(os.path.exists, metrics)):
-        workflow.dag.forcefiles.add(table)
+    metrics = metrics_of(wildcards.table)
+    made_together([f"results/{wildcards.table}.{kind}" for kind in ("csv", "md", "tex")], metrics)
     return metrics
 
 
@@ -431,6 +444,11 @@ def existing_ledgers(wildcards):
     runs = [f"results/{one.name}/seed{seed}" for one in CONFIG.experiments.values() for seed in one.seeds]
     paths = [f"{run}/{stage}/ledger.csv" for run in runs for stage in ("pretrain", "linear", "random_init/linear")]
     return [path for path in paths if os.path.exists(path)]
+
+
+def metrics_of_curves(wildcards):
+    made_together([f"results/figures/{wildcards.experiment}.{kind}" for kind in ("svg", "png")])
+    return metrics_of_experiment(wildcards)
 
 
 def metrics_of_experiment(wildcards):

@@ -47,7 +47,7 @@ localrules:
 
 rule curves:
     input:
-        metrics_of_experiment,
+        metrics_of_curves,
     output:
         svg=report(
             "results/figures/{experiment}.svg",

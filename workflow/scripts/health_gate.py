@@ -17,6 +17,7 @@ from typing import Any
 from selfsup.arguments import existing_path
 from selfsup.atomic_files import write_atomically
 from selfsup.bands import BANDS, collapsed, has_epoch, outside, read_bands, recorded_for
+from selfsup.cards import read_card
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import parse_recipe
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--continue-after-collapse", action="store_true", help="report and go on")
     parser.add_argument("--output", required=True, type=Path, help="the verdict")
     arguments = parser.parse_args()
-    card = json.loads(arguments.card.read_text())
+    card = read_card(arguments.card)
     verdict = judge(arguments, card)
     if (verdict["collapsed"] or verdict["outside"]) and not arguments.continue_after_collapse:
         raise UserError(

@@ -135,6 +135,7 @@ def results(rows: list[dict], further_rows: list[dict], card: dict, recipe: dict
     """Return the result files by name."""
     import pandas as pd
 
+    from selfsup.evaluation.figure_keys import figure_keys
     from selfsup.evaluation.linear import protocol
 
     history = pd.DataFrame(rows)
@@ -151,6 +152,7 @@ def results(rows: list[dict], further_rows: list[dict], card: dict, recipe: dict
         "dataset_fingerprint": store.fingerprint,
         "encoder_sha256": card["encoder_sha256"],
         "numerics_changes": card.get("training", {}).get("numerics_changes", 0),
+        **figure_keys(card, recipe, len(store.train)),
     }
     files = {"metrics.csv": [metrics], "history.csv": rows, **({"further.csv": further_rows} if further_rows else {})}
     return {name: pd.DataFrame(lines).to_csv(index=False) for name, lines in files.items()}

@@ -38,7 +38,8 @@ def main() -> None:
     recipe = experiment.recipe
     title = f"{name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
     figure = draw_curves(f"{title}; dashed: ends of segments", runs, steps)
-    paths = write_figure(figure, arguments.output.with_suffix(""), {"Title": title})
+    stem = arguments.output.with_name(arguments.output.name.removesuffix(".svg"))
+    paths = write_figure(figure, stem, {"Title": title})
     print(f"drew {' and '.join(map(str, paths))}")
 
 

@@ -35,6 +35,8 @@ def main() -> None:
             f"--table is {arguments.table!r}, which config.yaml does not "
             f"define{suggest(arguments.table, list(config.tables))}"
         )
+    if arguments.output.suffix != ".csv":
+        raise UserError(f"--output is {arguments.output}, wanted a name that ends in .csv: .md and .tex go beside it")
     frame = make_table(arguments.table, rows_of(config, arguments.table, arguments.results))
     text = to_markdown(frame)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

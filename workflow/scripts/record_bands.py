@@ -7,13 +7,13 @@ Reads config.yaml and the boundaries' JSON files of all the experiment's seeds, 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import yaml
 
 from selfsup.atomic_files import write_atomically
 from selfsup.bands import CONFIDENCE, record
+from selfsup.cards import read_card
 from selfsup.config import Experiment, load_config
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import fingerprint, pretraining_part
@@ -42,7 +42,7 @@ def main() -> None:
     experiment = config.experiments[arguments.experiment]
     ends = boundaries(experiment.recipe["epochs"], experiment.segment_epochs)
     folders = [arguments.results / experiment.name / f"seed{seed}" / "pretrain" for seed in experiment.seeds]
-    cards = {end: [read_card(folder / boundary_name(end), experiment) for folder in folders] for end in ends}
+    cards = {end: [card_of(folder / boundary_name(end), experiment) for folder in folders] for end in ends}
     bands = record(cards, experiment.seeds, pretraining_part(experiment.recipe))
     text = yaml.safe_dump(bands, sort_keys=False, width=120, default_flow_style=None)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ def main() -> None:
     print(f"wrote {arguments.output}: epochs {', '.join(map(str, ends))}, seeds {experiment.seeds}")
 
 
-def read_card(boundary: Path, experiment: Experiment) -> dict:
+def card_of(boundary: Path, experiment: Experiment) -> dict:
     """Return what a boundary's JSON file holds. Raises UserError where it is missing, or of another recipe."""
     path = boundary.with_suffix(".json")
     try:
-        card = json.loads(path.read_text())
+        card = read_card(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}): train this seed to its end first") from error
     if card["fingerprint"] != fingerprint(experiment.recipe, card["revision"]):

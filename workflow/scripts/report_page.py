@@ -8,12 +8,12 @@ Reads the file named, or config.yaml, the recipe's file and the encoders' cards 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import read_card
 from selfsup.config import Config, config_of
 from selfsup.errors import run_script
 from selfsup.explain import explained
@@ -46,7 +46,7 @@ def origin(config: Config, name: str, results: Path) -> str:
     """Return the page of an experiment: encoders with code and software they were made with, and the recipe."""
     experiment = config.experiments[name]
     cards = {seed: results / name / f"seed{seed}" / "encoder.json" for seed in experiment.seeds}
-    rows = [{"seed": seed, **_card(json.loads(path.read_text()))} for seed, path in cards.items() if path.exists()]
+    rows = [{"seed": seed, **_card(read_card(path))} for seed, path in cards.items() if path.exists()]
     values = explained(experiment.recipe_name, experiment.overrides, overrides_from="config.yaml")
     return page(
         "<h2>Encoders</h2>",

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
+from selfsup.names import check_names
 from selfsup.recipe import RecipeError, load_recipe
 from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
-
-# Names of folders and targets of the workflow's own.
-RESERVED_NAMES = ("compute", "figures", "preflight", "plan", "report")
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ def check_config(raw: Mapping) -> Config:
         for key in ("resize", "skip_damaged", "expect"):
             if dataset["source"] == "digits" and dataset.get(key):
                 raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
-    for kind in ("tables", "experiments"):
-        for name in raw[kind]:
-            if name in RESERVED_NAMES:
-                raise UserError(
-                    f"config.yaml: {kind}.{name} has a reserved name; not free: {', '.join(RESERVED_NAMES)}"
-                )
+    check_names(raw)
     for table, names in raw["tables"].items():
         for name in names:
             if name not in raw["experiments"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.config import Config
-from selfsup.job.ledger import read_ledger
+from selfsup.job.ledger import begun, read_ledger
 from selfsup.job.slurm import queue_seconds
 from selfsup.plan import paper_gpu_hours
 
@@ -15,7 +15,7 @@ COLUMNS = (
     "experiment",
     "seed",
     "stage",
-    "attempts",
+    "attempts",  # without those that were refused before they began
     "devices",  # of the newest attempt
     "device",
     "gpu_hours",  # 0 on a processor
@@ -56,15 +56,17 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _paid(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _paid(attempts: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    jobs = sorted({row["job_id"] for row in attempts if row["job_id"]})
+    queue = queue_seconds(jobs) if jobs else {}
+    rows = begun(attempts)
     if not rows:
-        return {"attempts": 0, "gpu_hours": 0.0, "device_hours": 0.0}
+        return {"attempts": 0, "gpu_hours": 0.0, "device_hours": 0.0, "queue_s": sum(queue.values()) if queue else ""}
 
     def total(column: str) -> float:
         return sum(float(row[column] or 0) for row in rows)
 
     worked = [row for row in rows if float(row["images_per_s"] or 0) > 0]
-    queue = queue_seconds(sorted({row["job_id"] for row in rows if row["job_id"]})) if _by_slurm(rows) else {}
     return {
         "attempts": len(rows),
         "devices": rows[-1]["devices"],
@@ -78,10 +80,6 @@ def _paid(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         "stall_s": round(total("stall_s"), 2),
         "queue_s": sum(queue.values()) if queue else "",
     }
-
-
-def _by_slurm(rows: Sequence[Mapping[str, str]]) -> bool:
-    return any(row["job_id"] for row in rows)
 
 
 def _wasted(row: Mapping[str, str], column: str) -> float:

@@ -107,7 +107,7 @@ def _read(path: Path) -> pd.DataFrame:
 def write_figure(figure: Figure, stem: Path, metadata: Mapping[str, str]) -> list[Path]:
     """Write <stem>.svg and <stem>.png; returns both."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".svg", ".png")]  # a name may have a dot
     for path in paths:
         figure.savefig(path, dpi=130, metadata=dict(metadata))
     return paths

@@ -4,13 +4,13 @@ Imports no torch. Speed is what was measured: the newest attempts in the ledgers
 """
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup import explain
+from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import RECIPES, load_recipe
@@ -132,8 +132,8 @@ def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
     """Return an experiment's optimiser steps in an epoch, or None where its number of images is not known yet."""
     store = Path(config.data_dir) / experiment.dataset / "store.json"
     try:
-        images = json.loads(store.read_text())["splits"]["train"]["images"]
-    except (OSError, ValueError, KeyError):
+        images = read_card(store)["splits"]["train"]["images"]
+    except (OSError, ValueError, KeyError, TypeError):
         images = TRAINING_IMAGES.get(config.datasets[experiment.dataset]["source"])
     return None if images is None else images // experiment.recipe["global_batch"]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import read_card
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.lock import living_holder
 from selfsup.recipe import differences, fingerprint, pretraining_part
@@ -185,7 +186,7 @@ def record_run(
 def _read_record(folder: Path) -> dict | None:
     path = folder / RECORD
     try:
-        return json.loads(path.read_text())
+        return read_card(path)
     except FileNotFoundError:
         return None
     except ValueError as error:

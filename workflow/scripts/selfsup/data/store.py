@@ -21,6 +21,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import read_card
 from selfsup.errors import PermanentError, UserError
 
 FORMAT = 2
@@ -161,7 +162,7 @@ class PackedStore:
     def _read_description(self) -> dict:
         path = self.folder / "store.json"
         try:
-            description = json.loads(path.read_text())
+            description = read_card(path)
         except FileNotFoundError:
             raise UserError(
                 f"{self.folder}: no prepared dataset here (no store.json): run prepare_dataset.py first"

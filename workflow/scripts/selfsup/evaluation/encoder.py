@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from selfsup import provenance
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import read_card
 from selfsup.errors import UserError
 from selfsup.evaluation import record
 from selfsup.evaluation.linear import protocol
@@ -62,7 +63,7 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
     Raises UserError when the file is missing or damaged, or does not fit the recipe's backbone in every name and shape.
     """
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
+        card = read_card(path.with_suffix(".json"))
         if provenance.sha256(path) != card["encoder_sha256"]:
             raise UserError(
                 f"{path}: its checksum is not the one in {path.with_suffix('.json').name}: export the encoder again"

@@ -11,11 +11,16 @@ DATASETS = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # as the paper writes
 DETAILS = {
     "Implementation": "implementation",
     "Dataset": "dataset",
+    "Method": "method",
+    "Backbone": "backbone",
+    "Width": "width",
     "Epochs": "epochs",
     "Batch": "global_batch",
     "Seeds": "seeds",
     "Best epoch (%)": "best_top1",
     "Split": "split",
+    "Training images": "n_train",
+    "Labels (%)": "labels",
     "Test images": "n_test",
     "GPU-hours": "gpu_hours",
     "Verdict": "verdict",
@@ -25,7 +30,7 @@ DETAILS = {
 
 @dataclass
 class Notes:
-    """Footnotes, lettered in the order of their first mention."""
+    """Footnotes, lettered in the order of their first mention: a to z, then aa to az, ba and so on."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -35,7 +40,11 @@ class Notes:
             return ""
         if text not in self.texts:
             self.texts.append(text)
-        return chr(ord("a") + self.texts.index(text))
+        return _letters(self.texts.index(text))
+
+    def lettered(self) -> list[tuple[str, str]]:
+        """Return all footnotes, each behind its letter."""
+        return [(_letters(number), text) for number, text in enumerate(self.texts)]
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -46,7 +55,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     accuracies = [[name, *(_pair(cells.get((name, dataset)), notes) for dataset in datasets)] for name in names]
     details = [[_detail(row, key) for key in DETAILS.values()] for row in _named(frame)]
     lines = [*_columns(head, accuracies), "", *_columns(list(DETAILS), details), "", *_remarks(frame)]
-    lines += [f"- [{chr(ord('a') + number)}] {text}" for number, text in enumerate(notes.texts)]
+    lines += [f"- [{letter}] {text}" for letter, text in notes.lettered()]
     return "\n".join(lines) + "\n"
 
 
@@ -71,8 +80,14 @@ def to_latex(frame: pd.DataFrame) -> str:
             figures += [top1, _tex(_percent(row, "top5"))]
         lines.append(" & ".join([_tex(name), *figures]) + r" \\")
     lines += [r"\hline", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize $^{{{chr(ord('a') + n)}}}$ {_tex(text)}" for n, text in enumerate(notes.texts)]
+    lines += [rf"\par\footnotesize $^{{{letter}}}$ {_tex(text)}" for letter, text in notes.lettered()]
     return "\n".join(lines) + "\n"
+
+
+def _letters(number: int) -> str:
+    """Return the letters of a footnote: a for 0, z for 25, aa for 26."""
+    before, place = divmod(number, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("a") + place)
 
 
 def _grid(frame: pd.DataFrame) -> tuple[list[str], list[str], dict[tuple[str, str], Mapping]]:
@@ -134,6 +149,8 @@ def _detail(row: Mapping, key: str) -> str:
         return f"none: {row['device_hours']:.2f} h of CPU" if on_cpu else _text(value, ",.4g")
     if key == "best_top1":
         return _text(value, ".2f")
+    if key == "labels":
+        return _text(value, "g")
     if key == "verdict" and row["verdict"] in ("agrees", "differs"):
         return f"{row['verdict']} ({row['difference']:+.2f})"
     return _text(value, "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import read_card
 from selfsup.errors import PermanentError, StoppedError, UserError
 from selfsup.job.ledger import Ledger, note_refused, now
 from selfsup.job.local_ranks import LAUNCHER
@@ -165,7 +166,7 @@ class Attempt:
             raise UserError(f"{file} is there, so the run stays stopped: delete it and start again to continue")
         path = self.folder / FAILED_FILE
         try:
-            failed = json.loads(path.read_text())
+            failed = read_card(path)
         except (OSError, ValueError):
             return
         if failed.get("fingerprint") == self._fingerprint:

@@ -7,7 +7,7 @@ does. What is not known at the start (devices, numerics) comes when it is.
 import csv
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,14 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         return []
 
 
+def begun(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of attempts that took something; one that was refused at the door has no device and no step."""
+    return [row for row in rows if row["devices"] or row["start_step"]]
+
+
 def ledger_totals(path: Path) -> dict[str, float | int]:
     """Return what all attempts of a ledger took together: how many, how many of them were killed, hours, steps."""
-    # One that was refused at the door has neither: it took nothing.
-    rows = [row for row in read_ledger(path) if row["devices"] or row["start_step"]]
+    rows = begun(read_ledger(path))
     killed = sum(row["how_it_ended"] == KILLED for row in rows)
     hours = {key: round(sum(float(row[key] or 0) for row in rows), 6) for key in ("gpu_hours", "device_hours")}
     steps = {key: sum(int(row[key] or 0) for row in rows) for key in ("steps_done", "steps_lost", "steps_redone")}

@@ -1,0 +1,24 @@
+"""Cards: the JSON beside a file that says what it is. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from selfsup.errors import UserError
+
+
+class CardError(UserError, ValueError):
+    """A card that holds something else than a card."""
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return what a card holds. Raises CardError where it is no JSON or no mapping, OSError where it cannot be read."""
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise CardError(f"{path}: no JSON ({error}): delete it and have it written again") from error
+    if not isinstance(card, dict):
+        raise CardError(
+            f"{path}: found {json.dumps(card)[:40]}, wanted a mapping in braces: delete it and have it written again"
+        )
+    return card

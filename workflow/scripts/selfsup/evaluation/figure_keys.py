@@ -1,0 +1,120 @@
+"""What an accuracy depends on: the keys by which a published figure and one of ours are held against each other.
+
+Ours stand in metrics.csv, written by the evaluation from the encoder's card, its recipe and the dataset; the published
+ones in workflow/reference/published.csv, with their sources. Imports no torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+# Column of both files: its name in a sentence. The dataset, a key too, is config.yaml's to name.
+KEYS = {
+    "method": "method",
+    "backbone": "backbone",
+    "width": "width",
+    "stem": "stem",
+    "epochs": "epochs",
+    "global_batch": "batch",
+    "task": "task",
+    "protocol": "protocol",
+    "settings": "settings of the evaluation",
+    "labels": "share of labels (%)",
+    "n_train": "training images",
+    "n_test": "test images",
+}
+IN_WORDS = ("protocol", "settings")
+
+
+def figure_keys(card: Mapping, recipe: Mapping, n_train: int) -> dict[str, Any]:
+    """Return the keys of a linear evaluation that metrics.csv does not have by other names; None where not known.
+
+    card: of the encoder. recipe: what the evaluation was done by. n_train: training images, all with their labels.
+    """
+    trained = card.get("recipe", {})
+    model = trained.get("model", {})
+    untrained = "training" not in card and "imported" not in card
+    return {
+        "method": None if untrained else trained.get("method"),
+        "backbone": model.get("backbone"),
+        "width": model.get("width"),
+        "stem": _stem(model["stem"]) if "stem" in model else None,
+        "epochs": 0 if untrained else _epochs(card, trained, n_train),
+        "global_batch": None if untrained else trained.get("global_batch"),
+        "task": "linear",
+        "settings": settings(recipe),
+        "labels": 100,
+        "n_train": n_train,
+    }
+
+
+def settings(recipe: Mapping) -> str:
+    """Return in words what a linear evaluation is done with beside its `protocol`, as far as papers tell it."""
+    linear, size = recipe["linear"], recipe["augment"]["size"]
+    view, test = linear["train_view"], linear["test"]
+    (least, most), (narrow, wide) = view["crop"]["scale"], view["crop"]["ratio"]
+    others = [name for name in ("jitter", "grayscale", "blur", "solarize") if view[name]]
+    return ", ".join(
+        [
+            f"momentum {linear['momentum']:g}{' Nesterov' if linear['nesterov'] else ''}",
+            f"weight decay {linear['weight_decay']:g}",
+            f"crops of {least:g} to {most:g} of the area and ratio {narrow:.4g} to {wide:.4g} at {size} pixels",
+            f"flip {view['flip']:g}",
+            *others,
+            f"test resize {test['resize']} {test['interpolation']} and crop {test['crop']}",
+        ]
+    )
+
+
+def differences(line: Mapping, reference: Mapping) -> list[str]:
+    """Return in words each key in which one of our figures differs from a published one, or which is not known."""
+    ours, theirs = ({key: plain(side.get(key)) for key in KEYS} for side in (line, reference))
+    unknown = [name for key, name in KEYS.items() if ours[key] is None]
+    words = [_difference(key, ours[key], theirs[key]) for key in KEYS if ours[key] is not None]
+    known = [text for text in words if text]
+    return known + ([f"not told by metrics.csv: {', '.join(unknown)}"] if unknown else [])
+
+
+def plain(value: Any) -> Any:
+    """Return a cell as Python's own: None for a blank one, 512 for 512.0."""
+    if value is None or pd.isna(value):
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _difference(key: str, ours: Any, theirs: Any) -> str | None:
+    if theirs is None:
+        return f"{KEYS[key]} {ours}, the reference's is unknown"
+    if key in IN_WORDS:
+        more, less = _unlike(ours, theirs)
+        return f"{KEYS[key]}: {more}, the reference: {less}" if more else None
+    return None if ours == theirs else f"{KEYS[key]} {ours}, the reference {theirs}"
+
+
+def _unlike(ours: str, theirs: str) -> tuple[str, str]:
+    """Return the phrases of each that the other has not. Ours may say more: "cosine to 0" for a mere "cosine"."""
+    mine, wanted = ours.split(", "), theirs.split(", ")
+
+    def says(phrase: str, other: str) -> bool:
+        return phrase == other or phrase.startswith(f"{other} to ")
+
+    more = [phrase for phrase in mine if not any(says(phrase, other) for other in wanted)]
+    less = [other for other in wanted if not any(says(phrase, other) for phrase in mine)]
+    return (", ".join(more) or "nothing more", ", ".join(less) or "nothing more") if more or less else ("", "")
+
+
+def _stem(stem: Mapping) -> str:
+    pool = ", max-pool" if stem["max_pool"] else ""
+    return f"{stem['kernel']} x {stem['kernel']}, stride {stem['stride']}{pool}"
+
+
+def _epochs(card: Mapping, trained: Mapping, n_train: int) -> int | None:
+    """Return how long an encoder was trained: by its checkpoint, or by what the file said that was imported."""
+    if "training" in card:
+        return int(card["training"]["epoch"])
+    imported = card["imported"]
+    if "epochs" in imported:
+        return int(imported["epochs"])
+    return round(imported["steps"] * trained["global_batch"] / n_train) if "steps" in imported else None
