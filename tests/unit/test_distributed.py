@@ -65,7 +65,7 @@ def test_one_process_trains_in_the_shell_of_an_allocation_of_four(shell):
 def test_the_first_shell_of_several_waits_for_no_other(monkeypatch):
     shell = {**SLURM, "SLURM_PTY_PORT": "36537"}
     monkeypatch.setattr(place_module, "_has_terminal", lambda: True)
-    with pytest.raises(UserError, match="the first of 8 tasks of `srun --pty`.*--ntasks=1 --pty bash"):
+    with pytest.raises(UserError, match=r"the first of 8 tasks of `srun --pty`.*--ntasks=1 --pty bash"):
         discover_place(shell)
     monkeypatch.setattr(place_module, "_has_terminal", lambda: False)  # a step that was started from such a shell
     assert discover_place(shell).size == 8

@@ -29,7 +29,8 @@ from tiny import TINY
 
 def main():
     loader.SHORT_TEMPORARY = sys.argv[2]
-    batches = loader.Batches(PackedStore(Path(sys.argv[1])).train, load_recipe("digits", TINY), seed=0, stage="pretrain")
+    split, recipe = PackedStore(Path(sys.argv[1])).train, load_recipe("digits", TINY)
+    batches = loader.Batches(split, recipe, seed=0, stage="pretrain")
     print(*[batch.step for batch in batches.read(0, 4, workers=1, pin_memory=False)])
 
 if __name__ == "__main__":

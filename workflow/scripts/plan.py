@@ -1,4 +1,4 @@
-"""Print what the experiments of config.yaml will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
+"""Print what the experiments of config.yaml, and others that were run, will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
 
     python workflow/scripts/plan.py
 
@@ -9,7 +9,7 @@ measured there, on as many devices as the experiment asks for; where nothing was
 import argparse
 from pathlib import Path
 
-from selfsup.config import config_of
+from selfsup.as_run import config_as_run
 from selfsup.errors import run_script
 from selfsup.plan import costs, to_text
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     arguments = parser.parse_args()
-    config = config_of(arguments.config)
+    config = config_as_run(arguments.config, arguments.results)
     print(to_text(list(costs(config, arguments.results))), end="")
 
 

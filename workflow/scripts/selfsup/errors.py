@@ -8,6 +8,8 @@ from collections.abc import Callable
 # A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
+FULL = {errno.ENOSPC: "the disk is full: ", errno.EDQUOT: "the quota is used up: "}
+
 
 class UserError(Exception):
     """A mistake or a condition that the user can mend.
@@ -21,6 +23,14 @@ class PermanentError(UserError):
 
     The job leaves failed.json, and retries end at once on it.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's first line, or what the system said before it: torch hides a full disk behind its own words."""
+    told: BaseException | None = error
+    while told is not None and not (isinstance(told, OSError) and told.strerror):
+        told = told.__context__
+    return FULL.get(told.errno, "") + told.strerror if told else str(error).splitlines()[0]
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -222,8 +222,9 @@ def _taken(loader: DataLoader) -> Iterator:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that reads images has ended ({str(error).splitlines()[0]}): Bus error means that {SHARED_MEMORY} "
-            f"is full ({_free(SHARED_MEMORY)}), Killed that memory was short: give more, or set cpus_per_device lower"
+            f"a process that reads images has ended ({str(error).splitlines()[0]}): Bus error means that "
+            f"{SHARED_MEMORY} is full ({_free(SHARED_MEMORY)}), Killed that memory was short: give more, or set "
+            "cpus_per_device lower"
         ) from error
 
 
@@ -236,8 +237,8 @@ def _no_way(batch: Batch, error: Exception) -> str:
         where = multiprocessing.util.get_temp_dir()
         return f"{where}: no socket can be made there ({reason}): set TMPDIR to another folder"
     return (
-        f"{SHARED_MEMORY}: no room for a batch of {_megabytes(batch):.1f} MB, {_free(SHARED_MEMORY)} ({reason}): make it "
-        "larger (a container's: --shm-size), or set cpus_per_device lower: each loader process keeps "
+        f"{SHARED_MEMORY}: no room for a batch of {_megabytes(batch):.1f} MB, {_free(SHARED_MEMORY)} ({reason}): make "
+        "it larger (a container's: --shm-size), or set cpus_per_device lower: each loader process keeps "
         f"{BATCHES_AHEAD} batches there"
     )
 
@@ -267,8 +268,8 @@ def _keep_socket_paths_short() -> None:
         multiprocessing.util.get_temp_dir()  # made once, and kept by this process and the workers
     except OSError as error:
         raise UserError(
-            f"TMPDIR is {folder}, {len(os.fsencode(folder))} bytes long, wanted at most {LONGEST_TEMPORARY} for the "
-            f"sockets of loader processes, and {SHORT_TEMPORARY} cannot be written ({error.strerror}): set a shorter TMPDIR"
+            f"TMPDIR is {folder}, {len(os.fsencode(folder))} bytes long, wanted at most {LONGEST_TEMPORARY} for "
+            f"loader processes, and {SHORT_TEMPORARY} cannot be written ({error.strerror}): set a shorter one"
         ) from error
     finally:
         tempfile.tempdir = chosen

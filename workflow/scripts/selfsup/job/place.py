@@ -93,8 +93,8 @@ def _refuse_first_of_several_shells(environment: Mapping[str, str]) -> None:
     count = int(environment["SLURM_STEP_NUM_TASKS"])
     if count > 1 and "SLURM_PTY_PORT" in environment and _has_terminal():
         raise UserError(
-            f"this terminal is the first of {count} tasks of `srun --pty`, the others have none and would be waited for: "
-            "open it by srun --ntasks=1 --pty bash, or start the processes by srun without --pty"
+            f"this terminal is the first of {count} tasks of `srun --pty`; the others have none, and would be waited "
+            "for: open it by srun --ntasks=1 --pty bash, or start the processes by srun without --pty"
         )
 
 

@@ -153,8 +153,8 @@ def _port_may_be_taken(place: Place) -> Iterator[None]:
         if "EADDRINUSE" not in str(error):
             raise
         raise UserError(
-            f"port {place.port} of {place.address}, where rank 0 listens, is taken by another process ({place.port_from}): "
-            f"see which by `ss -ltnp sport = :{place.port}` there, and end it, or wait until it has ended"
+            f"port {place.port} of {place.address}, where rank 0 listens, is taken by another process "
+            f"({place.port_from}): see which by `ss -ltnp sport = :{place.port}` there, and end it, or wait for its end"
         ) from error
 
 
