@@ -1,9 +1,10 @@
-"""Print what the experiments of config.yaml, and others that were run, will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
+"""Print what experiments will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
 
     python workflow/scripts/plan.py
 
-Reads config.yaml, the ledgers and probes under --results, and the packed datasets' numbers of images. Speed is what was
-measured there, on as many devices as the experiment asks for; where nothing was, it says how to measure it.
+The experiments are config.yaml's and what was run by --configfile. Reads them, the ledgers and probes under --results,
+and the packed datasets' numbers of images. Speed is what was measured there, on as many devices as the experiment asks
+for; where nothing was, it says how to measure it.
 """
 
 import argparse

@@ -33,7 +33,7 @@ class Run:
 
 
 def record_what_runs(results: Path, config: Config, raw: Mapping, runs: set[tuple[str, int]]) -> None:
-    """Write the records of `runs`, pairs of experiment and seed. config, raw: what is run, checked and as it was given."""
+    """Write the records of `runs`, pairs of experiment and seed. config, raw: what is run, checked and as given."""
     alone = _of_config_yaml()
     for name, seed in sorted(runs):
         block = read_numbers(raw["experiments"][name])
@@ -71,9 +71,9 @@ def config_as_run(given: str, results: Path) -> Config:
 
 
 def as_run(now: Mapping, results: Path) -> dict[str, Any]:
-    """Return the content of config.yaml, `now`, with what was run under --configfile or --config.
+    """Return the content of config.yaml, `now`, with what --configfile or --config changed of it.
 
-    What has been changed in config.yaml since then counts as it stands there. What was run and refers to a dataset or an
+    """Return config.yaml's content, `now`, with what --configfile or --config changed of it in runs that were made.
     experiment that is no longer known is left out.
     """
     here, records = _places(now), _records(results)
