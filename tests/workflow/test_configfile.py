@@ -29,7 +29,11 @@ def write(workflow: Workflow, name: str, content: dict) -> None:
 def test_tools_see_what_was_run_by_files_of_settings_that_they_are_not_given(workflow):
     """`mine` stands in mine.yaml alone; other.yaml changes digits and is used for one segment of it."""
     block = {**copy.deepcopy(workflow.digits), "dataset": "signs", "overrides": ONE_EPOCH, "segment_epochs": 1}
-    mine = {"datasets": {"signs": {"source": "digits"}}, "tables": {"of_mine": ["mine"]}, "experiments": {"mine": block}}
+    mine = {
+        "datasets": {"signs": {"source": "digits"}},
+        "tables": {"of_mine": ["mine"]},
+        "experiments": {"mine": block},
+    }
     write(workflow, "mine.yaml", mine)
     write(workflow, "other.yaml", {"experiments": {"digits": {"overrides": QUICK, "segment_epochs": 1}}})
     workflow.run("-n", "results/of_mine.csv", "--configfile", "mine.yaml")
