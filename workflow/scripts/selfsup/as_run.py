@@ -73,7 +73,7 @@ def config_as_run(given: str, results: Path) -> Config:
 def as_run(now: Mapping, results: Path) -> dict[str, Any]:
     """Return the content of config.yaml, `now`, with what --configfile or --config changed of it.
 
-    What has been changed in config.yaml since it was run counts as it stands there. What was run and refers to a dataset
+    What was changed in config.yaml since then counts as it stands there. What was run and refers to a dataset
     or an experiment that is no longer known is left out.
     """
     here, records = _places(now), _records(results)
