@@ -79,6 +79,7 @@ def test_seeds_of_the_same_settings_come_together_and_tables_stay_whole(place, r
     content = as_run(raw, place / "results")
     assert content["experiments"]["birds"]["seeds"] == [0, 1] and content["tables"]["of_birds"] == ["birds"]
     assert content["datasets"]["birds"] == {"source": "folder", "path": "/data/birds"}
+    assert list(content["experiments"]) == ["digits", "cifar10", "imagenet", "birds"]
     assert check_config(content).experiments["digits"] == check_config(raw).experiments["digits"]
 
 

@@ -42,7 +42,7 @@ def test_a_run_whose_store_is_gone_tells_its_epochs_itself(run):
     assert losses.get_xdata().tolist() == pytest.approx([(step + 1) / 5 for step in range(10)])
 
 
-@pytest.mark.parametrize("history", ["", "step,epo", "step,epoch,loss,cosine\n"])
+@pytest.mark.parametrize("history", ["", "\n", "step,epo", "step,epoch,loss,cosine\n"])
 def test_a_run_in_its_first_moments_is_no_crash(tmp_path, history):
     (tmp_path / "pretrain").mkdir()
     for name in ("pretrain/history.csv", "knn.csv"):

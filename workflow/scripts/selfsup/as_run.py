@@ -16,7 +16,6 @@ from typing import Any
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, Experiment, check_config
 from selfsup.errors import UserError
-from selfsup.recipe import canonical
 from selfsup.schema import read_numbers, read_yaml
 
 RECORDS = "*/seed*.json"
@@ -112,7 +111,7 @@ def _add_seed(merged: dict, record: Mapping, name: str, seed: int) -> None:
 
 def _places(content: Mapping) -> dict[tuple[str, ...], Any]:
     """Return a configuration by place: ("data_dir",), or a section with a name in it, ("experiments", "digits")."""
-    content = json.loads(canonical(content))
+    content = json.loads(json.dumps(content))  # as a record has it: keys are text
     named = {key: block for key, block in content.items() if key not in WHOLE and isinstance(block, dict)}
     places: dict[tuple[str, ...], Any] = {(key,): block for key, block in content.items() if key not in named}
     return places | {(section, name): block for section, names in named.items() for name, block in names.items()}

@@ -117,7 +117,7 @@ def _read(path: Path) -> pd.DataFrame:
     """Return a CSV's whole rows: a job may be writing the last one."""
     text = path.read_text() if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
-    return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
+    return pd.read_csv(io.StringIO(whole)) if whole.strip() else pd.DataFrame()  # knn.csv before its first milestone
 
 
 def write_figure(figure: Figure, stem: Path, metadata: Mapping[str, str]) -> list[Path]:

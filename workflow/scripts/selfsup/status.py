@@ -87,7 +87,8 @@ def _standing(
         )
     finished = len(done.boundaries)
     over = finished == len(ends)
-    epoch = (int(last["step"]) + 1) / steps if last and steps else done.reached
+    begun = max(done.reached, float(last.get("epoch") or 0))  # all that is known where the packed dataset is gone
+    epoch = (int(last["step"]) + 1) / steps if last and steps else begun
     left = (epochs - epoch) * steps * experiment.recipe["global_batch"] / speed if speed and steps else None
     return Standing(
         experiment=experiment.name,
