@@ -103,6 +103,19 @@ def test_whatever_keeps_a_worker_from_handing_over_ends_the_reading(store, tiny_
         list(batches.read(0, 4, workers=1, pin_memory=False))
 
 
+def test_loader_processes_that_cannot_start_say_what_they_need(store, tiny_recipe, monkeypatch):
+    """A /dev/shm so small that it holds no semaphore."""
+
+    class Full(loader.DataLoader):
+        def __iter__(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loader, "DataLoader", Full)
+    batches = Batches(PackedStore(store).train, tiny_recipe, seed=0, stage="pretrain")
+    with pytest.raises(UserError, match=r"cannot start \(No space left on device\).*/dev/shm"):
+        list(batches.read(0, 4, workers=1, pin_memory=False))
+
+
 class Killed(Batches):
     """Whose worker is killed when it prepares step 5, as by the kernel where memory is short."""
 

@@ -215,9 +215,14 @@ class _Parcel:
 
 
 def _taken(loader: DataLoader) -> Iterator:
-    """Yield what a DataLoader gives. Raises UserError when one of its workers has been killed."""
+    """Yield what a DataLoader gives. Raises UserError when its workers cannot start, or one has been killed."""
     try:
         yield from loader
+    except OSError as error:
+        raise UserError(
+            f"loader processes cannot start ({error.strerror or error}): they need room in {SHARED_MEMORY} "
+            f"({_free(SHARED_MEMORY)}), open files (`ulimit -n`) and processes (`ulimit -u`): see which is short"
+        ) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
