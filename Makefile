@@ -38,8 +38,9 @@ status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, tim
 	@$(BIN)/python workflow/scripts/status.py
 
 report: env  ## results/report.html: what is finished, as one file to show to others
-	$(BIN)/snakemake --cores all --rerun-triggers mtime params -- report
-	$(BIN)/snakemake --cores all --rerun-triggers mtime params --report results/report.html -- report
+	$(BIN)/python workflow/scripts/config_as_run.py --output results/config.json
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json -- report
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest

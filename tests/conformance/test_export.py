@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 
-import selfsup
 from runs import on_cpu, train
+from selfsup.augment import centre_view
 from selfsup.errors import UserError
 from selfsup.evaluation import encoder as encoder_module
 from selfsup.evaluation import record
@@ -51,12 +51,14 @@ def test_the_lines_of_the_card_load_the_file_into_torchvision_with_equal_feature
     check_same_features(path, backbone, recipe)
     card = json.loads(path.with_suffix(".json").read_text())
     monkeypatch.chdir(tmp_path)
-    names = {"torch": torch, "torchvision": torchvision, "safetensors": safetensors, "selfsup": selfsup}
+    names = {}  # the lines import what they need
     exec("\n".join(card["torchvision"]), names)
     assert isinstance(names["network"], torchvision.models.ResNet)
-    pictures = torch.randn(2, 3, recipe["augment"]["size"], recipe["augment"]["size"])
+    pictures = torch.rand(2, 3, recipe["augment"]["size"], recipe["augment"]["size"])
+    mean, std = (torch.tensor(recipe["augment"][key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
-        assert torch.equal(names["network"].eval()(pictures), backbone(pictures))
+        features = names["network"](names["normalise"](pictures))
+        assert torch.equal(features, backbone((pictures - mean) / std))
 
 
 def test_a_file_whose_features_differ_in_torchvision_is_refused(tmp_path, monkeypatch):
@@ -75,7 +77,25 @@ def test_a_width_that_torchvision_has_not_is_told_by_the_card(tmp_path):
     backbone = initial_backbone(recipe, 0).eval()
     save_encoder(path, backbone, encoder_card("a test", recipe, 0))
     check_same_features(path, backbone, recipe)
-    assert json.loads(path.with_suffix(".json").read_text())["torchvision"] is None
+    told = " ".join(json.loads(path.with_suffix(".json").read_text())["torchvision"])
+    assert "have a width of 64, this one has 16" in told and "load_encoder" in told
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_lines_of_the_readme_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
+    """As printed, on the demo's narrow encoder and on one of full width that lies in its place."""
+    recipe, path = load_recipe(name), tmp_path / "results/digits/seed0/encoder.safetensors"
+    backbone = lively(initial_backbone(recipe, 0)).eval()
+    save_encoder(path, backbone, encoder_card("a test", recipe, 0))
+    (tmp_path / "workflow").symlink_to(repository / "workflow")
+    picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
+    torchvision.io.write_png(picture, str(tmp_path / "picture.png"))
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    told = 'torch.save(features, "features.pt")'
+    subprocess.run([sys.executable, "-c", f"{snippet}\n{told}"], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        wanted = backbone(centre_view(recipe, [picture]))
+    assert torch.load(tmp_path / "features.pt").allclose(wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_card_has_the_newest_evaluation_of_each_kind_and_none_of_another_encoder(tmp_path):
@@ -155,7 +175,8 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     assert training["dataset_fingerprint"] == tiny_store.fingerprint and len(training["fingerprint"]) == 64
     assert (ledger["attempts"], ledger["steps_done"], ledger["steps_lost"], ledger["gpu_hours"]) == (2, 20, 0, 0)
     assert card["protocol"].startswith("linear, 2 epochs, batch 8") and card["recipe"] == tiny_recipe
-    assert set(card["versions"]) == {"python", "torch", "torchvision", "numpy"} and card["torchvision"] is None
+    assert set(card["versions"]) == {"python", "torch", "torchvision", "numpy"}
+    assert "this one has 4" in card["torchvision"][0]
     assert "evaluations" not in card  # there is none yet
     script("linear_eval", tmp_path / "linear", "--encoder", output, "--data", tiny_store.folder, "--device", "cpu")
     metrics = pd.read_csv(tmp_path / "linear" / "metrics.csv").iloc[0]

@@ -1,7 +1,11 @@
 """Ranks: found in the environment, and several of them computing what one does."""
 
 import contextlib
+import socket
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from many_ranks import on_ranks
 from runs import StopAfter, on_cpu, train
 from selfsup.augment import Views
 from selfsup.errors import UserError
-from selfsup.job.place import Place, discover_place, first_host
+from selfsup.job import place as place_module
+from selfsup.job.place import PORT_FROM_JOB, Place, discover_place, first_host
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name
@@ -23,6 +28,7 @@ from tiny import TINY
 SLURM = {
     "SLURM_PROCID": "5",
     "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[03-05]",
     "SLURM_JOB_ID": "123456",
@@ -32,9 +38,42 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "l
 
 def test_places_under_srun_torchrun_and_alone():
     assert discover_place({}) == Place()
-    assert discover_place(SLURM) == Place(5, 8, 1, "gpu03", 23456, shared_node=False)
+    assert discover_place(SLURM) == Place(5, 8, 1, "gpu03", 23456, shared_node=False, port_from=PORT_FROM_JOB)
     assert discover_place(TORCHRUN) == Place(1, 2, 1, "localhost", 29500)
     assert discover_place({**SLURM, **TORCHRUN}).size == 2  # torchrun inside a Slurm job
+
+
+# As Slurm 22.05 sets them in shells; only a step tells how many processes there are.
+JOB = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "4"}
+STEP_OF_ONE = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu03", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        JOB,
+        {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {**JOB, **STEP_OF_ONE, "SLURM_STEP_ID": "4294967290", "SLURM_PTY_PORT": "36537"},
+        {**JOB, **STEP_OF_ONE, "SLURM_NTASKS": "1", "SLURM_PTY_PORT": "36537"},
+    ],
+    ids=["salloc -n4", "a batch script of -n4", "salloc -n4, with an interactive step", "srun -n1 --pty bash"],
+)
+def test_one_process_trains_in_the_shell_of_an_allocation_of_four(shell):
+    assert discover_place(shell).size == 1
+
+
+def test_the_first_shell_of_several_waits_for_no_other(monkeypatch):
+    shell = {**SLURM, "SLURM_PTY_PORT": "36537"}
+    monkeypatch.setattr(place_module, "_has_terminal", lambda: True)
+    with pytest.raises(UserError, match=r"the first of 8 tasks of `srun --pty`.*--ntasks=1 --pty bash"):
+        discover_place(shell)
+    monkeypatch.setattr(place_module, "_has_terminal", lambda: False)  # a step that was started from such a shell
+    assert discover_place(shell).size == 8
+
+
+def test_steps_of_a_job_that_run_side_by_side_listen_at_different_ports():
+    ports = [discover_place({**SLURM, "SLURM_STEP_ID": str(step)}).port for step in (0, 1, 2, 4294967290)]
+    assert len(set(ports)) == 4 and ports[0] == 23456 and all(20_000 <= port < 30_000 for port in ports)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_PORT"])
@@ -45,8 +84,8 @@ def test_half_an_environment_is_refused(missing):
 
 
 def test_half_an_environment_of_slurm_is_refused():
-    with pytest.raises(UserError, match="half an environment of srun: SLURM_NTASKS"):
-        discover_place({key: value for key, value in SLURM.items() if key != "SLURM_NTASKS"})
+    with pytest.raises(UserError, match="half an environment of srun: SLURM_STEP_NUM_TASKS"):
+        discover_place({key: value for key, value in SLURM.items() if key != "SLURM_STEP_NUM_TASKS"})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +153,42 @@ def test_a_job_with_gpus_does_not_fall_back_to_the_processor(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
     with pytest.raises(UserError, match="SLURM_JOB_GPUS is set, but torch finds no usable GPU"):
         choose_device("auto", 0)
+
+
+def test_ranks_meet_at_an_ipv6_address(free_port):
+    place = {"address": "::1", "port": free_port}
+    with ThreadPoolExecutor() as side_by_side:
+        other = side_by_side.submit(subprocess.run, [sys.executable, "-c", JOIN.format(**place, rank=1)], timeout=60)
+        first = subprocess.run([sys.executable, "-c", JOIN.format(**place, rank=0)], timeout=60)
+    assert (first.returncode, other.result().returncode) == (0, 0)
+
+
+JOIN = """
+import sys; sys.path.insert(0, "workflow/scripts")
+from selfsup.job.place import Place
+from selfsup.training.distributed import Ranks
+ranks = Ranks(Place({rank}, 2, {rank}, "{address}", {port}))
+assert ranks.gather({rank}) == [0, 1]
+ranks.close()
+"""
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("port_from", ["MASTER_PORT", PORT_FROM_JOB])
+def test_a_port_that_is_taken_is_told_and_no_other_rank_accused(port_from):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of localhost, where rank 0 listens, is taken") as told:
+            Ranks(Place(0, 2, 0, "localhost", port, port_from=port_from))
+    assert port_from in str(told.value) and "another rank" not in str(told.value)
 
 
 def as_double(values: list) -> torch.Tensor:

@@ -39,6 +39,35 @@ def test_each_quantity_has_a_panel_with_its_points_at_their_epochs(run):
     assert spread.get_ylim() == pytest.approx((0, 1.05 * 0.5))  # nothing lies on the edge
 
 
+def test_a_run_whose_store_is_gone_tells_its_epochs_itself(run):
+    losses = draw_curves("a run", [run], steps_per_epoch=None).axes[0].lines[0]
+    assert losses.get_xdata().tolist() == pytest.approx([(step + 1) / 5 for step in range(10)])
+
+
+@pytest.mark.parametrize("history", ["", "\n", "step,epo", "step,epoch,loss,cosine\n"])
+def test_a_run_in_its_first_moments_is_no_crash(tmp_path, history):
+    (tmp_path / "pretrain").mkdir()
+    for name in ("pretrain/history.csv", "knn.csv"):
+        (tmp_path / name).write_text(history)
+    assert not read_run(tmp_path, 0, []).begun
+
+
+def test_a_first_epoch_is_drawn_by_steps_and_a_row_that_is_being_written_left_out(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    rows = "step,epoch,loss,feature_spread\n1,0,4.0,\n3,0,3.5,\n5,0,-"
+    (tmp_path / "pretrain/history.csv").write_text(rows)
+    (axis,) = draw_curves("a run", [read_run(tmp_path, 0, [])], steps_per_epoch=None).axes  # no empty panel of health
+    assert axis.lines[0].get_xdata().tolist() == [2, 4] and axis.get_xlabel() == "step of pretraining"
+
+
+def test_an_encoder_that_others_have_trained_has_the_curve_of_its_evaluation(tmp_path):
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear/history.csv").write_text("epoch,top1\n1,50.0\n2,60.0\n")
+    run = read_run(tmp_path, 0, [])
+    (axis,) = draw_curves("published", [run], steps_per_epoch=None).axes
+    assert run.begun and axis.lines[0].get_ydata().tolist() == [50, 60]
+
+
 def test_figures_are_written_for_the_web_and_for_slides(run, tmp_path):
     svg, png = write_figure(draw_curves("a run", [run], 5), tmp_path / "figures" / "mine", {"Title": "a run"})
     assert svg.read_text().startswith("<?xml") and png.read_bytes().startswith(b"\x89PNG")

@@ -89,6 +89,12 @@ def test_a_job_in_the_queue_is_told_though_it_has_left_nothing_yet(config, tmp_p
     assert told("rule_pretrain_segment_wildcards_digits_0_10", Path("/elsewhere")) == ("", "not begun")
 
 
+def test_a_run_whose_packed_dataset_is_gone_tells_its_epoch(config, run, tmp_path):
+    config.datasets["digits"] = {"source": "folder"}
+    found = standing(config, tmp_path)
+    assert (found.epoch, found.left_s) == (10, None) and found.loss == pytest.approx(4 - 2.41)
+
+
 def test_what_keeps_a_run_from_going_on_is_told(config, run, tmp_path):
     (run / "STOP").touch()
     assert standing(config, tmp_path).state == f"stopped: {run / 'STOP'} is there"

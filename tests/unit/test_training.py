@@ -464,13 +464,14 @@ def test_weights_that_are_not_finite_are_never_saved(run, monkeypatch):
     assert sorted(path.name for path in run().partial.glob("*.pt")) == ["step_000000006.pt", "step_000000007.pt"]
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_loss_that_is_not_finite_stops_the_run_for_good(run, monkeypatch, bad):
+@pytest.mark.parametrize(("bad", "precision"), [(float("inf"), "fp32"), (float("nan"), "bf16")])
+def test_a_loss_that_is_not_finite_stops_the_run_for_good(run, monkeypatch, bad, precision):
     """The gradient and so the weights stay finite: only the loss of step 3 tells."""
     honest = BYOL.loss
     monkeypatch.setattr(BYOL, "loss", lambda self, *a: (honest(self, *a)[0] + (bad if a[1] == 3 else 0), {}))
-    with pytest.raises(PermanentError, match=r"not finite at step 3 .*last good checkpoint: none"):
-        train(run(), 1)
+    with pytest.raises(PermanentError, match=r"not finite at step 3 .*last good checkpoint: none") as told:
+        train(run(compute=on_cpu(precision=precision)), 1)
+    assert ("or set precision: fp32" in str(told.value)) == (precision != "fp32")  # what it is already helps no further
     assert not list(run().folder.rglob("*.pt"))
     failed = json.loads((run().folder / "failed.json").read_text())
     assert failed["fingerprint"] == "a test" and "step 3" in failed["message"]

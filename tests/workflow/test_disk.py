@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
+from selfsup.training.checkpoint import save_checkpoint
 from tiny import TINY
 from trees import write_tree
 
@@ -37,6 +40,13 @@ def test_a_full_disk_is_told_in_one_line(repository, tmp_path, script, arguments
     assert line.startswith("error: ") and unfinished.split("/")[0] in line
     assert "cannot be written" in line and "free space" in line
     assert not (tmp_path / unfinished).exists()
+
+
+def test_a_checkpoint_says_that_the_disk_is_full(tmp_path):
+    """/dev/full is a disk without space; torch tells of it in words of its own, of a place in the file."""
+    (tmp_path / "epoch_0001.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"epoch_0001.*\(the disk is full: No space left on device\): free space"):
+        save_checkpoint(tmp_path / "epoch_0001.pt", {"weights": torch.zeros(100_000)}, {"step": 1})
 
 
 def test_a_folder_that_cannot_be_written_is_named(repository, tmp_path):
@@ -73,7 +83,9 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_harms_none(pretraining,
     )
     assert full.returncode == 1 and "Traceback" not in full.stderr
     (error,) = full.stderr.strip().splitlines()
-    assert "the checkpoint cannot be written" in error and "free space" in error and str(folder) in error
+    assert (
+        "the checkpoint cannot be written (File too large)" in error and "free space" in error and str(folder) in error
+    )
     assert (folder / "epoch_0002.pt").read_bytes() == whole
     assert [path.suffix for path in (folder / "partial").iterdir() if path.suffix != ".json"] == []
     assert not (folder / "failed.json").exists()  # no failure for good: a retry may find space

@@ -14,6 +14,7 @@ SCRIPTS = BASE / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from selfsup.arguments import SWITCHES
+from selfsup.as_run import record_what_runs
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.evaluation import record
@@ -492,6 +493,17 @@ def refuse_if_missing():
 
 onsuccess:
     refuse_if_missing()
+
+
+def runs_of_this_call():
+    """The runs that jobs of this call belong to, needed or done: pairs of experiment and seed."""
+    everything = [job.wildcards_dict for job in workflow.dag.jobs]
+    return {(one["experiment"], int(one["seed"])) for one in everything if {"experiment", "seed"} <= one.keys()}
+
+
+onstart:
+    # For status, plan, curves and report, which are called without this call's --configfile.
+    record_what_runs(Path("results"), CONFIG, config, runs_of_this_call())
 
 
 onerror:

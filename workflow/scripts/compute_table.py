@@ -9,8 +9,8 @@ Reads config.yaml and the ledgers under --results, and asks sacct, where there i
 import argparse
 from pathlib import Path
 
+from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
-from selfsup.config import config_of
 from selfsup.costs import costs_paid, to_csv
 from selfsup.errors import run_script
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     arguments = parser.parse_args()
-    config = config_of(arguments.config)
+    config = config_as_run(arguments.config, arguments.results)
     rows = list(costs_paid(config, arguments.results))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, to_csv(rows))

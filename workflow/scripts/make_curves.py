@@ -2,14 +2,14 @@
 
     python workflow/scripts/make_curves.py --experiment digits --output results/figures/digits.svg
 
-Reads config.yaml and history.csv, knn.csv and segments.json of all seeds under --results. Writes --output (SVG) and the
-same path ending in .png.
+Reads config.yaml, how the seeds were run, and what they have left under --results: history.csv, knn.csv, segments.json.
+Writes --output (SVG) and the same path ending in .png.
 """
 
 import argparse
 from pathlib import Path
 
-from selfsup.config import config_of
+from selfsup.as_run import config_as_run, runs_known
 from selfsup.errors import UserError, run_script
 from selfsup.figures import draw_curves, read_run, write_figure
 from selfsup.plan import steps_per_epoch
@@ -24,18 +24,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="ends in .svg")
     arguments = parser.parse_args()
-    config = config_of(arguments.config)
-    name = arguments.experiment
-    if name not in config.experiments:
-        raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(config.experiments))}")
-    experiment = config.experiments[name]
-    folders = {seed: arguments.results / name / f"seed{seed}" for seed in experiment.seeds}
-    runs = [read_run(run, seed, finished_boundaries(run / "pretrain")) for seed, run in folders.items()]
-    runs = [run for run in runs if len(run.history)]
+    name, known = arguments.experiment, {}
+    for run in runs_known(config_as_run(arguments.config, arguments.results), arguments.results):
+        known.setdefault(run.experiment.name, []).append(run)
+    if name not in known:
+        raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(known))}")
+    folders = {run.seed: arguments.results / name / f"seed{run.seed}" for run in known[name]}
+    runs = [read_run(folder, seed, finished_boundaries(folder / "pretrain")) for seed, folder in folders.items()]
+    runs = [run for run in runs if run.begun]
     if not runs:
         raise UserError(f"{arguments.results / name}: no seed has a history.csv yet: nothing to draw")
-    steps = steps_per_epoch(config, experiment)
-    recipe = experiment.recipe
+    first = next(run for run in known[name] if run.seed == runs[0].seed)
+    steps = steps_per_epoch(first.config, first.experiment)
+    recipe = first.experiment.recipe
     title = f"{name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
     figure = draw_curves(f"{title}; dashed: ends of segments", runs, steps)
     stem = arguments.output.with_name(arguments.output.name.removesuffix(".svg"))

@@ -10,8 +10,9 @@ the first of these.
 import argparse
 from pathlib import Path
 
+from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
-from selfsup.config import Config, config_of
+from selfsup.config import Config
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.layout import to_latex, to_markdown
 from selfsup.evaluation.table import Row, dataset_label, make_table, to_csv
@@ -29,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="ends in .csv")
     arguments = parser.parse_args()
-    config = config_of(arguments.config)
+    config = config_as_run(arguments.config, arguments.results)
     if arguments.table not in config.tables:
         raise UserError(
             f"--table is {arguments.table!r}, which config.yaml does not "

@@ -1,15 +1,16 @@
-"""Print what the experiments of config.yaml will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
+"""Print what experiments will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
 
     python workflow/scripts/plan.py
 
-Reads config.yaml, the ledgers and probes under --results, and the packed datasets' numbers of images. Speed is what was
-measured there, on as many devices as the experiment asks for; where nothing was, it says how to measure it.
+The experiments are config.yaml's and what was run by --configfile. Reads them, the ledgers and probes under --results,
+and the packed datasets' numbers of images. Speed is what was measured there, on as many devices as the experiment asks
+for; where nothing was, it says how to measure it.
 """
 
 import argparse
 from pathlib import Path
 
-from selfsup.config import config_of
+from selfsup.as_run import config_as_run
 from selfsup.errors import run_script
 from selfsup.plan import costs, to_text
 
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     arguments = parser.parse_args()
-    config = config_of(arguments.config)
+    config = config_as_run(arguments.config, arguments.results)
     print(to_text(list(costs(config, arguments.results))), end="")
 
 

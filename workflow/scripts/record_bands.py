@@ -11,10 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.bands import CONFIDENCE, record
 from selfsup.cards import read_card
-from selfsup.config import Experiment, load_config
+from selfsup.config import Experiment
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import fingerprint, pretraining_part
 from selfsup.schema import suggest
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="the file to write")
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
+    config = config_as_run(str(arguments.config), arguments.results)
     if arguments.experiment not in config.experiments:
         raise UserError(
             f"--experiment is {arguments.experiment!r}, which config.yaml does not "

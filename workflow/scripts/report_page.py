@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
-from selfsup.config import Config, config_of
+from selfsup.config import Config
 from selfsup.errors import run_script
 from selfsup.explain import explained
 from selfsup.explain import table as recipe_table
@@ -36,7 +37,7 @@ def main() -> None:
     elif arguments.csv:
         text = page(table(pd.read_csv(arguments.csv, dtype=str).fillna("")))
     else:
-        config = config_of(arguments.config)
+        config = config_as_run(arguments.config, arguments.results)
         text = origin(config, arguments.experiment, arguments.results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, text)

@@ -9,6 +9,8 @@ from selfsup.signals import ignore_stop_signals
 # A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
+FULL = {errno.ENOSPC: "the disk is full: ", errno.EDQUOT: "the quota is used up: "}
+
 
 class UserError(Exception):
     """A mistake or a condition that the user can mend.
@@ -30,6 +32,14 @@ class StoppedError(UserError):
     def __init__(self, message: str, exit_status: int):
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's first line, or what the system said before it: torch hides a full disk behind its own words."""
+    told: BaseException | None = error
+    while told is not None and not (isinstance(told, OSError) and told.strerror):
+        told = told.__context__
+    return FULL.get(told.errno, "") + told.strerror if told else str(error).splitlines()[0]
 
 
 def run_script(main: Callable[[], int | None]) -> None:

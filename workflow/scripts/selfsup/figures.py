@@ -1,5 +1,6 @@
 """Curves of an experiment's runs: a panel per quantity, a line per seed, segments marked. Needs no torch."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,20 @@ class RunCurves:
     linear: pd.DataFrame
     boundaries: list[int]
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(map(len, (self.history, self.knn, self.linear)))
+
+    def has(self, name: str) -> bool:
+        """Whether a column has been measured at all: figures of health are empty until the first milestone."""
+        return any(name in frame and frame[name].notna().any() for frame in (self.history, self.knn))
+
+    def steps_per_epoch(self) -> int | None:
+        """Return what the run's own rows tell, or None in its first epoch; a step of a later one bounds it closely."""
+        rows = self.history[self.history["epoch"] >= 1] if len(self.history) else self.history
+        return int((rows["step"] // rows["epoch"]).min()) if len(rows) else None
+
 
 def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
     """Read the CSVs of results/<experiment>/seed<seed>; runs that are still going on included."""
@@ -53,9 +68,15 @@ def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
     return RunCurves(seed=seed, boundaries=boundaries, **{name: _read(run / path) for name, path in files.items()})
 
 
-def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float) -> Figure:
-    """Return the figure; a panel for each quantity that some run has. The horizontal axis is epochs."""
-    panels = [name for name in PANELS if any(name in run.history or name in run.knn for run in runs)]
+def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None) -> Figure:
+    """Return the figure; a panel for each quantity that some run has. The horizontal axis is epochs.
+
+    steps_per_epoch: None where the dataset does not tell; then the runs do, and in their first epoch the axis is steps.
+    """
+    told = [steps for run in runs if (steps := run.steps_per_epoch()) is not None]
+    steps_per_epoch = steps_per_epoch or min(told, default=None)
+    runs_by_epoch, along = (runs, "epoch of pretraining") if steps_per_epoch else ([], "step of pretraining")
+    panels = [name for name in PANELS if any(run.has(name) for run in runs)]
     linear = any(len(run.linear) for run in runs)
     rows = -(-(len(panels) + linear) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * SIZE_INCHES[0], rows * SIZE_INCHES[1] + 0.6), layout="constrained")
@@ -63,8 +84,8 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float) -> Fi
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis, name in zip(axes, panels, strict=False):
         for run in runs:
-            _draw(axis, run, name, steps_per_epoch)
-        _finish(axis, PANELS[name], runs, "epoch of pretraining")
+            _draw(axis, run, name, steps_per_epoch or 1)
+        _finish(axis, PANELS[name], runs_by_epoch, along)
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
             highest = axis.dataLim.y1  # matplotlib's own margin is a share of the values' range, which may be narrow
@@ -81,9 +102,9 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float) -> Fi
 
 
 def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float) -> None:
-    frame = run.knn if name in run.knn else run.history
-    if name not in frame:
+    if not run.has(name):
         return
+    frame = run.knn if name in run.knn else run.history
     told = frame.dropna(subset=[name])
     done = told["step"] + (0 if name in run.knn else 1)
     few = len(told) < 60  # measured now and then: points show where
@@ -101,7 +122,10 @@ def _finish(axis: Axes, title: str, runs: list[RunCurves], along: str) -> None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    """Return a CSV's whole rows: a job may be writing the last one."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    return pd.read_csv(io.StringIO(whole)) if whole.strip() else pd.DataFrame()  # knn.csv before its first milestone
 
 
 def write_figure(figure: Figure, stem: Path, metadata: Mapping[str, str]) -> list[Path]:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfsup.as_run import runs_known
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
 from selfsup.job.attempt import FAILED_FILE
@@ -43,17 +44,15 @@ class Standing:
 
 
 def standings(config: Config, results: Path) -> Iterator[Standing]:
-    """Yield where each seed of each experiment in config.yaml stands; Slurm is asked for all at once."""
-    runs = [
-        (one, seed, results / one.name / f"seed{seed}") for one in config.experiments.values() for seed in one.seeds
-    ]
-    holders = [read_holder(run / stage) for _, _, run in runs for stage in ("pretrain", "linear")]
+    """Yield where each run stands, of `config` and of others that were run; Slurm is asked for all at once."""
+    runs = [(one, results / one.experiment.name / f"seed{one.seed}") for one in runs_known(config, results)]
+    holders = [read_holder(folder / stage) for _, folder in runs for stage in ("pretrain", "linear")]
     jobs = sorted({holder.job_id for holder in holders if holder and holder.job_id})
     with ThreadPoolExecutor() as side_by_side:
         queued = side_by_side.submit(waiting_jobs, results.resolve().parent, PATIENCE_S)
         states = job_states(jobs, PATIENCE_S) if jobs else {}
-    for experiment, seed, run in runs:
-        yield _standing(config, experiment, seed, run, states, queued.result())
+    for one, folder in runs:
+        yield _standing(one.config, one.experiment, one.seed, folder, states, queued.result())
 
 
 def to_text(lines: Sequence[Standing]) -> str:
@@ -88,7 +87,8 @@ def _standing(
         )
     finished = len(done.boundaries)
     over = finished == len(ends)
-    epoch = (int(last["step"]) + 1) / steps if last and steps else done.reached
+    begun = max(done.reached, float(last.get("epoch") or 0))  # all that is known where the packed dataset is gone
+    epoch = (int(last["step"]) + 1) / steps if last and steps else begun
     left = (epochs - epoch) * steps * experiment.recipe["global_batch"] / speed if speed and steps else None
     return Standing(
         experiment=experiment.name,

@@ -5,13 +5,20 @@ own slice of every global batch. Loader workers draw, decode and crop; `ViewMake
 whole batch at once.
 """
 
+import multiprocessing.util
+import os
+import pickle
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from selfsup.augment import Draws, Views, apply, augment_batch, crop, draw, stack_crops
 from selfsup.augment.transfer import sent
@@ -24,6 +31,9 @@ from selfsup.signals import ignore_stop_signals
 CPU = torch.device("cpu")
 SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
 BATCHES_AHEAD = 2  # of each loader worker; a batch of 128 pairs of 224-pixel crops takes 154 MB of shared memory
+SHARED_MEMORY = Path("/dev/shm")  # where a worker's batches lie until they are used
+LONGEST_TEMPORARY = 71  # bytes: multiprocessing adds 32, and the path of a socket may have 103 (macOS; Linux: 107)
+SHORT_TEMPORARY = "/tmp"
 RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the images; CIFAR-10 takes 150 MB
 
 
@@ -99,9 +109,14 @@ class Batches(Dataset):
             return stack_crops([crop(self._split.image(i), draws, n, augment=augment) for n, i in enumerate(indices)])
 
     def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one)."""
+        """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one).
+
+        Raises UserError where a worker cannot hand its batch over, or is killed.
+        """
+        if workers:
+            _keep_socket_paths_short()
         loader = DataLoader(
-            _ErrorsAsValues(self),
+            _Prepared(self),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
@@ -109,10 +124,10 @@ class Batches(Dataset):
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
         )
-        for batch in loader:
+        for batch in _taken(loader):
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            yield batch.opened() if isinstance(batch, _Parcel) else batch
 
 
 class ViewMaker:
@@ -158,17 +173,110 @@ def _pinned(pictures):
     return None if pictures is None else pictures.pin_memory()
 
 
-class _ErrorsAsValues(Dataset):
-    """Hands a worker's UserError over as it is: the DataLoader would put a traceback into its message."""
+class _Prepared(Dataset):
+    """Hands a worker's UserError over as it is: the DataLoader would put a traceback into its message.
+
+    A worker's batch goes as a parcel, made here: what the DataLoader's own thread cannot send, it drops, and the main
+    process waits for ever.
+    """
 
     def __init__(self, batches: Batches):
         self._batches = batches
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> "Batch | _Parcel | UserError":
         try:
-            return self._batches[step]
+            batch = self._batches[step]
+            return batch if get_worker_info() is None else _Parcel.of(batch)
         except UserError as error:
             return error
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A batch on its way from a worker, pickled; its tensors lie in shared memory."""
+
+    content: bytes
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Parcel":
+        """Raises UserError where there is no room for it, or no way."""
+        try:
+            return cls(bytes(ForkingPickler.dumps(batch)))
+        except (OSError, RuntimeError) as error:
+            raise UserError(_no_way(batch, error)) from error
+
+    def opened(self) -> Batch:
+        return pickle.loads(self.content)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; called by torch's DataLoader."""
+        return self.opened().pin_memory()
+
+
+def _taken(loader: DataLoader) -> Iterator:
+    """Yield what a DataLoader gives. Raises UserError when its workers cannot start, or one has been killed."""
+    try:
+        yield from loader
+    except OSError as error:
+        raise UserError(
+            f"loader processes cannot start ({error.strerror or error}): they need room in {SHARED_MEMORY} "
+            f"({_free(SHARED_MEMORY)}), open files (`ulimit -n`) and processes (`ulimit -u`): see which is short"
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads images has ended ({str(error).splitlines()[0]}): Bus error means that "
+            f"{SHARED_MEMORY} is full ({_free(SHARED_MEMORY)}), Killed that memory was short: give more, or set "
+            "cpus_per_device lower"
+        ) from error
+
+
+def _no_way(batch: Batch, error: Exception) -> str:
+    """Return in one line why a worker cannot hand a batch over. Torch tells of a lack of room by RuntimeError."""
+    reason = str(error).splitlines()[0]
+    if "Too many open files" in reason:
+        return f"a process that reads images has too many open files ({reason}): raise the limit `ulimit -n`"
+    if isinstance(error, OSError):
+        where = multiprocessing.util.get_temp_dir()
+        return f"{where}: no socket can be made there ({reason}): set TMPDIR to another folder"
+    return (
+        f"{SHARED_MEMORY}: no room for a batch of {_megabytes(batch):.1f} MB, {_free(SHARED_MEMORY)} ({reason}): make "
+        "it larger (a container's: --shm-size), or set cpus_per_device lower: each loader process keeps "
+        f"{BATCHES_AHEAD} batches there"
+    )
+
+
+def _megabytes(batch: Batch) -> float:
+    pictures = batch.pictures if isinstance(batch.pictures, tuple) else (batch.pictures,)
+    return sum(part.nbytes for part in (batch.labels, *pictures) if part is not None) / 1e6
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    except OSError as error:
+        return f"which cannot be looked at: {error.strerror}"
+
+
+def _keep_socket_paths_short() -> None:
+    """See to it that the sockets by which workers hand batches over have paths that the system takes.
+
+    multiprocessing keeps them in the folder that TMPDIR names. Raises UserError where only a longer path can be had.
+    """
+    folder, chosen = tempfile.gettempdir(), tempfile.tempdir
+    if len(os.fsencode(folder)) <= LONGEST_TEMPORARY:
+        return
+    try:
+        tempfile.tempdir = SHORT_TEMPORARY
+        multiprocessing.util.get_temp_dir()  # made once, and kept by this process and the workers
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR is {folder}, {len(os.fsencode(folder))} bytes long, wanted at most {LONGEST_TEMPORARY} for "
+            f"loader processes, and {SHORT_TEMPORARY} cannot be written ({error.strerror}): set a shorter one"
+        ) from error
+    finally:
+        tempfile.tempdir = chosen
 
 
 def _ignore_signals(worker: int) -> None:

@@ -26,7 +26,7 @@ def encoder_card(network: str, recipe: Mapping, seed: int | None) -> dict[str, A
         "recipe": recipe,
         "seed": seed,
         "protocol": protocol(recipe),
-        "torchvision": torchvision_recipe(recipe["model"]),
+        "torchvision": torchvision_recipe(recipe),
         "code_revision": provenance.code_revision(),
         "versions": provenance.versions(),
     }

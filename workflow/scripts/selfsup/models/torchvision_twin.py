@@ -32,12 +32,17 @@ def torchvision_twin(model: Mapping[str, Any]) -> nn.Module | None:
     return network
 
 
-def torchvision_recipe(model: Mapping[str, Any]) -> list[str] | None:
-    """Return in Python how that network is made, a line each, for the encoder's card."""
+def torchvision_recipe(recipe: Mapping[str, Any]) -> list[str]:
+    """Return in Python how that network is made and fed, a line each, for the encoder's card; or why there is none."""
+    model, augment, test = recipe["model"], recipe["augment"], recipe["linear"]["test"]
     if model["width"] != WIDTH:
-        return None
+        return [
+            f"# torchvision's ResNets have a width of {WIDTH}, this one has {model['width']}:",
+            "# selfsup.evaluation.encoder.load_encoder reads it, see the README, Where each result lies",
+        ]
     stem, eps = model["stem"], model["batch_norm"]["eps"]
-    lines = [f"network = torchvision.models.{model['backbone']}()", "network.fc = torch.nn.Identity()"]
+    lines = ["import safetensors.torch, torch, torchvision"]
+    lines += [f"network = torchvision.models.{model['backbone']}()", "network.fc = torch.nn.Identity()"]
     if stem != STANDARD_STEM:
         sizes = f"{stem['kernel']}, {stem['stride']}, {stem['padding']}"
         lines.append(f"network.conv1 = torch.nn.Conv2d(3, {WIDTH}, {sizes}, bias=False)")
@@ -46,5 +51,15 @@ def torchvision_recipe(model: Mapping[str, Any]) -> list[str] | None:
     if eps != nn.BatchNorm2d(1).eps:
         lines.append(f"for m in network.modules(): m.eps = {eps}")
     if model["padding"] == "same":
+        lines.append("import selfsup.models.same_padding  # of this repository, whose workflow/scripts is on sys.path")
         lines.append("selfsup.models.same_padding.pad_as_jax(network)  # without it features are wrong")
-    return [*lines, "network.load_state_dict(safetensors.torch.load_file('encoder.safetensors'), strict=True)"]
+    mean, std = list(augment["mean"]), list(augment["std"])
+    return [
+        *lines,
+        "network.load_state_dict(safetensors.torch.load_file('encoder.safetensors'), strict=True)",
+        "network.eval()",
+        f"# pictures: float32 [N, 3, {test['crop']}, {test['crop']}], 0 to 1: the centre, after the shorter side was",
+        f"# resized to {test['resize']} ({test['interpolation']}{', antialiased' if augment['antialias'] else ''})",
+        f"normalise = torchvision.transforms.Normalize({mean}, {std})",
+        "# features = network(normalise(pictures))",
+    ]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from selfsup.errors import PermanentError, UserError
+from selfsup.errors import PermanentError, UserError, reason_of
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
 from selfsup.segments import BOUNDARIES, epoch_of, recorded_cards, write_card
@@ -83,7 +83,7 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:  # a full disk is either, by the moment it is met
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}): free space or mend permissions, "
+            f"{path}: the checkpoint cannot be written ({reason_of(error)}): free space or mend permissions, "
             "then start again"
         ) from error
 

@@ -26,13 +26,9 @@ class Ranks:
         self._control = None
         if self.size > 1:
             backend = "nccl" if device is not None and device.type == "cuda" else "gloo"
-            with _others_may_die():
+            with _others_may_die(), _port_may_be_taken(place):
                 dist.init_process_group(
-                    backend,
-                    init_method=f"tcp://{place.address}:{place.port}",
-                    rank=self.rank,
-                    world_size=self.size,
-                    timeout=TIMEOUT,
+                    backend, init_method=place.url, rank=self.rank, world_size=self.size, timeout=TIMEOUT
                 )
                 # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
                 self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
@@ -171,6 +167,20 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         begin = ctx.ranks.rank * ctx.rows
         return ctx.ranks.all_reduce(gradient.clone())[begin : begin + ctx.rows], None
+
+
+@contextmanager
+def _port_may_be_taken(place: Place) -> Iterator[None]:
+    """Tell of a port that rank 0 cannot listen at: no other rank is to blame for that."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {place.port} of {place.address}, where rank 0 listens, is taken by another process "
+            f"({place.port_from}): see which by `ss -ltnp sport = :{place.port}` there, and end it, or wait for its end"
+        ) from error
 
 
 @contextmanager

@@ -235,10 +235,11 @@ class Pretraining:
             if saver:
                 saver.finish()  # what is being written is good, and may be the last
             good = checkpoint.newest_by_card(self.run.checkpoints())
+            precision = "" if self.run.compute.precision == "fp32" else ", or set precision: fp32"
             raise PermanentError(
                 f"loss or weights are not finite at step {step} (epoch {step / self.steps_per_epoch:.2f}): nothing was "
-                f"written since; last good checkpoint: {good or 'none'}. Lower optimizer.peak_lr and raise `revision`, "
-                "or set precision: fp32"
+                f"written since; last good checkpoint: {good or 'none'}. Lower optimizer.peak_lr and raise `revision`"
+                f"{precision}"
             )
         return float(self.ranks.mean(loss))
 

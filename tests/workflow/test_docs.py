@@ -1,0 +1,129 @@
+"""Every command that the README and the docs print is run, as a person would type it; what cannot be, says why."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+CLONE = ("Snakefile", "Makefile", "config.yaml", "requirements.txt", "requirements-bench.txt", "workflow", "profiles")
+
+# Commands that are not run here, by how they begin.
+CANNOT_RUN = {
+    "git clone": "the repository's address is the reader's",
+    "python3 -m venv": "makes an environment",
+    "pip install": "installs packages",
+    "grep -vE": "ends in pip install",
+    "conda": "an environment of conda's",
+    "touch .venv/made": "marks the environment that is made above it",
+    "module": "a cluster's modules",
+    "apptainer": "builds, or runs in, a container",
+    "sacctmgr": "asks a cluster's Slurm",
+    "benchmarks/gpu.sh": "measures for many minutes on a GPU",
+}
+# Scripts that need hours, or files that others have: their options are looked up in --help.
+OPTIONS_ONLY = {
+    "record_bands.py": "three finished seeds",
+    "import_encoder.py": "published weights",
+    "linear_eval.py": "an encoder of CIFAR-10",
+    "roofline.py": "minutes",
+    "training_step.py": "minutes",
+    "precision_agreement.py": "minutes",
+}
+TOOLS = (*CANNOT_RUN, "make", "python", "snakemake", "touch", "echo")
+PLACES = {"<experiment>": "digits", "<n>": "0"}
+
+
+def commands(text: str) -> Iterator[str]:
+    """Yield the commands of a page: indented lines, comments in fenced blocks, and what is set as code in a line."""
+    fenced = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+    yield from (match[1] for block in fenced.findall(text) for match in re.finditer(r"#.*?(snakemake .*)", block))
+    prose = fenced.sub("", text).replace("\\\n", " ")
+    indented = re.compile(r"^    (\S.*)$", re.MULTILINE)
+    yield from indented.findall(prose)
+    for code in re.findall(r"`([^`]+)`", indented.sub("", prose)):
+        words = code.split()
+        if code == "make" or (len(words) > 1 and any(code.startswith(f"{tool} ") for tool in TOOLS)):
+            yield " ".join(words)
+
+
+def printed() -> list[str]:
+    found = [re.sub(r"\s+#\s.*", "", one).strip() for page in PAGES for one in commands(page.read_text())]
+    return list(dict.fromkeys(re.sub(r"\s+", " ", one) for one in found))
+
+
+PRINTED = printed()
+
+
+def reason_not_to_run(command: str) -> str | None:
+    return next((reason for start, reason in CANNOT_RUN.items() if command.startswith(start)), None)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of what a clone has, with the datasets and the file of settings that the pages speak of."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in CLONE:
+        source = REPOSITORY / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, folder / name)
+    for name in ("imagenet", "birds", "results/digits/seed0/pretrain"):
+        (folder / name).mkdir(parents=True)
+    (folder / "results/digits/seed0/pretrain/history.csv").write_text("step,epoch,loss\n1,0,4.0\n3,0,3.5\n")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    birds = next(block for block in blocks("README.md") if "birds" in block.get("datasets", {}))
+    for section, content in birds.items():
+        config[section].update(content)
+    config["datasets"]["birds"]["path"] = config["datasets"]["imagenet"]["path"] = "imagenet"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    site = next(block for block in blocks("docs/hpc.md") if "cluster" in block)
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    return folder
+
+
+def blocks(page: str) -> list[dict]:
+    """The YAML that a page shows."""
+    text = (REPOSITORY / page).read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+
+
+def run(command: str, clone: Path) -> subprocess.CompletedProcess:
+    mine = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SNAKEMAKE_"))}
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SCRATCH": str(clone), "DSDIR": str(clone)}
+    pipes = {"capture_output": True, "text": True, "check": False}
+    return subprocess.run(["bash", "-c", command], cwd=clone, env={**mine, **paths}, **pipes)
+
+
+@pytest.mark.parametrize("command", [one for one in PRINTED if reason_not_to_run(one) is None])
+def test_a_command_of_the_pages_runs_as_printed(command, clone):
+    for place, value in PLACES.items():
+        command = command.replace(place, value)
+    words = shlex.split(command)
+    script = Path(words[1]).name if words[0] == "python" else ""
+    if script in OPTIONS_ONLY:
+        told = run(f"python {REPOSITORY / words[1]} --help", clone)
+        assert not [word for word in words if word.startswith("--") and word not in told.stdout], told.stderr
+        return
+    if words[0] == "snakemake" and "--unlock" not in words:
+        command = command.replace("snakemake", "snakemake -n", 1)
+    if words[0] == "make" and len(words) > 1:
+        command = command.replace("make", "make -n", 1)
+    told = run(command, clone)
+    assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
+
+
+def test_every_exception_is_needed_and_every_command_known():
+    assert len(PRINTED) > 40
+    assert not [start for start in CANNOT_RUN if not any(one.startswith(start) for one in PRINTED)]
+    assert not [name for name in OPTIONS_ONLY if not any(f"/{name}" in one for one in PRINTED)]
+    assert not [one for one in PRINTED if not one.startswith(TOOLS)]
