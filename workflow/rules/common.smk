@@ -13,7 +13,7 @@ BASE = Path(workflow.basedir)
 SCRIPTS = BASE / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from selfsup.arguments import SWITCHES
+from selfsup import jobs
 from selfsup.config import check_config, dataset_problem
 from selfsup.errors import UserError
 from selfsup.job.slurm import holder_at_work
@@ -113,54 +113,22 @@ EVALUATION_CODE = code_digest(
 )
 
 
-def compute(stage, key):
-    """Return a function of wildcards: a value of the experiment's `compute` block for "pretrain" or "evaluate"."""
-    return lambda wildcards: experiment_of(wildcards).compute[stage][key]
-
-
-def tasks(stage):
-    """One task per device."""
-    return lambda wildcards: compute(stage, "nodes")(wildcards) * compute(stage, "devices_per_node")(wildcards)
+def block_of(wildcards, stage):
+    """The experiment's `compute` block for "pretrain" or "evaluate"."""
+    return experiment_of(wildcards).compute[stage]
 
 
 def local_threads(stage):
-    """Cores of one node's devices; what a local run takes."""
-    return lambda wildcards: compute(stage, "cpus_per_device")(wildcards) * compute(stage, "devices_per_node")(
-        wildcards
-    )
+    return lambda wildcards: jobs.threads(block_of(wildcards, stage))
 
 
-def mpi(stage):
-    """The plugin's word for "this rule calls srun itself"; it wants an empty one where there is a single task."""
-    return lambda wildcards: "srun" if tasks(stage)(wildcards) > 1 else ""
+def resources_of(stage):
+    """Return {resource: a function of wildcards}: what a stage's jobs ask of Slurm."""
 
+    def resource(name):
+        return lambda wildcards: jobs.resources(block_of(wildcards, stage), CONFIG.cluster)[name]
 
-def minutes(stage):
-    return lambda wildcards: round(60 * compute(stage, "hours")(wildcards))
-
-
-def sbatch_flags(stage):
-    """What the plugin has no resource for: geometry of GPUs, the signal ahead of the time limit, the site's own flags."""
-
-    def flags(wildcards):
-        per_node = compute(stage, "devices_per_node")(wildcards)
-        gpus = "" if compute(stage, "device")(wildcards) == "cpu" else f" --gpus-per-node={per_node}"
-        # 120 s: time for the largest checkpoint. Without "B:" the signal reaches every task and not the batch shell.
-        return f"--ntasks-per-node={per_node}{gpus} --signal=USR1@120 {CONFIG.cluster['extra']}".strip()
-
-    return flags
-
-
-# Slurm's own words for config.yaml's; null means that the flag is left out.
-SBATCH_RESOURCES = {
-    "account": "slurm_account",
-    "partition": "slurm_partition",
-    "constraint": "constraint",
-    "qos": "qos",
-}
-CLUSTER = {
-    resource: CONFIG.cluster[key] for key, resource in SBATCH_RESOURCES.items() if CONFIG.cluster[key] is not None
-}
+    return {name: resource(name) for name in jobs.resources(block_of(Largest, stage), CONFIG.cluster)}
 
 
 def in_slurm():
@@ -169,37 +137,19 @@ def in_slurm():
 
 
 def launcher(wildcards, stage):
-    """What starts one process per device: srun in a Slurm job; on this machine the script does it itself."""
-    block = experiment_of(wildcards).compute[stage]
-    nodes, per_node, cpus = block["nodes"], block["devices_per_node"], block["cpus_per_device"]
-    if in_slurm():
-        # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
-        gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
-        return (
-            f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task={cpus} "
-            f"{gpus}--kill-on-bad-exit=1 {PYTHON}"
-        )
-    if nodes > 1 and not workflow.dryrun:
+    """What starts one process per device."""
+    block = block_of(wildcards, stage)
+    if block["nodes"] > 1 and not in_slurm() and not workflow.dryrun:
         give_up(
-            f"experiment {wildcards.experiment} asks for {nodes} nodes: use --profile profiles/slurm, or set "
+            f"experiment {wildcards.experiment} asks for {block['nodes']} nodes: use --profile profiles/slurm, or set "
             f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
         )
-    return PYTHON
+    return jobs.launcher(block, PYTHON, in_slurm=in_slurm())
 
 
 def compute_arguments(wildcards, stage):
-    block = experiment_of(wildcards).compute[stage]
-    words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
-    words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
-    words += f" --hang-minutes {block['hang_minutes']}" if "hang_minutes" in block else ""
-    for name in SWITCHES:
-        if name in block:
-            words += f" --{'' if block[name] else 'no-'}{name.replace('_', '-')}"
     local_copy = CONFIG.datasets[experiment_of(wildcards).dataset].get("local_copy")
-    words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
-    # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
-    more = f"--time-limit {minutes(stage)(wildcards)}" if in_slurm() else f"--local-ranks {block['devices_per_node']}"
-    return f"{words} {more}"
+    return jobs.arguments(block_of(wildcards, stage), in_slurm=in_slurm(), local_copy=local_copy)
 
 
 def largest_experiment():

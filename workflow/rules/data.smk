@@ -33,7 +33,7 @@ rule prepare_dataset:
         "logs/benchmarks/prepare_dataset/{dataset}.tsv"
     threads: packing_threads
     resources:
-        **CLUSTER,
+        **jobs.site(CONFIG.cluster),
         runtime=600,
         mem_mb=8000,
     params:

@@ -14,14 +14,7 @@ rule linear_eval:
         "logs/benchmarks/linear_eval/{experiment}_seed{seed}.tsv"
     threads: local_threads("evaluate")
     resources:
-        **CLUSTER,
-        mpi=mpi("evaluate"),
-        nodes=compute("evaluate", "nodes"),
-        tasks=tasks("evaluate"),
-        cpus_per_task=compute("evaluate", "cpus_per_device"),
-        mem_mb=0,
-        runtime=minutes("evaluate"),
-        slurm_extra=sbatch_flags("evaluate"),
+        **resources_of("evaluate"),
     params:
         # What decides the figures, beside the encoder, is tracked; so the untrained one is not evaluated again for nothing.
         evaluation=lambda wildcards: canonical(evaluation_part(experiment_of(wildcards).recipe)),

@@ -28,19 +28,12 @@ rule preflight_checks:
         "logs/benchmarks/preflight_checks.tsv"
     threads: local_threads("pretrain")(Largest)
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain")(Largest),
-        nodes=compute("pretrain", "nodes")(Largest),
-        tasks=tasks("pretrain")(Largest),
-        cpus_per_task=compute("pretrain", "cpus_per_device")(Largest),
-        mem_mb=0,
-        runtime=15,
-        slurm_extra=sbatch_flags("pretrain")(Largest),
+        **{**jobs.resources(block_of(Largest, "pretrain"), CONFIG.cluster), "runtime": 15},
     params:
         launcher=lambda wildcards, input: launcher(Largest, "pretrain"),
         script=lambda wildcards, input: script("preflight.py"),
         data=lambda wildcards, input: " ".join(f"--data {shlex.quote(folder)}" for folder in packed_datasets()),
-        ranks=lambda wildcards, input: tasks("pretrain")(Largest),
+        ranks=lambda wildcards, input: jobs.tasks(block_of(Largest, "pretrain")),
         compute=lambda wildcards, input: compute_arguments(Largest, "pretrain"),
     message:
         f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them"
@@ -76,14 +69,7 @@ rule probe:
         "logs/benchmarks/probe/{experiment}.tsv"
     threads: local_threads("pretrain")
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain"),
-        nodes=compute("pretrain", "nodes"),
-        tasks=tasks("pretrain"),
-        cpus_per_task=compute("pretrain", "cpus_per_device"),
-        mem_mb=0,
-        runtime=15,
-        slurm_extra=sbatch_flags("pretrain"),
+        **{**resources_of("pretrain"), "runtime": 15},
     params:
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
         epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],

@@ -39,14 +39,7 @@ rule pretrain_segment:
         "logs/benchmarks/pretrain/{experiment}_seed{seed}_epoch{epoch}.tsv"
     threads: local_threads("pretrain")
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain"),
-        nodes=compute("pretrain", "nodes"),
-        tasks=tasks("pretrain"),
-        cpus_per_task=compute("pretrain", "cpus_per_device"),
-        mem_mb=0,  # no --mem: the share of a node that comes with the cores
-        runtime=minutes("pretrain"),
-        slurm_extra=sbatch_flags("pretrain"),
+        **resources_of("pretrain"),
     params:
         # These two decide the weights: a change of theirs trains anew. What has `input` as an argument is not tracked.
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
@@ -110,7 +103,7 @@ rule export_encoder:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}.tsv"
     threads: 1
     resources:
-        **CLUSTER,
+        **jobs.site(CONFIG.cluster),
         runtime=20,
         mem_mb=8000,
     params:
@@ -144,7 +137,7 @@ rule import_encoder:
         experiment=IMPORTED,
     threads: 1
     resources:
-        **CLUSTER,
+        **jobs.site(CONFIG.cluster),
         runtime=20,
         mem_mb=8000,
     params:

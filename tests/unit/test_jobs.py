@@ -1,0 +1,143 @@
+"""What jobs ask of Slurm and how they start, as texts: the true ones, written by the plugin, with no Slurm about."""
+
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+
+from selfsup import jobs
+
+NO_SITE = {"account": None, "partition": None, "constraint": None, "qos": None, "extra": ""}
+JEAN_ZAY = {
+    "account": "abc@v100",
+    "partition": None,
+    "constraint": "v100-32g",
+    "qos": "qos_gpu-t3",
+    "extra": "--hint=nomultithread",
+}
+LAPTOP = {
+    "nodes": 1,
+    "devices_per_node": 1,
+    "cpus_per_device": 2,
+    "hours": 1,
+    "device": "cpu",
+    "precision": "fp32",
+    "checkpoint_minutes": 1,
+}
+ONE_NODE = {
+    "nodes": 1,
+    "devices_per_node": 2,
+    "cpus_per_device": 10,
+    "hours": 20,
+    "device": "auto",
+    "precision": "auto",
+    "checkpoint_minutes": 10,
+}
+EIGHT_NODES = {**ONE_NODE, "nodes": 8, "devices_per_node": 4}
+V100 = {**EIGHT_NODES, "device": "cuda", "precision": "fp16", "hang_minutes": 5, "channels_last": False}
+
+
+class Resources(dict):
+    """The resources of a job as the plugin meets them, by key and by attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
+def sbatch(resources: dict, threads: int = 1) -> str:
+    """The flags of a job's sbatch call, from the first that its resources decide."""
+    job = SimpleNamespace(resources=Resources(resources), threads=threads)
+    validate_slurm_extra(job)
+    names = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str"), "x")
+    call = get_submit_command(job, {**names, "account": "", "partition": "", "workdir": None})
+    return call.split("--comment x ")[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("block", "cluster", "flags"),
+    [
+        (
+            LAPTOP,
+            NO_SITE,
+            "-t 60 --nodes=1 --ntasks=1 --cpus-per-task=2 --ntasks-per-node=1 --signal=USR1@120",
+        ),
+        (
+            ONE_NODE,
+            NO_SITE,
+            "-t 1200 --nodes=1 --ntasks=2 --cpus-per-task=10 --ntasks-per-node=2 --gpus-per-node=2 --signal=USR1@120",
+        ),
+        (
+            EIGHT_NODES,
+            NO_SITE,
+            "-t 1200 --nodes=8 --ntasks=32 --cpus-per-task=10 --ntasks-per-node=4 --gpus-per-node=4 --signal=USR1@120",
+        ),
+        (
+            V100,
+            JEAN_ZAY,
+            "-t 1200 -C v100-32g --qos=qos_gpu-t3 --nodes=8 --ntasks=32 --cpus-per-task=10 --ntasks-per-node=4 "
+            "--gpus-per-node=4 --signal=USR1@120 --hint=nomultithread",
+        ),
+    ],
+    ids=["laptop", "one node", "eight nodes", "like Jean Zay"],
+)
+def test_sbatch_is_asked_for_exactly_this(block, cluster, flags):
+    assert sbatch(jobs.resources(block, cluster)) == flags
+
+
+def test_a_job_goes_where_the_site_wants_it():
+    assert jobs.site(NO_SITE) == {}
+    wanted = {"slurm_account": "abc@v100", "constraint": "v100-32g", "qos": "qos_gpu-t3"}
+    assert jobs.site(JEAN_ZAY) == wanted
+    assert jobs.resources(V100, JEAN_ZAY).items() >= wanted.items()
+    assert jobs.site({**NO_SITE, "partition": "gpu"}) == {"slurm_partition": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (LAPTOP, "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=2 --kill-on-bad-exit=1 python"),
+        (
+            ONE_NODE,
+            "srun --nodes=1 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=10 --gpus-per-task=1 "
+            "--kill-on-bad-exit=1 python",
+        ),
+        (
+            EIGHT_NODES,
+            "srun --nodes=8 --ntasks=32 --ntasks-per-node=4 --cpus-per-task=10 --gpus-per-task=1 "
+            "--kill-on-bad-exit=1 python",
+        ),
+    ],
+    ids=["laptop", "one node", "eight nodes"],
+)
+def test_srun_starts_one_process_per_device(block, words):
+    assert jobs.launcher(block, "python", in_slurm=True) == words
+    assert jobs.launcher(block, "python", in_slurm=False) == "python"
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (LAPTOP, "--device cpu --precision fp32 --cpus 2 --checkpoint-minutes 1 --local-ranks 1"),
+        (ONE_NODE, "--device auto --precision auto --cpus 10 --checkpoint-minutes 10 --local-ranks 2"),
+        (
+            {**LAPTOP, "compile": True, "deterministic": True, "recompute": False, "tf32": True, "hang_minutes": 2.5},
+            "--device cpu --precision fp32 --cpus 2 --checkpoint-minutes 1 --hang-minutes 2.5 --compile "
+            "--deterministic --no-recompute --tf32 --local-ranks 1",
+        ),
+    ],
+    ids=["laptop", "one node", "every switch"],
+)
+def test_a_script_on_this_machine_is_told_exactly_this(block, words):
+    assert jobs.arguments(block, in_slurm=False) == words
+
+
+def test_a_script_in_a_slurm_job_is_told_its_time_limit_and_the_nodes_own_disk():
+    words = "--device cuda --precision fp16 --cpus 10 --checkpoint-minutes 10 --hang-minutes 5 --no-channels-last"
+    assert jobs.arguments(V100, in_slurm=True) == f"{words} --time-limit 1200"
+    copied = jobs.arguments(V100, in_slurm=True, local_copy="$TMPDIR/my data")
+    assert copied == f"{words} --local-copy '$TMPDIR/my data' --time-limit 1200"
+
+
+def test_minutes_and_cores_are_those_of_the_block():
+    assert jobs.minutes({**LAPTOP, "hours": 1.5}) == 90
+    assert jobs.threads(EIGHT_NODES) == 40
