@@ -9,6 +9,9 @@ from snakemake.utils import min_version
 min_version("9.10")
 
 
+include: "workflow/rules/reading.smk"
+
+
 configfile: "config.yaml"
 
 

@@ -4,34 +4,21 @@ import hashlib
 import os
 import re
 import shlex
-import sys
 from functools import cache
-from pathlib import Path
 
-# The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
-BASE = Path(workflow.basedir)
-SCRIPTS = BASE / "workflow" / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+from snakemake.utils import update_config
 
 from selfsup import jobs
-from selfsup.config import check_config, dataset_problem
-from selfsup.errors import UserError
+from selfsup.config import check_config, dataset_problem, from_command_line
 from selfsup.job.slurm import holder_at_work
 from selfsup.recipe import canonical, evaluation_part, pretraining_part
-from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
-
-
-def give_up(message):
-    """End Snakemake with one line. A WorkflowError would add a traceback of this file's, which says nothing to a user."""
-    sys.exit(f"error: {message}")
 
 
 def checked_config():
     """Return config.yaml, checked; end with one line on a mistake in it."""
     try:
-        for path in workflow.configfiles:
-            read_yaml(Path(path))  # finds keys written twice, which Snakemake's own reader lets pass
+        update_config(config, from_command_line(workflow.config_settings.config))
         return check_config(config)
     except UserError as error:
         give_up(str(error))

@@ -33,9 +33,7 @@ rule prepare_dataset:
         "logs/benchmarks/prepare_dataset/{dataset}.tsv"
     threads: packing_threads
     resources:
-        **jobs.site(CONFIG.cluster),
-        runtime=600,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=600),
     params:
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("prepare_dataset.py"),

@@ -103,9 +103,7 @@ rule export_encoder:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}.tsv"
     threads: 1
     resources:
-        **jobs.site(CONFIG.cluster),
-        runtime=20,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=20),
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
@@ -137,9 +135,7 @@ rule import_encoder:
         experiment=IMPORTED,
     threads: 1
     resources:
-        **jobs.site(CONFIG.cluster),
-        runtime=20,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=20),
     params:
         model=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
         publisher=lambda wildcards: CONFIG.published[wildcards.experiment]["publisher"],

@@ -8,15 +8,7 @@ from pathlib import Path
 from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import discover_place
-
-# Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
-SWITCHES = {
-    "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
-    "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
-    "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
-    "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
-    "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
-}
+from selfsup.jobs import SWITCHES
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

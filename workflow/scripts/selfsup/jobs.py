@@ -3,15 +3,61 @@
 Imports no torch. `block` is such a block, `cluster` the key of that name, both checked.
 """
 
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from selfsup.arguments import SWITCHES
+from selfsup.errors import UserError
 
+# Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
+SWITCHES = {
+    "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
+    "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
+    "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
+    "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
+    "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
+}
+
+SINGLE_GB = 8  # of memory for a job that packs, exports or imports
 SIGNAL_S = 120  # ahead of the time limit: time for the largest checkpoint
 # Snakemake's names of sbatch's flags for those of config.yaml; null means that the flag is left out.
 SITE = {"account": "slurm_account", "partition": "slurm_partition", "constraint": "constraint", "qos": "qos"}
+
+
+# sbatch's flags that Snakemake's plugin or the jobs of this workflow set: what to write instead of them in `extra`.
+_COMPUTE = "experiments.<name>.compute.<stage>"
+_NODES = f"nodes and devices_per_node of {_COMPUTE}"
+_MEMORY = f"memory_gb of {_COMPUTE} or of cluster"
+_GPUS = f"devices_per_node and gpu_type of {_COMPUTE}"
+_CORES = f"cpus_per_device of {_COMPUTE}"
+_OWN = "the workflow sets it itself"
+INSTEAD = {
+    ("--account", "-A"): "cluster.account",
+    ("--partition", "-p"): "cluster.partition",
+    ("--constraint", "-C"): "cluster.constraint",
+    ("--qos", "-q"): "cluster.qos",
+    ("--mem",): _MEMORY,
+    ("--mem-per-cpu",): _MEMORY,
+    ("--gres",): _GPUS,
+    ("--gpus", "-G"): _GPUS,
+    ("--gpus-per-node",): _GPUS,
+    ("--time", "-t"): f"hours of {_COMPUTE}",
+    ("--nodes", "-N"): _NODES,
+    ("--ntasks", "-n"): _NODES,
+    ("--ntasks-per-node",): _NODES,
+    ("--ntasks-per-gpu",): _NODES,
+    ("--cpus-per-task", "-c"): _CORES,
+    ("--cpus-per-gpu",): _CORES,
+    ("--job-name", "-J"): _OWN,
+    ("--output", "-o"): _OWN,
+    ("--error", "-e"): _OWN,
+    ("--parsable",): _OWN,
+    ("--export",): _OWN,
+    ("--comment",): _OWN,
+    ("--workdir", "--chdir", "-D"): _OWN,
+    ("--clusters", "--cluster", "-M"): "no key has it: submit on a login node of that cluster",
+}
 
 
 def tasks(block: Mapping[str, Any]) -> int:
@@ -29,8 +75,14 @@ def minutes(block: Mapping[str, Any]) -> int:
 
 
 def site(cluster: Mapping[str, Any]) -> dict[str, str]:
-    """Return the resources that every job has: where it goes, and on whose account."""
-    return {resource: cluster[key] for key, resource in SITE.items() if cluster[key] is not None}
+    """Return the resources that every job has: where it goes, on whose account, and the site's own flags."""
+    named = {resource: cluster[key] for key, resource in SITE.items() if cluster[key] is not None}
+    return {**named, "slurm_extra": _joined(*_site_flags(cluster))}
+
+
+def single(cluster: Mapping[str, Any], minutes: int) -> dict[str, str | int]:
+    """Return the resources of a job that packs, exports or imports: one process, and no device."""
+    return {**site(cluster), "mem_mb": _megabytes(cluster.get("memory_gb", SINGLE_GB)), "runtime": minutes}
 
 
 def resources(block: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, str | int]:
@@ -41,18 +93,56 @@ def resources(block: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str,
         "nodes": block["nodes"],
         "tasks": tasks(block),
         "cpus_per_task": block["cpus_per_device"],
-        "mem_mb": 0,  # no --mem: the share of a node that comes with the cores
+        "mem_mb": _megabytes(block.get("memory_gb", 0)),  # 0: no --mem, the share of a node that comes with the cores
         "runtime": minutes(block),
-        "slurm_extra": sbatch_flags(block, cluster),
+        "slurm_extra": _sbatch_flags(block, cluster),
     }
 
 
-def sbatch_flags(block: Mapping[str, Any], cluster: Mapping[str, Any]) -> str:
+def _sbatch_flags(block: Mapping[str, Any], cluster: Mapping[str, Any]) -> str:
     """What the plugin has no resource for: geometry of GPUs, the signal before the time limit, the site's flags."""
     per_node = block["devices_per_node"]
-    gpus = "" if block["device"] == "cpu" else f" --gpus-per-node={per_node}"
     # Without "B:" the signal reaches every task and not the batch shell.
-    return f"--ntasks-per-node={per_node}{gpus} --signal=USR1@{SIGNAL_S} {cluster['extra']}".strip()
+    signal = f"--signal=USR1@{SIGNAL_S}"
+    return _joined(
+        f"--ntasks-per-node={per_node}", _gpus("--gpus-per-node", block, per_node), signal, *_site_flags(cluster)
+    )
+
+
+def _site_flags(cluster: Mapping[str, Any]) -> tuple[str, str]:
+    reservation = cluster.get("reservation")
+    return f"--reservation={reservation}" if reservation else "", cluster["extra"]
+
+
+def _gpus(flag: str, block: Mapping[str, Any], number: int) -> str:
+    """Ask for so many GPUs, of a type where the block names one."""
+    kind = f"{block['gpu_type']}:" if block.get("gpu_type") else ""
+    return "" if block["device"] == "cpu" else f"{flag}={kind}{number}"
+
+
+def _joined(*words: str) -> str:
+    return " ".join(word for word in words if word).strip()
+
+
+def _megabytes(gigabytes: float) -> int:
+    return math.ceil(1000 * gigabytes)
+
+
+def refuse_flags(extra: str) -> None:
+    """Raise UserError, which names the key to use, for a flag in cluster.extra that the workflow or its plugin sets."""
+    try:
+        words = shlex.split(extra)
+    except ValueError as error:
+        raise UserError(f"cluster.extra is {extra!r}, which has an open quote ({error})") from error
+    for word in words:
+        for flags, instead in INSTEAD.items():
+            if any(_is_flag(word, flag) for flag in flags):
+                raise UserError(f"cluster.extra has {word}, which sbatch gets from elsewhere; instead: {instead}")
+
+
+def _is_flag(word: str, flag: str) -> bool:
+    """Whether a word of a command line is a flag, its value attached or not: --mem=4G, -N4."""
+    return word.split("=")[0] == flag if flag.startswith("--") else word.startswith(flag) and not word.startswith("--")
 
 
 def launcher(block: Mapping[str, Any], python: str, *, in_slurm: bool) -> str:
@@ -60,10 +150,11 @@ def launcher(block: Mapping[str, Any], python: str, *, in_slurm: bool) -> str:
     if not in_slurm:
         return python
     # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
-    gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
-    return (
-        f"srun --nodes={block['nodes']} --ntasks={tasks(block)} --ntasks-per-node={block['devices_per_node']} "
-        f"--cpus-per-task={block['cpus_per_device']} {gpus}--kill-on-bad-exit=1 {python}"
+    return _joined(
+        f"srun --nodes={block['nodes']} --ntasks={tasks(block)} --ntasks-per-node={block['devices_per_node']}",
+        f"--cpus-per-task={block['cpus_per_device']}",
+        _gpus("--gpus-per-task", block, 1),
+        f"--kill-on-bad-exit=1 {python}",
     )
 
 
