@@ -27,3 +27,6 @@ rule all:
     default_target: True
     input:
         "results/table1.csv",
+
+
+include: "workflow/rules/targets.smk"

@@ -1,13 +1,14 @@
 """What jobs ask of Slurm and how they start, as texts: the true ones, written by the plugin, with no Slurm about."""
 
+import argparse
 import re
 from types import SimpleNamespace
 
 import pytest
-from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options, validate_slurm_extra
 
 from selfsup import jobs
+from selfsup.arguments import add_compute_arguments
 from selfsup.errors import UserError
 
 NO_SITE = {"account": None, "partition": None, "constraint": None, "qos": None, "extra": ""}
@@ -47,12 +48,9 @@ class Resources(dict):
 
 
 def sbatch(resources: dict, threads: int = 1) -> str:
-    """The flags of a job's sbatch call, from the first that its resources decide."""
-    job = SimpleNamespace(resources=Resources(resources), threads=threads)
-    validate_slurm_extra(job)
-    names = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str"), "x")
-    call = get_submit_command(job, {**names, "account": "", "partition": "", "workdir": None})
-    return call.split("--comment x ")[1].strip()
+    """The flags of a job's sbatch call, as the plugin will write them."""
+    validate_slurm_extra(SimpleNamespace(resources=Resources(resources)))
+    return jobs.sbatch(Resources(resources), threads).removeprefix("sbatch ")
 
 
 @pytest.mark.parametrize(
@@ -76,8 +74,8 @@ def sbatch(resources: dict, threads: int = 1) -> str:
         (
             V100,
             JEAN_ZAY,
-            "-t 1200 -C v100-32g --qos=qos_gpu-t3 --nodes=8 --ntasks=32 --cpus-per-task=10 --ntasks-per-node=4 "
-            "--gpus-per-node=4 --signal=USR1@120 --hint=nomultithread",
+            "-A abc@v100 -t 1200 -C v100-32g --qos=qos_gpu-t3 --nodes=8 --ntasks=32 --cpus-per-task=10 "
+            "--ntasks-per-node=4 --gpus-per-node=4 --signal=USR1@120 --hint=nomultithread",
         ),
     ],
     ids=["laptop", "one node", "eight nodes", "like Jean Zay"],
@@ -120,7 +118,7 @@ def test_srun_starts_one_process_per_device(block, words):
     ("block", "words"),
     [
         (LAPTOP, "--device cpu --precision fp32 --cpus 2 --checkpoint-minutes 1 --local-ranks 1"),
-        (ONE_NODE, "--device auto --precision auto --cpus 10 --checkpoint-minutes 10 --local-ranks 2"),
+        (ONE_NODE, "--cpus 10 --local-ranks 2"),
         (
             {**LAPTOP, "compile": True, "deterministic": True, "recompute": False, "tf32": True, "hang_minutes": 2.5},
             "--device cpu --precision fp32 --cpus 2 --checkpoint-minutes 1 --hang-minutes 2.5 --compile "
@@ -134,7 +132,7 @@ def test_a_script_on_this_machine_is_told_exactly_this(block, words):
 
 
 def test_a_script_in_a_slurm_job_is_told_its_time_limit_and_the_nodes_own_disk():
-    words = "--device cuda --precision fp16 --cpus 10 --checkpoint-minutes 10 --hang-minutes 5 --no-channels-last"
+    words = "--device cuda --precision fp16 --cpus 10 --hang-minutes 5 --no-channels-last"
     assert jobs.arguments(V100, in_slurm=True) == f"{words} --time-limit 1200"
     copied = jobs.arguments(V100, in_slurm=True, local_copy="$TMPDIR/my data")
     assert copied == f"{words} --local-copy '$TMPDIR/my data' --time-limit 1200"
@@ -152,7 +150,7 @@ def test_memory_type_of_gpu_and_reservation_reach_sbatch_and_srun():
 def test_jobs_that_pack_and_export_get_the_sites_flags_too():
     assert sbatch(jobs.single(NO_SITE, minutes=20)) == "-t 20 --mem 8000 --ntasks=1 --cpus-per-task=1"
     site = {**JEAN_ZAY, "reservation": "lab", "memory_gb": 0}
-    flags = "-t 600 -C v100-32g --qos=qos_gpu-t3 --ntasks=1 --cpus-per-task=4"
+    flags = "-A abc@v100 -t 600 -C v100-32g --qos=qos_gpu-t3 --ntasks=1 --cpus-per-task=4"
     assert sbatch(jobs.single(site, minutes=600), threads=4) == f"{flags} --reservation=lab --hint=nomultithread"
 
 
@@ -207,3 +205,12 @@ def test_other_flags_of_the_sites_are_taken(extra):
 def test_minutes_and_cores_are_those_of_the_block():
     assert jobs.minutes({**LAPTOP, "hours": 1.5}) == 90
     assert jobs.threads(EIGHT_NODES) == 40
+
+
+def test_what_a_command_leaves_out_is_what_the_scripts_take_by_themselves():
+    parser = argparse.ArgumentParser()
+    add_compute_arguments(parser)
+    words = [jobs.arguments(block, in_slurm=False).split() for block in (ONE_NODE, {**ONE_NODE, "cpus_per_device": 1})]
+    whole = vars(parser.parse_args(["--cpus", "1", "--local-ranks", "2", "--hang-minutes", "10"]))
+    assert {**vars(parser.parse_args(words[0])), "cpus": 1} == vars(parser.parse_args(words[1])) == whole
+    assert whole["device"] == whole["precision"] == "auto" and whole["checkpoint_minutes"] == 10

@@ -1,16 +1,21 @@
 # Validation of config.yaml, names of files, and what the jobs of an experiment ask of the machine.
 
+import atexit
 import hashlib
 import os
 import re
 import shlex
+import time
 from functools import cache
 
 from snakemake.utils import update_config
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from selfsup import jobs
+from selfsup.atomic_files import keep, named_by_content
 from selfsup.config import check_config, dataset_problem, from_command_line
 from selfsup.job.slurm import holder_at_work
+from selfsup.last_words import last_words
 from selfsup.recipe import canonical, evaluation_part, pretraining_part
 from selfsup.segments import Done, boundaries, boundary_name, holds_older, work_done
 
@@ -25,6 +30,7 @@ def checked_config():
 
 
 CONFIG = checked_config()
+STARTED = time.time() - 60  # clocks of nodes differ
 PRETRAIN = "results/{experiment}/seed{seed}/pretrain"
 CIFAR10_ARCHIVE = f"{CONFIG.data_dir}/downloads/cifar-10-python.tar.gz"
 
@@ -46,6 +52,27 @@ def experiment_of(wildcards):
 IMPORTED = "|".join(map(re.escape, CONFIG.published)) or "(?!)"
 
 
+# What jobs are told in files: on a command line it would bury their messages, and reach the system's limit. Each is named
+# by its content, so that an edit of config.yaml is another file. They may be deleted while nothing runs.
+TOLD = Path("results/.told")
+
+
+def told_file(name, content):
+    path = named_by_content(TOLD, name, content)
+    if not workflow.dryrun:
+        keep(path, content)
+    return str(path)
+
+
+@cache
+def recipe_of_experiment(name):
+    return told_file("recipe", canonical(CONFIG.experiments[name].recipe))
+
+
+def recipe_file(wildcards, input):
+    return recipe_of_experiment(wildcards.experiment)
+
+
 def published_file(wildcards):
     """The weights that others have trained. Their age means nothing: the card has their checksum."""
     path = CONFIG.published[wildcards.experiment]["path"]
@@ -65,12 +92,17 @@ def dataset_of(wildcards):
     return ancient(f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json")
 
 
-# Quoted: a clone may lie in a folder whose name has a space.
-PYTHON = shlex.quote(sys.executable)
+def near(path):
+    """A path as a command names it: from the current folder, where it lies below that. Quoted: folders may have spaces."""
+    here = f"{os.getcwd()}/"
+    return shlex.quote(str(path).removeprefix(here))
+
+
+PYTHON = near(sys.executable)
 
 
 def script(name):
-    return shlex.quote(str(SCRIPTS / name))
+    return near(SCRIPTS / name)
 
 
 # Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
@@ -119,8 +151,18 @@ def resources_of(stage):
 
 
 def in_slurm():
-    """Whether the jobs of rules are Slurm jobs: seen from the login node, or from within one."""
-    return workflow.non_local_exec or (workflow.remote_exec and "SLURM_JOB_ID" in os.environ)
+    """Whether the jobs of rules are Slurm jobs: seen from the login node, with -n too, or from within one."""
+    if workflow.remote_exec:
+        return "SLURM_JOB_ID" in os.environ
+    return TYPED.executor not in (None, "local", "dryrun", "touch")
+
+
+def sbatch_text(wildcards, input, resources, threads):
+    """What a job's message says with -n: what sbatch would be asked for."""
+    if not (workflow.dryrun and TYPED.executor == "slurm"):
+        return ""
+    plugin = ExecutorPluginRegistry().get_plugin(TYPED.executor)
+    return f"\n    {jobs.sbatch(resources, threads, plugin.get_settings(TYPED))}"
 
 
 def launcher(wildcards, stage):
@@ -300,12 +342,15 @@ def metrics_of_experiment(wildcards):
     return [f"results/{wildcards.experiment}/seed{seed}/linear/metrics.csv" for seed in experiment_of(wildcards).seeds]
 
 
-def config_of_experiment(wildcards):
-    """The part of config.yaml that an experiment is made from, as JSON."""
+def whole_config(wildcards, input):
+    return told_file("config", canonical(config))
+
+
+def config_of_experiment(wildcards, input):
+    """The part of config.yaml that an experiment is made from."""
     parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
-    return canonical(
-        {**parts, "tables": {}, "experiments": {wildcards.experiment: config["experiments"][wildcards.experiment]}}
-    )
+    block = config["experiments"][wildcards.experiment]
+    return told_file("config", canonical({**parts, "tables": {}, "experiments": {wildcards.experiment: block}}))
 
 
 def rows_of_table(wildcards):
@@ -314,22 +359,20 @@ def rows_of_table(wildcards):
     return [f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}" for one in experiments]
 
 
-def config_of_table(wildcards):
-    """The part of config.yaml that a table is made from, as JSON."""
+def config_of_table(wildcards, input):
+    """The part of config.yaml that a table is made from."""
     names = CONFIG.tables[wildcards.table]
-    return canonical(
-        {
-            **{key: config[key] for key in ("data_dir", "cluster", "datasets")},
-            "tables": {wildcards.table: names},
-            "experiments": {name: config["experiments"][name] for name in names},
-        }
-    )
+    parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
+    experiments = {name: config["experiments"][name] for name in names}
+    return told_file("config", canonical({**parts, "tables": {wildcards.table: names}, "experiments": experiments}))
 
 
 onerror:
     print(
-        "\nA job failed, or was stopped by you ('saved, to be continued'); its log is named above. Finished work is kept:\n"
-        "the same command continues where it stopped.\n"
-        "If an edit that changes no result made finished jobs run again: snakemake --cleanup-metadata FILE, or --touch.",
+        "\nA job failed, or was stopped by you ('saved, to be continued'). Finished work is kept: the same command continues "
+        "where it stopped.",
         file=sys.stderr,
     )
+    said = list(last_words([Path(log) for job in workflow.scheduler.failed for log in job.log], since=STARTED))
+    # After all that Snakemake still prints: what the jobs said is the last thing on the screen.
+    atexit.register(print, *said, sep="\n", end="\n" if said else "", file=sys.stderr)

@@ -18,7 +18,7 @@ rule linear_eval:
     params:
         # What decides the figures, beside the encoder, is tracked; so the untrained one is not evaluated again for nothing.
         evaluation=lambda wildcards: canonical(evaluation_part(experiment_of(wildcards).recipe)),
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         code=EVALUATION_CODE,
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
         tee=lambda wildcards, input: TEE,
@@ -26,8 +26,9 @@ rule linear_eval:
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.metrics),
         compute=lambda wildcards, input: compute_arguments(wildcards, "evaluate"),
+        sbatch=sbatch_text,
     message:
-        "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}"
+        "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --data {params.data:q}"
         " --encoder {input.encoder:q} --output {params.folder:q} {params.compute} 2>&1 | {params.tee} {log}"
@@ -45,4 +46,4 @@ use rule linear_eval as linear_eval_random_init with:
     benchmark:
         "logs/benchmarks/linear_eval/{experiment}_seed{seed}_random_init.tsv"
     message:
-        "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}"
+        "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}{params.sbatch}"

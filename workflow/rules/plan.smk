@@ -35,8 +35,9 @@ rule preflight_checks:
         data=lambda wildcards, input: " ".join(f"--data {shlex.quote(folder)}" for folder in packed_datasets()),
         ranks=lambda wildcards, input: jobs.tasks(block_of(Largest, "pretrain")),
         compute=lambda wildcards, input: compute_arguments(Largest, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them"
+        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them{{params.sbatch}}"
     shell:
         "{params.launcher} {params.script} {params.data} --results results --ranks {params.ranks} --output {output:q}"
         " {params.compute} 2>&1 | tee -i {log}"
@@ -48,7 +49,7 @@ rule plan:
     benchmark:
         "logs/benchmarks/plan.tsv"
     params:
-        config=lambda wildcards, input: canonical(config),
+        config=whole_config,
         python=PYTHON,
         script=script("plan.py"),
     message:
@@ -71,7 +72,7 @@ rule probe:
     resources:
         **{**resources_of("pretrain"), "runtime": 15},
     params:
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         tee=lambda wildcards, input: TEE,
@@ -79,8 +80,9 @@ rule probe:
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        "Three minutes of {wildcards.experiment}, to measure its speed"
+        "Three minutes of {wildcards.experiment}, to measure its speed{params.sbatch}"
     shell:
         "(rm -rf {params.folder:q}; {params.launcher} {params.script} --recipe {params.recipe:q} --data {params.data:q}"
         " --run-folder {params.folder:q} --until-epoch {params.epochs} {params.compute} --time-limit 3.3"

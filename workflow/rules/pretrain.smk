@@ -44,7 +44,7 @@ rule pretrain_segment:
         # These two decide the weights: a change of theirs trains anew. What has `input` as an argument is not tracked.
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         revision=lambda wildcards: experiment_of(wildcards).revision,
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
@@ -57,8 +57,9 @@ rule pretrain_segment:
         previous=lambda wildcards, input: f"--previous {shlex.quote(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}"
+        "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}{params.sbatch}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
@@ -79,7 +80,7 @@ rule health_gate:
     retries: 0  # the same figures have the same verdict
     params:
         # Nothing here is tracked: other bands do not judge anew what has gone on already.
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         name=lambda wildcards, input: experiment_of(wildcards).recipe_name,
         bands=lambda wildcards, input: bands_arguments(wildcards),
         python=lambda wildcards, input: PYTHON,
@@ -106,12 +107,13 @@ rule export_encoder:
         **jobs.single(CONFIG.cluster, minutes=20),
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(input[0]))}",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}"
+        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"
     shell:
         "{params.python} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} {params.source}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
@@ -140,11 +142,12 @@ rule import_encoder:
         model=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
         publisher=lambda wildcards: CONFIG.published[wildcards.experiment]["publisher"],
         path=lambda wildcards: CONFIG.published[wildcards.experiment]["path"],
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("import_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Import the published encoder of {wildcards.experiment}"
+        "Import the published encoder of {wildcards.experiment}{params.sbatch}"
     shell:
         "{params.python} {params.script} --publisher {params.publisher} --weights {input:q} --recipe {params.recipe:q}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
@@ -162,9 +165,10 @@ use rule export_encoder as export_random_init with:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}_random_init.tsv"
     params:
         weights=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         source="--random-init",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}"
+        "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"

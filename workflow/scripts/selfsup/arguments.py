@@ -8,30 +8,32 @@ from pathlib import Path
 from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import discover_place
-from selfsup.jobs import SWITCHES
+from selfsup.jobs import DEFAULTS, SWITCHES
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --recipe and --seed: what is computed."""
     parser.add_argument(
-        "--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON"
+        "--recipe",
+        required=True,
+        help="a name in workflow/recipes, a file (.json) that holds a whole recipe, or that as JSON",
     )
     parser.add_argument("--seed", type=seed, default=0, help="0 to 4294967295; default 0")
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says how, and for how long, it is computed."""
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default=DEFAULTS["device"])
     parser.add_argument(
         "--precision",
         choices=["auto", "bf16", "fp16", "fp32"],
-        default="auto",
+        default=DEFAULTS["precision"],
         help="auto: what the device does in hardware",
     )
     parser.add_argument(
         "--cpus",
         type=int,
-        default=1,
+        default=DEFAULTS["cpus_per_device"],
         help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1",
     )
     parser.add_argument(
@@ -50,7 +52,10 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text}; default {state}"
         )
-    parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
+    minutes = DEFAULTS["checkpoint_minutes"]
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, default=minutes, help=f"between rolling checkpoints; default {minutes}"
+    )
     parser.add_argument(
         "--time-limit",
         type=float,
@@ -60,7 +65,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hang-minutes",
         type=float,
-        default=10,
+        default=DEFAULTS["hang_minutes"],
         help="end with the stacks of all ranks when a step takes longer; default 10",
     )
 

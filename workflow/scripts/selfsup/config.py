@@ -70,6 +70,8 @@ def from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_of(given: str) -> Config:
     """Return the config that a script was given: a file's path, or its content as JSON. Raises UserError."""
+    if given.endswith(".json"):
+        return check_config(json.loads(Path(given).read_text(encoding="utf-8")))
     return check_config(json.loads(given)) if given.lstrip().startswith("{") else load_config(Path(given))
 
 

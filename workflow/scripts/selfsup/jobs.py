@@ -6,6 +6,7 @@ Imports no torch. `block` is such a block, `cluster` the key of that name, both 
 import math
 import shlex
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from selfsup.errors import UserError
@@ -24,6 +25,8 @@ SIGNAL_S = 120  # ahead of the time limit: time for the largest checkpoint
 # Snakemake's names of sbatch's flags for those of config.yaml; null means that the flag is left out.
 SITE = {"account": "slurm_account", "partition": "slurm_partition", "constraint": "constraint", "qos": "qos"}
 
+# What the scripts take when they are not told, by the keys of a `compute` block: commands say what differs.
+DEFAULTS = {"device": "auto", "precision": "auto", "cpus_per_device": 1, "checkpoint_minutes": 10, "hang_minutes": 10}
 
 # sbatch's flags that Snakemake's plugin or the jobs of this workflow set: what to write instead of them in `extra`.
 _COMPUTE = "experiments.<name>.compute.<stage>"
@@ -128,6 +131,24 @@ def _megabytes(gigabytes: float) -> int:
     return math.ceil(1000 * gigabytes)
 
 
+def sbatch(resources: Any, threads: int, settings: Any = None) -> str:
+    """Return what the plugin will type for a job, without the names of its log and of this run.
+
+    resources: Snakemake's, by key and by attribute. settings: the plugin's.
+    """
+    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+
+    account, partition = resources.get("slurm_account"), resources.get("slurm_partition")
+    names = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str"), "x")
+    place = {
+        "account": f"-A {shlex.quote(account)}" if account else "",
+        "partition": f"-p {shlex.quote(partition)}" if partition else "",
+        "workdir": None,
+    }
+    command = get_submit_command(SimpleNamespace(resources=resources, threads=threads), {**names, **place}, settings)
+    return f"sbatch {' '.join(command.partition(' --comment x ')[2].split())}"
+
+
 def refuse_flags(extra: str) -> None:
     """Raise UserError, which names the key to use, for a flag in cluster.extra that the workflow or its plugin sets."""
     try:
@@ -160,12 +181,14 @@ def launcher(block: Mapping[str, Any], python: str, *, in_slurm: bool) -> str:
 
 def arguments(block: Mapping[str, Any], *, in_slurm: bool, local_copy: str | None = None) -> str:
     """What a script is told of the machine, as words of its command line."""
-    words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
-    words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
-    words += f" --hang-minutes {block['hang_minutes']}" if "hang_minutes" in block else ""
-    for name in SWITCHES:
-        if name in block:
-            words += f" --{'' if block[name] else 'no-'}{name.replace('_', '-')}"
-    words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
+    given = {name: block[name] for name, default in DEFAULTS.items() if block.get(name, default) != default}
+    words = [f"--{_flag(name)} {value}" for name, value in given.items()]
+    words += [f"--{'' if block[name] else 'no-'}{_flag(name)}" for name in SWITCHES if name in block]
+    words += [f"--local-copy {shlex.quote(local_copy)}"] if local_copy else []
     # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
-    return words + (f" --time-limit {minutes(block)}" if in_slurm else f" --local-ranks {block['devices_per_node']}")
+    words += [f"--time-limit {minutes(block)}" if in_slurm else f"--local-ranks {block['devices_per_node']}"]
+    return " ".join(words)
+
+
+def _flag(name: str) -> str:
+    return {"cpus_per_device": "cpus"}.get(name, name).replace("_", "-")

@@ -78,14 +78,25 @@ def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
 
 
 def parse_recipe(text: str) -> dict[str, Any]:
-    """Return a validated recipe from a script's --recipe argument: the recipe itself as JSON, or a recipe's name."""
-    if not text.lstrip().startswith("{"):
-        return load_recipe(text)
+    """Return a validated recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON."""
+    if text.endswith(".json"):
+        return _parsed(_content(Path(text)), text)
+    return _parsed(text, "--recipe") if text.lstrip().startswith("{") else load_recipe(text)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+
+
+def _parsed(text: str, thing: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecipeError(f"--recipe is not valid JSON ({error})") from error
-    return check_recipe(recipe, "--recipe")
+        raise RecipeError(f"{thing} is not valid JSON ({error})") from error
+    return check_recipe(recipe, thing)
 
 
 def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
