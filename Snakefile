@@ -9,6 +9,9 @@ from snakemake.utils import min_version
 min_version("9.10")
 
 
+include: "workflow/rules/reading.smk"
+
+
 configfile: "config.yaml"
 
 
@@ -24,3 +27,6 @@ rule all:
     default_target: True
     input:
         "results/table1.csv",
+
+
+include: "workflow/rules/targets.smk"

@@ -1,11 +1,13 @@
 import copy
+import math
 from pathlib import Path
 
 import pytest
 
-from selfsup.config import check_config, dataset_problem, load_config
+from selfsup.config import check_config, dataset_problem, from_command_line, load_config
 from selfsup.errors import UserError
-from selfsup.schema import check_schema, read_yaml
+from selfsup.schema import check_schema
+from selfsup.yaml_reader import read_yaml
 
 
 @pytest.fixture
@@ -69,7 +71,25 @@ def test_the_shipped_configuration_is_valid(repository):
         ("datasets.imagenet.resize", 0, ["resize is 0", "at least 1"]),
         ("datasets.imagenet.skip_damaged", "yes", ["skip_damaged is 'yes'"]),
         ("datasets.imagenet.expect", {"trian": 5}, ["unknown key 'trian'", "did you mean train"]),
-        ("datasets", {"a b": {"source": "digits"}}, ["'a b' is no name"]),
+        ("datasets", {"a b": {"source": "digits"}}, ["datasets: 'a b' is no name"]),
+        ("tables.demo", "digits", ["tables.demo is 'digits'", "wanted a list, for example [digits]"]),
+        ("experiments.digits.seeds", 3, ["seeds is 3", "wanted a list, for example [3]"]),
+        ("experiments.digits.overrides", [], ["overrides is []", "wanted keys with values"]),
+        ("experiments", {}, ["experiments is empty"]),
+        ("tables", {100: ["digits"]}, ["tables.100", "write it in quotes"]),
+        ("experiments.digits.recipe", 100, ["recipe is 100", "write '100' in quotes"]),
+        ("cluster.account", 17, ["account is 17", "write '17' in quotes"]),
+        ("experiments.digits.compute.pretrain.hours", math.inf, ["hours is inf", "finite"]),
+        pytest.param("experiments.digits.compute.pretrain.hours", 10**400, ["hours is", "finite"], id="400 digits"),
+        ("experiments.digits.compute.evaluate.checkpoint_minutes", math.nan, ["checkpoint_minutes is nan", "finite"]),
+        ("experiments.digits.compute.pretrain.hours", 0.005, ["hours is 0.005", "less than a minute"]),
+        ("experiments.digits.compute.pretrain.hours", "1:75", ["hours is '1:75'", "for example 1.5", '"1:30:00"']),
+        ("experiments.digits.compute.pretrain.hours", "2", ["hours is '2'", "a number of hours"]),
+        ("experiments.digits.compute.pretrain.gpu_type", "a100", ["gpu_type is 'a100'", "device is cpu"]),
+        ("experiments.cifar10.compute.pretrain.gpu_type", "gpu:a100", ["gpu_type: 'gpu:a100' is no name"]),
+        ("experiments.cifar10.compute.pretrain.memory_gb", -1, ["memory_gb is -1", "at least 0"]),
+        ("cluster.extra", "--hint=x --mem=4G", ["cluster.extra has --mem=4G", "memory_gb"]),
+        ("cluster.extra", "--comment='a", ["cluster.extra is", "open quote"]),
     ],
 )
 def test_each_mistake_is_named_in_one_line(raw, path, value, words):
@@ -129,7 +149,7 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_config(path)
     path.write_text("tables:\n\t- a")
-    with pytest.raises(UserError, match="line 2: not valid YAML"):
+    with pytest.raises(UserError, match="line 2, column 1: not valid YAML"):
         load_config(path)
     path.write_text("just text")
     with pytest.raises(UserError, match="the top level is 'just text'"):
@@ -159,6 +179,40 @@ def test_numbers_like_1e_minus_6_are_read_as_numbers(tmp_path, repository):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert load_config(path).experiments["digits"].recipe["optimizer"]["weight_decay"] == 1e-6
+
+
+@pytest.mark.parametrize(("hours", "found"), [("1:30", 1.5), ("20:00:00", 20), ("0:00:36", 0.01), ("1e1", 10), (2, 2)])
+def test_hours_are_a_number_or_a_duration_in_quotes(raw, hours, found):
+    config = check_config(changed(raw, "experiments.digits.compute.pretrain.hours", hours))
+    assert config.experiments["digits"].compute["pretrain"]["hours"] == pytest.approx(found)
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text_where_a_text_is_wanted(raw):
+    raw = changed(raw, "cluster.account", "5e10")
+    raw["tables"]["1e3"] = raw["tables"].pop("demo")
+    raw["experiments"]["2e4"] = {**raw["experiments"]["digits"], "overrides": {"epochs": "3e1"}}
+    raw["tables"]["1e3"] = ["2e4"]
+    config = check_config(raw)
+    assert config.cluster["account"] == "5e10" and config.tables["1e3"] == ["2e4"]
+    assert config.experiments["2e4"].recipe["epochs"] == 30 and "1:30" not in config.tables
+
+
+def test_the_command_lines_texts_become_numbers_where_no_text_is_wanted():
+    block = {"seeds": ["0", "1"], "overrides": {"epochs": "60", "model": {"backbone": "resnet34"}}, "bands": "null"}
+    compute = {"pretrain": {"hours": "1:30", "device": "cpu", "compile": "true"}}
+    given = {"experiments": {"17": {**block, "recipe": "17", "compute": compute}}, "cluster": {"account": "17"}}
+    assert from_command_line(given) == {
+        "experiments": {
+            "17": {
+                "seeds": [0, 1],
+                "overrides": {"epochs": 60, "model": {"backbone": "resnet34"}},
+                "bands": None,
+                "recipe": "17",
+                "compute": {"pretrain": {"hours": "1:30", "device": "cpu", "compile": True}},
+            }
+        },
+        "cluster": {"account": "17"},
+    }
 
 
 def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(monkeypatch):

@@ -1,48 +1,41 @@
 # Validation of config.yaml, names of files, and what the jobs of an experiment ask of the machine.
 
+import atexit
 import hashlib
 import os
 import re
 import shlex
-import sys
+import time
 from functools import cache
-from pathlib import Path
 
-# The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
-BASE = Path(workflow.basedir)
-SCRIPTS = BASE / "workflow" / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+from snakemake.utils import update_config
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
-from selfsup.arguments import SWITCHES
+from selfsup import jobs
 from selfsup.as_run import record_what_runs
-from selfsup.config import check_config, dataset_problem
-from selfsup.errors import UserError
+from selfsup.atomic_files import keep, named_by_content
+from selfsup.config import check_config, dataset_problem, from_command_line
 from selfsup.evaluation import record
 from selfsup.job.slurm import holder_at_work
+from selfsup.last_words import last_words
 from selfsup.recipe import canonical, evaluation_part, fingerprint, pretraining_part
-from selfsup.schema import read_yaml
 from selfsup.segments import Done, boundaries, card_name, epoch_of, holds_older, is_finished, restore_cards, work_done
 from selfsup.signals import STOP_SIGNALS
 from snakemake.io import is_flagged
 from snakemake.settings.types import RerunTrigger
 
 
-def give_up(message):
-    """End Snakemake with one line. A WorkflowError would add a traceback of this file's, which says nothing to a user."""
-    sys.exit(f"error: {message}")
-
-
 def checked_config():
     """Return config.yaml, checked; end with one line on a mistake in it."""
     try:
-        for path in workflow.configfiles:
-            read_yaml(Path(path))  # finds keys written twice, which Snakemake's own reader lets pass
+        update_config(config, from_command_line(workflow.config_settings.config))
         return check_config(config)
     except UserError as error:
         give_up(str(error))
 
 
 CONFIG = checked_config()
+STARTED = time.time() - 60  # clocks of nodes differ
 RUN = "results/{experiment}/seed{seed}"
 PRETRAIN = f"{RUN}/pretrain"
 # Finished work is known by its own record (below); an edited rule or script is no reason to do it again.
@@ -76,6 +69,27 @@ def experiment_of(wildcards):
 IMPORTED = "|".join(map(re.escape, CONFIG.published)) or "(?!)"
 
 
+# What jobs are told in files: on a command line it would bury their messages, and reach the system's limit. Each is named
+# by its content, so that an edit of config.yaml is another file. They may be deleted while nothing runs.
+TOLD = Path("results/.told")
+
+
+def told_file(name, content):
+    path = named_by_content(TOLD, name, content)
+    if not workflow.dryrun:
+        keep(path, content)
+    return str(path)
+
+
+@cache
+def recipe_of_experiment(name):
+    return told_file("recipe", canonical(CONFIG.experiments[name].recipe))
+
+
+def recipe_file(wildcards, input):
+    return recipe_of_experiment(wildcards.experiment)
+
+
 def published_file(wildcards):
     """The weights that others have trained. Their age means nothing: the card has their checksum."""
     path = CONFIG.published[wildcards.experiment]["path"]
@@ -94,12 +108,17 @@ def dataset_of(wildcards):
     return f"{dataset_folder(experiment_of(wildcards).dataset)}/store.json"
 
 
-# Quoted: a clone may lie in a folder whose name has a space.
-PYTHON = shlex.quote(sys.executable)
+def near(path):
+    """A path as a command names it: from the current folder, where it lies below that. Quoted: folders may have spaces."""
+    here = f"{os.getcwd()}/"
+    return shlex.quote(str(path).removeprefix(here))
+
+
+PYTHON = near(sys.executable)
 
 
 def script(name):
-    return shlex.quote(str(SCRIPTS / name))
+    return near(SCRIPTS / name)
 
 
 # Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
@@ -116,93 +135,53 @@ def code_digest(*names):
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def compute(stage, key):
-    """Return a function of wildcards: a value of the experiment's `compute` block for "pretrain" or "evaluate"."""
-    return lambda wildcards: experiment_of(wildcards).compute[stage][key]
-
-
-def tasks(stage):
-    """One task per device."""
-    return lambda wildcards: compute(stage, "nodes")(wildcards) * compute(stage, "devices_per_node")(wildcards)
+def block_of(wildcards, stage):
+    """The experiment's `compute` block for "pretrain" or "evaluate"."""
+    return experiment_of(wildcards).compute[stage]
 
 
 def local_threads(stage):
-    """Cores of one node's devices; what a local run takes."""
-    return lambda wildcards: compute(stage, "cpus_per_device")(wildcards) * compute(stage, "devices_per_node")(
-        wildcards
-    )
+    return lambda wildcards: jobs.threads(block_of(wildcards, stage))
 
 
-def mpi(stage):
-    """The plugin's word for "this rule calls srun itself"; it wants an empty one where there is a single task."""
-    return lambda wildcards: "srun" if tasks(stage)(wildcards) > 1 else ""
+def resources_of(stage):
+    """Return {resource: a function of wildcards}: what a stage's jobs ask of Slurm."""
 
+    def resource(name):
+        return lambda wildcards: jobs.resources(block_of(wildcards, stage), CONFIG.cluster)[name]
 
-def minutes(stage):
-    return lambda wildcards: round(60 * compute(stage, "hours")(wildcards))
-
-
-def sbatch_flags(stage):
-    """What the plugin has no resource for: geometry of GPUs, the signal ahead of the time limit, the site's own flags."""
-
-    def flags(wildcards):
-        per_node = compute(stage, "devices_per_node")(wildcards)
-        gpus = "" if compute(stage, "device")(wildcards) == "cpu" else f" --gpus-per-node={per_node}"
-        # 120 s: time for the largest checkpoint. Without "B:" the signal reaches every task and not the batch shell.
-        return f"--ntasks-per-node={per_node}{gpus} --signal=USR1@120 {CONFIG.cluster['extra']}".strip()
-
-    return flags
-
-
-# Slurm's own words for config.yaml's; null means that the flag is left out.
-SBATCH_RESOURCES = {
-    "account": "slurm_account",
-    "partition": "slurm_partition",
-    "constraint": "constraint",
-    "qos": "qos",
-}
-CLUSTER = {
-    resource: CONFIG.cluster[key] for key, resource in SBATCH_RESOURCES.items() if CONFIG.cluster[key] is not None
-}
+    return {name: resource(name) for name in jobs.resources(block_of(Largest, stage), CONFIG.cluster)}
 
 
 def in_slurm():
-    """Whether the jobs of rules are Slurm jobs: seen from the login node, or from within one."""
-    return workflow.non_local_exec or (workflow.remote_exec and "SLURM_JOB_ID" in os.environ)
+    """Whether the jobs of rules are Slurm jobs: seen from the login node, with -n too, or from within one."""
+    if workflow.remote_exec:
+        return "SLURM_JOB_ID" in os.environ
+    return TYPED.executor not in (None, "local", "dryrun", "touch")
+
+
+def sbatch_text(wildcards, input, resources, threads):
+    """What a job's message says with -n: what sbatch would be asked for."""
+    if not (workflow.dryrun and TYPED.executor == "slurm"):
+        return ""
+    plugin = ExecutorPluginRegistry().get_plugin(TYPED.executor)
+    return f"\n    {jobs.sbatch(resources, threads, plugin.get_settings(TYPED))}"
 
 
 def launcher(wildcards, stage):
-    """What starts one process per device: srun in a Slurm job; on this machine the script does it itself."""
-    block = experiment_of(wildcards).compute[stage]
-    nodes, per_node, cpus = block["nodes"], block["devices_per_node"], block["cpus_per_device"]
-    if in_slurm():
-        # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
-        gpus = "" if block["device"] == "cpu" else "--gpus-per-task=1 "
-        return (
-            f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task={cpus} "
-            f"{gpus}--kill-on-bad-exit=1 {PYTHON}"
-        )
-    if nodes > 1 and not workflow.dryrun:
+    """What starts one process per device."""
+    block = block_of(wildcards, stage)
+    if block["nodes"] > 1 and not in_slurm() and not workflow.dryrun:
         give_up(
-            f"experiment {wildcards.experiment} asks for {nodes} nodes: use --profile profiles/slurm, or set "
+            f"experiment {wildcards.experiment} asks for {block['nodes']} nodes: use --profile profiles/slurm, or set "
             f"experiments.{wildcards.experiment}.compute.{stage}.nodes to 1 (the global batch stays the same)"
         )
-    return PYTHON
+    return jobs.launcher(block, PYTHON, in_slurm=in_slurm())
 
 
 def compute_arguments(wildcards, stage):
-    block = experiment_of(wildcards).compute[stage]
-    words = f"--device {block['device']} --precision {block['precision']} --cpus {block['cpus_per_device']}"
-    words += f" --checkpoint-minutes {block['checkpoint_minutes']}"
-    words += f" --hang-minutes {block['hang_minutes']}" if "hang_minutes" in block else ""
-    for name in SWITCHES:
-        if name in block:
-            words += f" --{'' if block[name] else 'no-'}{name.replace('_', '-')}"
     local_copy = CONFIG.datasets[experiment_of(wildcards).dataset].get("local_copy")
-    words += f" --local-copy {shlex.quote(local_copy)}" if local_copy else ""
-    # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
-    more = f"--time-limit {minutes(stage)(wildcards)}" if in_slurm() else f"--local-ranks {block['devices_per_node']}"
-    return f"{words} {more}"
+    return jobs.arguments(block_of(wildcards, stage), in_slurm=in_slurm(), local_copy=local_copy)
 
 
 def largest_experiment():
@@ -456,12 +435,15 @@ def metrics_of_experiment(wildcards):
     return [f"results/{wildcards.experiment}/seed{seed}/linear/metrics.csv" for seed in experiment_of(wildcards).seeds]
 
 
-def config_of_experiment(wildcards):
-    """The part of config.yaml that an experiment is made from, as JSON."""
+def whole_config(wildcards, input):
+    return told_file("config", canonical(config))
+
+
+def config_of_experiment(wildcards, input):
+    """The part of config.yaml that an experiment is made from."""
     parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
-    return canonical(
-        {**parts, "tables": {}, "experiments": {wildcards.experiment: config["experiments"][wildcards.experiment]}}
-    )
+    block = config["experiments"][wildcards.experiment]
+    return told_file("config", canonical({**parts, "tables": {}, "experiments": {wildcards.experiment: block}}))
 
 
 def rows_of_table(wildcards):
@@ -470,22 +452,21 @@ def rows_of_table(wildcards):
     return [f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}" for one in experiments]
 
 
-def config_of_table(wildcards):
-    """The part of config.yaml that a table is made from, as JSON."""
+def config_of_table(wildcards, input):
+    """The part of config.yaml that a table is made from."""
     names = CONFIG.tables[wildcards.table]
-    return canonical(
-        {
-            **{key: config[key] for key in ("data_dir", "cluster", "datasets")},
-            "tables": {wildcards.table: names},
-            "experiments": {name: config["experiments"][name] for name in names},
-        }
-    )
+    parts = {key: config[key] for key in ("data_dir", "cluster", "datasets")}
+    experiments = {name: config["experiments"][name] for name in names}
+    return told_file("config", canonical({**parts, "tables": {wildcards.table: names}, "experiments": experiments}))
 
 
 def refuse_if_missing():
     """Fail where something asked for was not made: Snakemake itself would end with status 0."""
-    settings, jobs = workflow.dag_settings, workflow.dag.targetjobs
-    asked = {*workflow.dag.targetfiles, *(file for job in jobs for file in [*job.output, *job.input])}
+    settings = workflow.dag_settings
+    asked = {
+        *workflow.dag.targetfiles,
+        *(file for job in workflow.dag.targetjobs for file in [*job.output, *job.input]),
+    }
     missing = sorted(str(file) for file in asked if not os.path.exists(file) and not is_flagged(file, "temp"))
     if missing and not (settings.until or settings.omit_from):
         give_up(f"{', '.join(missing)} is not made yet: start the same command again")
@@ -508,7 +489,10 @@ onstart:
 
 onerror:
     print(
-        "\nA job failed, or was stopped by you ('saved, to be continued'); its log is named above. Finished work is kept:\n"
-        "the same command continues where it stopped.",
+        "\nA job failed, or was stopped by you ('saved, to be continued'). Finished work is kept: the same command continues "
+        "where it stopped.",
         file=sys.stderr,
     )
+    said = list(last_words([Path(log) for job in workflow.scheduler.failed for log in job.log], since=STARTED))
+    # After all that Snakemake still prints: what the jobs said is the last thing on the screen.
+    atexit.register(print, *said, sep="\n", end="\n" if said else "", file=sys.stderr)

@@ -13,8 +13,9 @@ rule download_cifar10:
     benchmark:
         "logs/benchmarks/download_cifar10.tsv"
     params:
-        python=PYTHON,
-        script=script("prepare_dataset.py"),
+        # Tracked, as ever: another text would download again.
+        python=shlex.quote(sys.executable),
+        script=shlex.quote(str(SCRIPTS / "prepare_dataset.py")),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     message:
         "Download CIFAR-10 (170 MB)"
@@ -33,9 +34,8 @@ rule prepare_dataset:
         "logs/benchmarks/prepare_dataset/{dataset}.tsv"
     threads: packing_threads
     resources:
-        **CLUSTER,
-        runtime=600,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=600),
+        cpus_per_task=packing_threads,  # as many as the threads, which a plan caps by its own cores
     params:
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("prepare_dataset.py"),
@@ -44,8 +44,9 @@ rule prepare_dataset:
         path=source_path,
         packing=packing_arguments,
         folder=lambda wildcards, output: os.path.dirname(output[0]),
+        sbatch=sbatch_text,
     message:
-        "Pack the dataset {wildcards.dataset}"
+        "Pack the dataset {wildcards.dataset}{params.sbatch}"
     shell:
         "{params.python} {params.script} --source {params.source} {params.path} --output {params.folder:q}"
         " {params.packing} --cpus {threads} 2>&1 | tee -i {log}"

@@ -13,25 +13,19 @@ rule linear_eval:
         "logs/benchmarks/linear_eval/{experiment}_seed{seed}.tsv"
     threads: local_threads("evaluate")
     resources:
-        **CLUSTER,
-        mpi=mpi("evaluate"),
-        nodes=compute("evaluate", "nodes"),
-        tasks=tasks("evaluate"),
-        cpus_per_task=compute("evaluate", "cpus_per_device"),
-        mem_mb=0,
-        runtime=minutes("evaluate"),
-        slurm_extra=sbatch_flags("evaluate"),
+        **resources_of("evaluate"),
     params:
         # Nothing is tracked: the evaluation's own record says what it was made from.
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("linear_eval.py"),
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output.metrics),
         compute=lambda wildcards, input: compute_arguments(wildcards, "evaluate"),
+        sbatch=sbatch_text,
     message:
-        "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}"
+        "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --data {params.data:q}"
         " --encoder {input.encoder:q} --output {params.folder:q} {params.compute} 2>&1 | {params.tee} {log}"
@@ -48,4 +42,4 @@ use rule linear_eval as linear_eval_random_init with:
     benchmark:
         "logs/benchmarks/linear_eval/{experiment}_seed{seed}_random_init.tsv"
     message:
-        "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}"
+        "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}{params.sbatch}"

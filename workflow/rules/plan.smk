@@ -28,22 +28,16 @@ rule preflight_checks:
         "logs/benchmarks/preflight_checks.tsv"
     threads: local_threads("pretrain")(Largest)
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain")(Largest),
-        nodes=compute("pretrain", "nodes")(Largest),
-        tasks=tasks("pretrain")(Largest),
-        cpus_per_task=compute("pretrain", "cpus_per_device")(Largest),
-        mem_mb=0,
-        runtime=15,
-        slurm_extra=sbatch_flags("pretrain")(Largest),
+        **{**jobs.resources(block_of(Largest, "pretrain"), CONFIG.cluster), "runtime": 15},
     params:
         launcher=lambda wildcards, input: launcher(Largest, "pretrain"),
         script=lambda wildcards, input: script("preflight.py"),
         data=lambda wildcards, input: " ".join(f"--data {shlex.quote(folder)}" for folder in packed_datasets()),
-        ranks=lambda wildcards, input: tasks("pretrain")(Largest),
+        ranks=lambda wildcards, input: jobs.tasks(block_of(Largest, "pretrain")),
         compute=lambda wildcards, input: compute_arguments(Largest, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them"
+        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them{{params.sbatch}}"
     shell:
         "{params.launcher} {params.script} {params.data} --results results --ranks {params.ranks} --output {output:q}"
         " {params.compute} 2>&1 | tee -i {log}"
@@ -55,7 +49,7 @@ rule plan:
     benchmark:
         "logs/benchmarks/plan.tsv"
     params:
-        config=lambda wildcards, input: canonical(config),
+        config=whole_config,
         python=PYTHON,
         script=script("plan.py"),
     message:
@@ -76,16 +70,9 @@ rule probe:
         "logs/benchmarks/probe/{experiment}.tsv"
     threads: local_threads("pretrain")
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain"),
-        nodes=compute("pretrain", "nodes"),
-        tasks=tasks("pretrain"),
-        cpus_per_task=compute("pretrain", "cpus_per_device"),
-        mem_mb=0,
-        runtime=15,
-        slurm_extra=sbatch_flags("pretrain"),
+        **{**resources_of("pretrain"), "runtime": 15},
     params:
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         tee=lambda wildcards, input: TEE,
@@ -93,8 +80,9 @@ rule probe:
         data=lambda wildcards, input: os.path.dirname(input.data),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        "Three minutes of {wildcards.experiment}, to measure its speed"
+        "Three minutes of {wildcards.experiment}, to measure its speed{params.sbatch}"
     shell:
         "(rm -rf {params.folder:q}; {params.launcher} {params.script} --recipe {params.recipe:q} --data {params.data:q}"
         " --run-folder {params.folder:q} --until-epoch {params.epochs} {params.compute} --time-limit 3.3"

@@ -38,20 +38,13 @@ rule pretrain_segment:
         "logs/benchmarks/pretrain/{experiment}_seed{seed}_epoch{epoch}.tsv"
     threads: local_threads("pretrain")
     resources:
-        **CLUSTER,
-        mpi=mpi("pretrain"),
-        nodes=compute("pretrain", "nodes"),
-        tasks=tasks("pretrain"),
-        cpus_per_task=compute("pretrain", "cpus_per_device"),
-        mem_mb=0,  # no --mem: the share of a node that comes with the cores
-        runtime=minutes("pretrain"),
-        slurm_extra=sbatch_flags("pretrain"),
+        **resources_of("pretrain"),
     params:
         # What decides the weights. A finished segment knows its own by the run's record: a change of these only wakes it.
         # What has `input` as an argument is not tracked.
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         revision=lambda wildcards: experiment_of(wildcards).revision,
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
@@ -64,8 +57,9 @@ rule pretrain_segment:
         previous=lambda wildcards, input: f"--previous {epoch_of(str(input.previous))}" if input.previous else "",
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
+        sbatch=sbatch_text,
     message:
-        "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}"
+        "Pretrain {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}{params.sbatch}"
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
@@ -86,7 +80,7 @@ rule health_gate:
     retries: 0  # the same figures have the same verdict
     params:
         # Nothing here is tracked: other bands do not judge anew what has gone on already.
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         name=lambda wildcards, input: experiment_of(wildcards).recipe_name,
         bands=lambda wildcards, input: bands_arguments(wildcards),
         python=lambda wildcards, input: PYTHON,
@@ -110,17 +104,16 @@ rule export_encoder:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}.tsv"
     threads: 1
     resources:
-        **CLUSTER,
-        runtime=20,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=20),
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(Path(input[0]).with_suffix('.pt')))}",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}"
+        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"
     shell:
         "{params.python} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} {params.source}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
@@ -144,18 +137,17 @@ rule import_encoder:
         experiment=IMPORTED,
     threads: 1
     resources:
-        **CLUSTER,
-        runtime=20,
-        mem_mb=8000,
+        **jobs.single(CONFIG.cluster, minutes=20),
     params:
         model=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
         publisher=lambda wildcards: CONFIG.published[wildcards.experiment]["publisher"],
         path=lambda wildcards: CONFIG.published[wildcards.experiment]["path"],
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("import_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Import the published encoder of {wildcards.experiment}"
+        "Import the published encoder of {wildcards.experiment}{params.sbatch}"
     shell:
         "{params.python} {params.script} --publisher {params.publisher} --weights {input:q} --recipe {params.recipe:q}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
@@ -173,9 +165,10 @@ use rule export_encoder as export_random_init with:
         "logs/benchmarks/export_encoder/{experiment}_seed{seed}_random_init.tsv"
     params:
         weights=lambda wildcards: canonical(experiment_of(wildcards).recipe["model"]),
-        recipe=lambda wildcards, input: canonical(experiment_of(wildcards).recipe),
+        recipe=recipe_file,
         source="--random-init",
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
+        sbatch=sbatch_text,
     message:
-        "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}"
+        "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}{params.sbatch}"

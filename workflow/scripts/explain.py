@@ -14,12 +14,11 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from selfsup.errors import UserError, run_script
 from selfsup.explain import difference_table, differing, explained, table, warnings
 from selfsup.recipe import load_recipe, recipe_names
-from selfsup.schema import read_numbers, read_yaml, suggest
+from selfsup.schema import suggest
+from selfsup.yaml_reader import parse_yaml, read_yaml
 
 
 def main() -> None:
@@ -43,10 +42,7 @@ def main() -> None:
 
 
 def mapping(text: str) -> Mapping:
-    try:
-        value = read_numbers(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"--overrides is not valid YAML: {text}") from error
+    value = parse_yaml(text, "--overrides")
     if not isinstance(value, Mapping):
         raise UserError(f"--overrides is {text!r}, wanted recipe keys, for example '{{epochs: 100}}'")
     return value

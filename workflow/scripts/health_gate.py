@@ -24,8 +24,10 @@ from selfsup.recipe import parse_recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a name in workflow/recipes, or a whole recipe as JSON")
-    parser.add_argument("--name", help="the recipe's name, where --recipe is JSON")
+    parser.add_argument(
+        "--recipe", required=True, help="a name in workflow/recipes, or a whole one: a .json file, JSON"
+    )
+    parser.add_argument("--name", help="the recipe's name, where --recipe is a whole one")
     parser.add_argument("--card", required=True, type=existing_path, help="the boundary's JSON file")
     parser.add_argument("--bands", type=existing_path, help="bands to use, whatever recipe they were recorded for")
     parser.add_argument("--experiment", default="<name>", help="its name in config.yaml, for the message")

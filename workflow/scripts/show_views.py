@@ -7,7 +7,6 @@ Reads a prepared dataset. A row is an image: itself, in their size, then its vie
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.augment import Draws, Views, apply, crop, draw
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
-from selfsup.recipe import load_recipe
+from selfsup.recipe import parse_recipe
 
 IMAGES, EPOCHS = 8, 2
 GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this side by whole factors
@@ -27,7 +26,7 @@ GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this s
 
 def main() -> None:
     arguments = parse_arguments()
-    recipe = {"augment": json.loads(arguments.augment)} if arguments.augment else load_recipe(arguments.recipe)
+    recipe = parse_recipe(arguments.recipe)
     split = PackedStore(arguments.data).train
     indices = np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64)
     images = [split.image(index) for index in indices]
@@ -71,9 +70,9 @@ def tiled(pictures: torch.Tensor) -> np.ndarray:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--recipe", help="a recipe's name")
-    which.add_argument("--augment", help="a recipe's block `augment` as JSON")
+    parser.add_argument(
+        "--recipe", required=True, help="a name in workflow/recipes, or a whole one: a .json file, JSON"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
     parser.add_argument("--output", type=Path, required=True, help="the picture, PNG")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,38 +8,32 @@ from pathlib import Path
 from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import discover_place
-
-# Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
-SWITCHES = {
-    "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
-    "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
-    "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
-    "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
-    "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
-}
+from selfsup.jobs import DEFAULTS, SWITCHES
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --recipe and --seed: what is computed."""
     parser.add_argument(
-        "--recipe", required=True, type=str, help="a name in workflow/recipes, or a whole recipe as JSON"
+        "--recipe",
+        required=True,
+        help="a name in workflow/recipes, a file (.json) that holds a whole recipe, or that as JSON",
     )
     parser.add_argument("--seed", type=seed, default=0, help="0 to 4294967295; default 0")
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says how, and for how long, it is computed."""
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default=DEFAULTS["device"])
     parser.add_argument(
         "--precision",
         choices=["auto", "bf16", "fp16", "fp32"],
-        default="auto",
+        default=DEFAULTS["precision"],
         help="auto: what the device does in hardware",
     )
     parser.add_argument(
         "--cpus",
         type=int,
-        default=1,
+        default=DEFAULTS["cpus_per_device"],
         help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1",
     )
     parser.add_argument(
@@ -58,7 +52,10 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text}; default {state}"
         )
-    parser.add_argument("--checkpoint-minutes", type=float, default=10, help="between rolling checkpoints; default 10")
+    minutes = DEFAULTS["checkpoint_minutes"]
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, default=minutes, help=f"between rolling checkpoints; default {minutes}"
+    )
     parser.add_argument(
         "--time-limit",
         type=float,
@@ -68,7 +65,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hang-minutes",
         type=float,
-        default=10,
+        default=DEFAULTS["hang_minutes"],
         help="end with the stacks of all ranks when a step takes longer; default 10",
     )
 

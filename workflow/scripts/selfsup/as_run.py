@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import write_atomically
-from selfsup.config import Config, Experiment, check_config
+from selfsup.config import Config, Experiment, check_config, config_of
 from selfsup.errors import UserError
-from selfsup.schema import read_numbers, read_yaml
+from selfsup.schema import with_numbers
+from selfsup.yaml_reader import read_yaml
 
 RECORDS = "*/seed*.json"
 WHOLE = ("data_dir", "cluster")  # keys of config.yaml that are compared as one; of the others, each name for itself
@@ -35,7 +36,7 @@ def record_what_runs(results: Path, config: Config, raw: Mapping, runs: set[tupl
     """Write the records of `runs`, pairs of experiment and seed. config, raw: what is run, checked and as given."""
     alone = _of_config_yaml()
     for name, seed in sorted(runs):
-        block = read_numbers(raw["experiments"][name])
+        block = with_numbers(raw, "config")["experiments"][name]
         merged = {**raw, "data_dir": config.data_dir, "cluster": config.cluster, "datasets": config.datasets}
         content = {
             "written": datetime.now(UTC).isoformat(),
@@ -62,8 +63,8 @@ def runs_known(config: Config, results: Path) -> Iterator[Run]:
 
 def config_as_run(given: str, results: Path) -> Config:
     """Return the configuration of a script's --config: content as JSON is taken as it is, a file as it was run."""
-    if given.lstrip().startswith("{"):
-        return check_config(json.loads(given))
+    if given.lstrip().startswith("{") or given.endswith(".json"):
+        return config_of(given)
     now = read_yaml(Path(given))
     check_config(now)
     return check_config(as_run(now, results))

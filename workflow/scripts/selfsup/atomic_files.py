@@ -1,5 +1,6 @@
 """Writing files so that a reader, or a kill, never meets half of one."""
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -21,3 +22,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         error.filename = str(path)  # what the user knows
         raise
+
+
+def named_by_content(folder: Path, name: str, content: str) -> Path:
+    """Return the path for a content, <name>_<16 digits of its SHA-256>.json: another content has another one."""
+    return folder / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+
+
+def keep(path: Path, content: str) -> None:
+    """Write a file named by its content, unless it is there and whole: nobody who reads it is disturbed."""
+    if not path.is_file() or path.read_bytes() != content.encode():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)

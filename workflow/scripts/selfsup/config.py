@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
+from selfsup.jobs import minutes, refuse_flags
 from selfsup.names import check_names
 from selfsup.recipe import RecipeError, load_recipe
-from selfsup.schema import check_schema, read_numbers, read_yaml, suggest
+from selfsup.schema import check_schema, read_plain_texts, suggest
+from selfsup.yaml_reader import read_yaml
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,29 @@ def load_config(path: Path) -> Config:
     return check_config(read_yaml(path))
 
 
+def check_config_files(paths: Iterable[Path]) -> None:
+    """Read files that Snakemake reads too, for what its reader lets pass or does not explain. Raises UserError."""
+    for path in paths:
+        read_yaml(path)
+
+
+def from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what --config gave, numbers and truth values no longer texts where the schema wants none."""
+    return read_plain_texts(dict(given), "config")
+
+
 def config_of(given: str) -> Config:
     """Return the config that a script was given: a file's path, or its content as JSON. Raises UserError."""
+    if given.endswith(".json"):
+        return check_config(json.loads(Path(given).read_text(encoding="utf-8")))
     return check_config(json.loads(given)) if given.lstrip().startswith("{") else load_config(Path(given))
 
 
 def check_config(raw: Mapping) -> Config:
     """Check a parsed config.yaml, syntax and values across fields. Raises UserError."""
-    raw = check_schema(read_numbers(raw), "config", "config.yaml")
+    _check_names(raw)
+    raw = check_schema(raw, "config", "config.yaml")
+    _check_cluster(raw["cluster"])
     raw["data_dir"] = _expanded(raw["data_dir"], "data_dir")
     for name, dataset in raw["datasets"].items():
         if dataset.get("path") is not None:
@@ -83,6 +100,22 @@ def check_config(raw: Mapping) -> Config:
         if block.get("published")
     }
     return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments, published)
+
+
+def _check_names(raw: Any) -> None:
+    """Refuse names that are numbers, dates or truth values to YAML: as texts they could be another name."""
+    kinds = raw.items() if isinstance(raw, Mapping) else ()
+    for kind, block in kinds:
+        for name in block if isinstance(block, Mapping) and kind in ("datasets", "tables", "experiments") else ():
+            if not isinstance(name, str):
+                raise UserError(f"config.yaml: {kind}.{name} has a name that is no text to YAML: write it in quotes")
+
+
+def _check_cluster(cluster: Mapping) -> None:
+    try:
+        refuse_flags(cluster["extra"])
+    except UserError as error:
+        raise UserError(f"config.yaml: {error}") from error
 
 
 def dataset_problem(config: Config, name: str) -> str | None:
@@ -140,13 +173,22 @@ def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
                 f"config.yaml: experiments.{name}.compute.evaluate.{key} is true, but a frozen encoder has nothing to "
                 f"{key}: set it in compute.pretrain"
             )
-    for problem in _batch_problems(experiment):
+    for problem in (*_compute_problems(experiment), *_batch_problems(experiment)):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment
 
 
 def _published(name: str, block: Mapping) -> dict[str, str]:
     return {**block, "path": _expanded(block["path"], f"experiments.{name}.published.path")}
+
+
+def _compute_problems(experiment: Experiment) -> Iterator[str]:
+    for stage in ("pretrain", "evaluate"):
+        block = experiment.compute[stage]
+        if minutes(block) < 1:
+            yield f"compute.{stage}.hours is {block['hours']}, which is less than a minute: 0.5 is half an hour"
+        if "gpu_type" in block and block["device"] == "cpu":
+            yield f"compute.{stage}.gpu_type is {block['gpu_type']!r}, but device is cpu: leave one of them out"
 
 
 def _batch_problems(experiment: Experiment) -> Iterator[str]:

@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.schema import (
-    check_schema,
-    read_numbers,
-    read_schema,
-    read_yaml,
-    suggest,
-    with_defaults,
-    without_defaults,
-)
+from selfsup.schema import check_schema, read_schema, suggest, with_defaults, with_numbers, without_defaults
+from selfsup.yaml_reader import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -38,7 +31,7 @@ def load_recipe(name: str, overrides: Mapping | None = None) -> dict[str, Any]:
     """
     try:
         parts = [read_recipe_file(path) for path in recipe_files(name)]
-        recipe = reduce(lambda base, more: merge(_of_method(base, more), more), [*parts, read_numbers(overrides or {})])
+        recipe = reduce(lambda base, more: merge(_of_method(base, more), more), [*parts, overrides or {}])
         return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
     except RecipeError:
         raise
@@ -63,7 +56,7 @@ def recipe_files(name: str) -> list[Path]:
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """Return what one file of workflow/recipes says itself, without its bases."""
-    return {key: value for key, value in _mapping(path).items() if key != "base"}
+    return {key: value for key, value in with_numbers(_mapping(path), "recipe").items() if key != "base"}
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -85,14 +78,25 @@ def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
 
 
 def parse_recipe(text: str) -> dict[str, Any]:
-    """Return a validated recipe from a script's --recipe argument: the recipe itself as JSON, or a recipe's name."""
-    if not text.lstrip().startswith("{"):
-        return load_recipe(text)
+    """Return a validated recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON."""
+    if text.endswith(".json"):
+        return _parsed(_content(Path(text)), text)
+    return _parsed(text, "--recipe") if text.lstrip().startswith("{") else load_recipe(text)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+
+
+def _parsed(text: str, thing: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecipeError(f"--recipe is not valid JSON ({error})") from error
-    return check_recipe(recipe, "--recipe")
+        raise RecipeError(f"{thing} is not valid JSON ({error})") from error
+    return check_recipe(recipe, thing)
 
 
 def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Reading YAML and checking it against a schema, with messages that a person understands at once."""
+"""Checking what was read against a schema, with messages that a person understands at once."""
 
 import difflib
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from selfsup.errors import UserError
+from selfsup.yaml_reader import parse_yaml
 
 try:
     import jsonschema
@@ -20,57 +22,17 @@ except ImportError:  # a machine with PyTorch and little else, as for benchmarks
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 # YAML 1.1 reads 1e-6 as text, because it wants a dot in the mantissa and a sign in the exponent.
-EXPONENT_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A loader that refuses a key written twice; PyYAML itself keeps the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        first_line: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor, whose keys may be written anew
-                continue
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if key in first_line:
-                raise UserError(f"{self.name}: {key!r} stands twice, in lines {first_line[key]} and {line}: rename one")
-            first_line[key] = line
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file, numbers written like 1e-6 included.
-
-    Raises UserError when the file is missing, is not YAML, or holds a key twice.
-    """
-    try:
-        loader = _UniqueKeyLoader(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    loader.name = str(path)
-    try:
-        return read_numbers(loader.get_single_data())
-    except TypeError as error:
-        raise UserError(
-            f"{path}: not valid YAML here: a mapping or a list stands where a key belongs ({error})"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    finally:
-        loader.dispose()
-
-
-def read_numbers(value: Any) -> Any:
-    """Return `value` with every text that is a number in exponent notation, such as "1e-6", made a float."""
-    if isinstance(value, dict):
-        return {key: read_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [read_numbers(item) for item in value]
-    if isinstance(value, str) and EXPONENT_NUMBER.fullmatch(value):
-        return float(value)
-    return value
+EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+DURATION = re.compile(r"(\d+):([0-5]\d)(?::([0-5]\d))?")  # hours:minutes or hours:minutes:seconds
+# What a person would call the kinds of values that a schema names.
+KINDS = {
+    "array": "a list",
+    "object": "keys with values",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
 
 
 @cache
@@ -82,9 +44,14 @@ def read_schema(name: str) -> dict:
 def check_schema(value: Any, schema_name: str, thing: str) -> Any:
     """Return `value`, each number of the type its schema names, so that 2 and 2.0 are one learning rate.
 
-    Raises UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml, if there is any.
+    Where the schema wants a number, one in exponent notation, such as "1e-6", may be a text, and a number of hours
+    may be "1:30" or "1:30:00". Raises UserError with the first violation of workflow/schemas/<schema_name>.schema.yaml,
+    if there is any.
     """
     schema, errors = read_schema(schema_name), []
+    value = with_numbers(value, schema_name)
+    for place, number in _not_finite(value):
+        raise UserError(f"{thing}: {place} is {number}, wanted a number that is finite")
     if jsonschema is None:
         print(f"warning: {thing} is taken unchecked: jsonschema is not installed", file=sys.stderr)
     else:
@@ -126,11 +93,62 @@ def without_defaults(value: Any, schema_name: str) -> Any:
     return reduced(value, root)
 
 
+def read_plain_texts(value: Any, schema_name: str) -> Any:
+    """Return `value` with each text read as YAML where the schema takes no text: --config gives no numbers."""
+    root = read_schema(schema_name)
+
+    def read(value: Any, schema: dict) -> Any:
+        kinds = _kinds(schema)
+        if not isinstance(value, str):
+            return _each(value, schema, root, read)
+        if "enum" in schema or ("string" in kinds and not ("null" in kinds and value in ("null", "~", ""))):
+            return value
+        try:
+            return parse_yaml(value, "a text")
+        except UserError:
+            return value  # which the schema will refuse
+
+    return read(value, root)
+
+
+def with_numbers(value: Any, schema_name: str) -> Any:
+    """Return `value` with a float for each text that is a number or a duration where the schema wants one."""
+    root = read_schema(schema_name)
+    return _with_numbers(value, root, root)
+
+
+def _with_numbers(value: Any, schema: dict, root: dict) -> Any:
+    kinds = _kinds(schema)
+    if not isinstance(value, str) or "string" in kinds or not {"number", "integer"} & set(kinds):
+        return _each(value, schema, root, lambda item, inner: _with_numbers(item, inner, root))
+    duration = DURATION.fullmatch(value) if schema.get("unit") == "hours" else None
+    if duration:
+        hours, minutes, seconds = (int(part or 0) for part in duration.groups())
+        return hours + minutes / 60 + seconds / 3600
+    return float(value) if EXPONENT_NUMBER.fullmatch(value) else value
+
+
+def _kinds(schema: dict) -> list[str]:
+    """Return the names of the types that a schema takes; none where it names none."""
+    kinds = schema.get("type", [])
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
+def _not_finite(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place of each number in `value` that is infinite, no number, or too large for a float."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield where, str(value)
+    elif isinstance(value, int) and abs(value) > sys.float_info.max:
+        yield where, "a number of more than 308 digits"
+
+
 def _with_types(value: Any, schema: dict, root: dict) -> Any:
     """Make 100.0 an int where the schema wants an integer, and 2 a float where it wants a number."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        kinds = schema.get("type")
-        kinds = kinds if isinstance(kinds, list) else [kinds]
+        kinds = _kinds(schema)
         wanted = next((kind for name, kind in (("number", float), ("integer", int)) if name in kinds), type(value))
         return wanted(value)
     return _each(value, schema, root, lambda item, inner: _with_types(item, inner, root))
@@ -169,7 +187,7 @@ def _describe(error: "jsonschema.ValidationError") -> str:
         missing = [key for key in wanted if key not in found]
         return f"{where} lacks the key {missing[0]!r}"
     if rule == "pattern":
-        return f"{found!r} is no name: letters, digits, '_', '-' and '.', beginning with a letter or digit"
+        return f"{where}: {found!r} is no name: letters, digits, '_', '-' and '.', beginning with a letter or digit"
     bounds = {
         "minimum": "at least",
         "maximum": "at most",
@@ -181,11 +199,22 @@ def _describe(error: "jsonschema.ValidationError") -> str:
     if rule == "enum":
         return f"{where} is {found!r}, wanted one of {', '.join(map(str, wanted))}"
     if rule == "type":
-        kinds = wanted if isinstance(wanted, list) else [wanted]
-        text = (
-            " (text; numbers are written without quotes)"
-            if isinstance(found, str) and {"number", "integer"} & set(kinds)
-            else ""
-        )
-        return f"{where} is {found!r}{text}, wanted {' or '.join(kinds)}"
+        return f"{where} is {found!r}{_wanted(wanted, found, error.schema)}"
+    if rule in ("minItems", "minProperties"):
+        return f"{where} is empty, wanted one at least"
     return f"{where}: {error.message}"
+
+
+def _wanted(kinds: str | list[str], found: Any, schema: dict) -> str:
+    """Say what belongs where something of another type was found, with an example where that helps."""
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    words = "wanted " + " or ".join(KINDS.get(kind, kind) for kind in kinds)
+    if schema.get("unit") == "hours":
+        return f', {words} of hours, for example 1.5, or "1:30:00" in quotes'
+    if isinstance(found, str) and {"number", "integer"} & set(kinds):
+        return f" (text; numbers are written without quotes), {words}"
+    if isinstance(found, int | float) and "string" in kinds:
+        return f", {words}: write '{found}' in quotes"
+    if kinds == ["array"] and not isinstance(found, dict | None):
+        return f", {words}, for example [{found}]"
+    return f", {words}"

@@ -1,0 +1,40 @@
+# Before Snakemake reads config.yaml: its own reader neither says where a slip is nor what it understands differently.
+
+import contextlib
+import io
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from snakemake.cli import parse_args
+
+# The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
+BASE = Path(workflow.basedir)
+SCRIPTS = BASE / "workflow" / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from selfsup.config import check_config_files
+from selfsup.errors import UserError
+
+
+def give_up(message):
+    """End Snakemake with one line. A WorkflowError would add a traceback of this file's, which says nothing to a user."""
+    sys.exit(f"error: {message}")
+
+
+try:
+    check_config_files(path for path in map(Path, ["config.yaml", *workflow.configfiles]) if path.exists())
+except UserError as error:
+    give_up(str(error))
+
+
+def typed():
+    """Return the command line: Snakemake tells a Snakefile no targets, and no executor, with -n not even later."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a profile is announced once already
+            return parse_args(sys.argv[1:])[1]
+    except SystemExit:  # Snakemake was not started by its own command
+        return Namespace(targets=[], executor=None)
+
+
+TYPED = typed()

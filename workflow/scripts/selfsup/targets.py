@@ -1,0 +1,45 @@
+"""What a person may ask Snakemake for, and what was meant by a target that no rule makes. Imports no torch."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+
+from selfsup.config import Config
+
+WILDCARD = re.compile(r"\{(\w+)(?:,[^{}]*)?\}")  # {seed}, or {seed,\d+} as Snakemake keeps it with its constraint
+
+
+def unknown_target(target: str, patterns: Iterable[str], config: Config) -> str:
+    """Return a line for a target that no rule makes: the nearest one, or what there is.
+
+    patterns: names of rules that are targets, and the files of all rules, with their wildcards.
+    """
+    meant = {known: known for known in _filled(patterns, config)}
+    meant |= {name: f"results/{name}/seed{one.seeds[0]}/linear/metrics.csv" for name, one in config.experiments.items()}
+    meant |= {name: f"results/{name}.csv" for name in config.tables}
+    near = difflib.get_close_matches(target, meant, n=1)
+    tables = ", ".join(f"results/{name}.csv" for name in config.tables)
+    advice = f"did you mean {meant[near[0]]}?" if near else f"there are {tables}, preflight, plan and report"
+    return f"no rule makes {target}; {advice}"
+
+
+def _filled(patterns: Iterable[str], config: Config) -> Iterator[str]:
+    """Yield the patterns, their wildcards replaced by each of the values that config.yaml has for them."""
+    values = _values(config)
+    for pattern in patterns:
+        names = list(dict.fromkeys(WILDCARD.findall(pattern)))
+        for chosen in product(*(values.get(name, []) for name in names)):
+            one = dict(zip(names, chosen, strict=True))
+            yield WILDCARD.sub(lambda found, one=one: one[found.group(1)], pattern)
+
+
+def _values(config: Config) -> Mapping[str, list[str]]:
+    experiments = config.experiments.values()
+    return {
+        "experiment": list(config.experiments),
+        "dataset": list(config.datasets),
+        "table": list(config.tables),
+        "seed": sorted({str(seed) for one in experiments for seed in one.seeds}),
+        "epoch": sorted({f"{one.recipe['epochs']:04d}" for one in experiments}),
+    }
