@@ -342,12 +342,13 @@ def evaluation_finished(wildcards, part):
     forced; one that was named is made again. part: "" for the trained encoder, or "random_init/"."""
     experiment, run = experiment_of(wildcards), Path(RUN.format(**wildcards)) / part
     encoder, folder = run / "encoder.safetensors", run / "linear"
-    wanted = record.identity(experiment.recipe, int(wildcards.seed), encoder, Path(dataset_folder(experiment.dataset)))
-    metrics, older = str(folder / record.METRICS), record.older_results(folder, wanted, encoder)
+    data = Path(dataset_folder(experiment.dataset))
+    wanted = record.identity(experiment.recipe, int(wildcards.seed), encoder, data)
+    metrics, older = str(folder / record.METRICS), record.older_results(folder, wanted, encoder, data)
     if not workflow.remote_exec and not workflow.dryrun:
         if older:
             record.keep(folder, wanted, older)
-        if is_named(metrics, "linear_eval", "linear_eval_random_init"):
+        if is_named(metrics, "linear_eval_random_init" if part else "linear_eval"):
             record.forget(folder)
     known = part or wildcards.experiment in CONFIG.published or export_finished(wildcards)
     finished = bool(known and (older or record.recorded(folder, wanted)))

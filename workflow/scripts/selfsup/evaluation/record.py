@@ -6,6 +6,7 @@ record. Imports no torch: Snakemake reads this in every job.
 
 import contextlib
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,9 +63,9 @@ def forget(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
 
 
-def older_results(folder: Path, wanted: Mapping, encoder: Path) -> dict[str, str] | None:
+def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> dict[str, str] | None:
     """Return the result files of an older version of this software, which kept no record, if all that they tell of what
-    they were made from is what is wanted."""
+    they were made from is what is wanted. Columns that it did not have yet are added to the metrics."""
     if (folder / RECORD).exists() or wanted["version"] != 1:
         return None
     row, card = _metrics(folder), read_mapping(encoder.with_suffix(".json"))
@@ -74,7 +75,18 @@ def older_results(folder: Path, wanted: Mapping, encoder: Path) -> dict[str, str
     same = same and row.get("protocol", "").startswith(card.get("protocol", "?"))
     if not same or evaluation_part(card["recipe"]) != wanted["evaluation"]:
         return None
-    return {name: (folder / name).read_text() for name in _result_files(folder)}
+    files = {name: (folder / name).read_text() for name in _result_files(folder)}
+    return {**files, METRICS: _with_keys(row, card, data)}
+
+
+def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
+    from selfsup.evaluation.figure_keys import figure_keys  # pandas is slow to load, and needed this once
+
+    train = read_mapping(data / "store.json")["splits"]["train"]["images"]
+    missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[*row, *missing], [*row.values(), *missing.values()]])
+    return text.getvalue()
 
 
 def figures(encoder: Path, checksum: str) -> dict[str, dict[str, Any]]:
