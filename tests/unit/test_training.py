@@ -132,6 +132,11 @@ def test_a_rolling_checkpoint_at_a_boundary_that_was_cut_anew_becomes_it(run, un
     assert not train(cut, 4, stop=StopAfter(9))  # after step 10: the end of epoch 2
     assert train(cut, 2, 4)
     assert state_of(cut, 2)["step"] == 10 and equal_states(state_of(cut), uninterrupted)
+    whole = run("in two segments")
+    assert train(whole, 2, 4)
+    cards = [json.loads((one.folder / card_name(2)).read_text()) for one in (cut, whole)]
+    assert cards[0]["health"] == cards[1]["health"] and cards[0]["floors"] == cards[1]["floors"]
+    assert (cut.folder / "knn.csv").read_text() == (whole.folder / "knn.csv").read_text()
 
 
 def test_a_file_system_that_is_away_for_a_moment_costs_no_checkpoint(run, monkeypatch, uninterrupted):

@@ -325,13 +325,31 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
         )
         if not _train(training, end, boundary, attempt):
             return False
+    if not ranks.from_main(boundary.exists()):
+        _take_over(training, attempt, source, boundary)
     if ranks.is_main:
-        if not boundary.exists():
-            checkpoint.take_over(source, boundary)
-            record_run(run.folder, run.recipe, run.revision, card=checkpoint.read_card(source))
         _finish(run, checkpoint.read_card(boundary))
     ranks.barrier()
     return True
+
+
+def _take_over(training: "Pretraining", attempt: Attempt, source: Path, boundary: Path) -> None:
+    """Make a boundary of the checkpoint at its step. A rolling one, where segments were cut anew, has no health yet."""
+    run, is_main = training.run, training.ranks.is_main
+    card = checkpoint.read_card(source) if is_main else {}
+    if training.ranks.from_main("health" not in card):
+        card |= {"health": _health_now(training, attempt), "floors": dict(training.method.floors)}
+    if is_main:
+        checkpoint.take_over(source, boundary)
+        record_run(run.folder, run.recipe, run.revision, card=card)
+
+
+def _health_now(training: "Pretraining", attempt: Attempt) -> dict[str, float]:
+    """Return the figures of a segment's end, as the loop measures them. Collective."""
+    rows, step = max(1, training.steps_per_epoch // ROWS_PER_EPOCH), training.step
+    spe = training.steps_per_epoch
+    health = Health(training.method, training.run, attempt, start=step - 1, steps_per_epoch=spe, row_interval=rows)
+    return health.figures(step, last=True) | health.milestone(step)
 
 
 def _finish(run: Run, card: Mapping) -> None:
