@@ -95,16 +95,14 @@ def test_a_job_goes_where_the_site_wants_it():
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (LAPTOP, "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=2 --kill-on-bad-exit=1 python"),
+        (LAPTOP, "srun -N1 -n1 --ntasks-per-node=1 -c2 -K1 python"),
         (
             ONE_NODE,
-            "srun --nodes=1 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=10 --gpus-per-task=1 "
-            "--kill-on-bad-exit=1 python",
+            "srun -N1 -n2 --ntasks-per-node=2 -c10 --gpus-per-task=1 -K1 python",
         ),
         (
             EIGHT_NODES,
-            "srun --nodes=8 --ntasks=32 --ntasks-per-node=4 --cpus-per-task=10 --gpus-per-task=1 "
-            "--kill-on-bad-exit=1 python",
+            "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=1 -K1 python",
         ),
     ],
     ids=["laptop", "one node", "eight nodes"],

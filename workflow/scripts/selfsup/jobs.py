@@ -170,12 +170,13 @@ def launcher(block: Mapping[str, Any], python: str, *, in_slurm: bool) -> str:
     """What starts one process per device: srun in a Slurm job; on this machine the script does it itself."""
     if not in_slurm:
         return python
-    # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again.
+    # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again. -K1: a rank that fails
+    # ends the others.
     return _joined(
-        f"srun --nodes={block['nodes']} --ntasks={tasks(block)} --ntasks-per-node={block['devices_per_node']}",
-        f"--cpus-per-task={block['cpus_per_device']}",
+        f"srun -N{block['nodes']} -n{tasks(block)} --ntasks-per-node={block['devices_per_node']}",
+        f"-c{block['cpus_per_device']}",
         _gpus("--gpus-per-task", block, 1),
-        f"--kill-on-bad-exit=1 {python}",
+        f"-K1 {python}",
     )
 
 
