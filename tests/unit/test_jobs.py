@@ -141,7 +141,7 @@ def test_memory_type_of_gpu_and_reservation_reach_sbatch_and_srun():
     flags = "-t 1200 --mem 320000 --nodes=8 --ntasks=32 --cpus-per-task=10 --ntasks-per-node=4"
     wanted = f"{flags} --gpus-per-node=a100:4 --signal=USR1@120 --reservation=lab"
     assert sbatch(jobs.resources(block, cluster)) == wanted
-    assert "--cpus-per-task=10 --gpus-per-task=a100:1 --kill" in jobs.launcher(block, "python", in_slurm=True)
+    assert "-c10 --gpus-per-task=a100:1 -K1" in jobs.launcher(block, "python", in_slurm=True)
     assert "gpu" not in sbatch(jobs.resources({**LAPTOP, "memory_gb": 4}, cluster))
 
 

@@ -6,7 +6,8 @@ import os
 import re
 import shlex
 import time
-from functools import cache
+import traceback
+from functools import cache, wraps
 
 from snakemake.utils import update_config
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
@@ -236,17 +237,32 @@ def packing_threads(wildcards):
     return max((block["cpus_per_device"] * block["devices_per_node"] for block in blocks), default=1)
 
 
+def told(look):
+    """Of what looks at files for an input: an error ends Snakemake, which would take any exception for a rule that does
+    not fit, and an existing file for finished."""
+
+    @wraps(look)
+    def looking(*arguments):
+        try:
+            return look(*arguments)
+        except UserError as error:
+            give_up(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            give_up(f"{type(error).__name__}, shown above, is a fault of this workflow, not of its settings")
+
+    return looking
+
+
+@told
 def segment_ends(wildcards):
     """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe."""
     experiment, folder = experiment_of(wildcards), Path(PRETRAIN.format(**wildcards))
     refuse_if_busy(folder)
-    try:
-        if not workflow.remote_exec and not workflow.dryrun:
-            restore_cards(folder)
-        older = holds_older(folder, experiment.revision)  # the rule set_aside moves it away before the first segment
-        done = Done([], 0) if older else work_done(folder, experiment.recipe, experiment.revision)
-    except UserError as error:
-        give_up(str(error))
+    if not workflow.remote_exec and not workflow.dryrun:
+        restore_cards(folder)
+    older = holds_older(folder, experiment.revision)  # the rule set_aside moves it away before the first segment
+    done = Done([], 0) if older else work_done(folder, experiment.recipe, experiment.revision)
     return boundaries(experiment.recipe["epochs"], experiment.segment_epochs, done.boundaries, done.reached)
 
 
@@ -258,6 +274,7 @@ def refuse_if_busy(folder):
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
 
 
+@told
 def revision_begun(wildcards):
     """What a segment of a raised revision waits for: the older run set aside."""
     revision = experiment_of(wildcards).revision
@@ -290,10 +307,11 @@ def nothing(wildcards):
 def is_named(path, *rules):
     """Whether who started Snakemake has named this output, or its rule, to be made again. Asked once: for the job."""
     settings = workflow.dag_settings
-    forced = settings.forcerun | (settings.targets if settings.forcetargets else set())
+    forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
     return not forced.isdisjoint({path, *rules})
 
 
+@told
 def segment_finished(wildcards):
     experiment = experiment_of(wildcards)
     return is_finished(Path(PRETRAIN.format(**wildcards)), experiment.recipe, experiment.revision, int(wildcards.epoch))
@@ -337,6 +355,7 @@ def last_boundary(wildcards):
     return [settled(f"{PRETRAIN}/{name}", finished) for name in (card_name(epochs), f"health_{epochs:04d}.json")]
 
 
+@told
 def evaluation_finished(wildcards, part):
     """Whether the evaluation's record says that it was made from what is there now. One made from something else is
     forced; one that was named is made again. part: "" for the trained encoder, or "random_init/"."""
