@@ -78,7 +78,9 @@ def test_a_loss_that_is_not_finite_ends_the_retries_at_once(workflow):
     run = quick(workflow, optimizer={"warmup_epochs": 1, "peak_lr": 1e30})
     printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
     assert printed.count("error: loss or weights are not finite at step") == 1
-    assert printed.count("error: pretraining failed for good") == 2 and "delete results/digits" in printed
+    # By two attempts, and by Snakemake's last words.
+    assert printed.count("error: pretraining failed for good") == 3 and "delete results/digits" in printed
+    assert printed.splitlines()[-1].startswith("error: pretraining failed for good")
     assert endings(run)[0].startswith("failed: loss or weights are not finite at step")
     assert [ending.startswith("refused: pretraining failed for good") for ending in endings(run)[1:]] == [True] * 2
     run.digits["overrides"]["optimizer"]["peak_lr"] = 2.0
@@ -96,7 +98,7 @@ def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflo
     printed, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     step = int(re.search(r"stopped by the file .*STOP, for good after step (\d+): saved", printed)[1])
-    assert printed.count("STOP is there, so the run stays stopped") == 3
+    assert printed.count("STOP is there, so the run stays stopped") == 4  # by three retries, and by the last words
     assert endings(run)[0] == "stopped by the file results/digits/seed0/STOP, for good"
     assert [ending.split(":")[0] for ending in endings(run)[1:]] == ["refused"] * 3
     run.path(f"{RUN}/STOP").unlink()

@@ -79,7 +79,7 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
     run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
     run.digits["bands"] = str(run.repository / "workflow" / "bands" / "digits.yaml")
     printed = run.run("--retries", "2", f"{RUN}/encoder.safetensors", ok=False)
-    assert printed.count("error: results/digits") == 1 and "has left its band at epoch 10" in printed
+    assert printed.count("error: results/digits") == 2 and "has left its band at epoch 10" in printed
     rank, low = re.search(r"effective_rank (\S+) \(wanted (\S+) to ", printed).groups()
     assert float(rank) < float(low) / 2 and "knn_top1" in printed and "bands/digits.yaml" in printed
     assert "has collapsed at epoch 10" in printed and "projection_spread" in printed
@@ -89,12 +89,26 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
     assert not run.path(f"{RUN}/pretrain/epoch_0020.pt").exists()
     run.digits["continue_after_collapse"] = True
     printed = run.run(f"{RUN}/encoder.safetensors")
-    assert jobs(printed, "pretrain_segment") == jobs(printed, "health_gate") == 1
+    assert (jobs(printed, "pretrain_segment"), jobs(printed, "health_gate")) == (1, 2)
     assert boundary.stat().st_mtime_ns == saved
     verdict = json.loads(run.read(f"{RUN}/pretrain/health_0010.json"))
     assert (
         verdict["outside"] and verdict["collapsed"] and verdict["verdict"].startswith("goes on as told: has collapsed")
     )
+
+
+def test_a_run_of_one_segment_that_collapses_is_never_exported_until_told_so(workflow):
+    """The gate after the last boundary, of a recipe that has no bands: the method's floors alone."""
+    run = workflow
+    run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 10}, segment_epochs=10)
+    run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
+    printed = run.run("results/demo.csv", ok=False)
+    assert "has collapsed at epoch 10" in printed and "Traceback" not in printed
+    assert jobs(run.run("-n", "results/demo.csv"), "pretrain_segment") == 0
+    assert not run.path(f"{RUN}/encoder.safetensors").exists() and not run.path(f"{RUN}/linear").exists()
+    run.digits["continue_after_collapse"] = True
+    printed = run.run(f"{RUN}/encoder.safetensors")
+    assert [jobs(printed, rule) for rule in ("pretrain_segment", "health_gate", "export_encoder")] == [0, 1, 1]
 
 
 def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
