@@ -49,7 +49,7 @@ def commands(text: str) -> Iterator[str]:
     fenced = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
     yield from (match[1] for block in fenced.findall(text) for match in re.finditer(r"#.*?(snakemake .*)", block))
     prose = fenced.sub("", text).replace("\\\n", " ")
-    indented = re.compile(r"^    (\S.*)$", re.MULTILINE)
+    indented = re.compile(r"^    (?:  (?=python|snakemake|make))?(\S.*)$", re.MULTILINE)  # two more inside a list
     yield from indented.findall(prose)
     for code in re.findall(r"`([^`]+)`", indented.sub("", prose)):
         words = code.split()

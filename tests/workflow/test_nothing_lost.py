@@ -235,3 +235,79 @@ def test_a_killed_snakemake_leaves_nothing_missing(workflow, finished_run):
     printed = run.run("results/demo.csv")
     assert costly(printed) == {"export_encoder": 1, "linear_eval": 1, "linear_eval_random_init": 1}
     assert hashes(run) == hashes(finished_run())
+
+
+@pytest.mark.parametrize("left", ["everything", "no table", "neither table nor checkpoints"])
+def test_deleted_data_runs_nothing_finished_again(finished, left):
+    """A purge of scratch takes the packed dataset, and perhaps the checkpoints; what is finished stays so."""
+    before = hashes(finished)
+    shutil.rmtree(finished.path("data"))
+    if left != "everything":
+        finished.path("results/demo.csv").unlink()
+    if "checkpoints" in left:
+        for path in finished.path(f"{RUN}/pretrain").glob("epoch_*"):
+            path.unlink()
+    assert costly(finished.run("results/demo.csv")) == {}
+    assert finished.path("results/demo.csv").exists() and hashes(finished) == before
+
+
+def test_a_segment_whose_checkpoints_are_all_gone_is_never_begun_anew_unasked(finished):
+    for path in finished.path(RUN).rglob("e*.*"):
+        path.unlink() if path.parent == finished.path(RUN) or path.name.startswith("epoch_") else None
+    printed = finished.run(f"{RUN}/encoder.safetensors", ok=False)
+    assert "epoch_0002.pt is not there, nor anything later: restore it" in printed and steps_done(finished) == 15
+
+
+def test_an_older_layout_without_verdict_and_table_gets_its_table(finished):
+    """The gate on the last boundary came later: it is not asked for what is exported, whatever the file times."""
+    finished.path(f"{RUN}/pretrain/health_0003.json").unlink()
+    finished.path("results/demo.csv").unlink()
+    finished.path(f"{RUN}/pretrain/epoch_0003.json").touch()
+    printed = finished.run("results/demo.csv")
+    assert costly(printed) == {} and jobs(printed, "health_gate") == 0 and jobs(printed, "table") == 1
+    finished.run(f"{RUN}/encoder.safetensors", "results/compute.csv")  # whose verdict is still not there
+
+
+def test_a_copied_seed_is_no_second_seed(finished):
+    shutil.copytree(finished.path(RUN), finished.path("results/digits/seed1"))
+    finished.digits["seeds"] = [0, 1]
+    printed = finished.run("results/demo.csv", ok=False)
+    assert re.search(r"^error: results/digits/seed1/\S*encoder.json is of seed 0, wanted 1", printed, re.MULTILINE)
+
+
+def test_an_encoder_is_not_evaluated_as_one_of_other_images(finished):
+    store = finished.path("data/digits/store.json")
+    store.write_text(store.read_text().replace(json.loads(store.read_text())["fingerprint"], "0" * 64))
+    printed = finished.run("results/demo.csv", ok=False)
+    assert "was trained on other images" in printed and "or raise experiments.digits.revision" in printed
+    assert costly(printed) == {} and "Traceback" not in printed
+
+
+def test_a_persons_copy_of_a_checkpoint_is_left_alone(finished):
+    pretrain = finished.path(f"{RUN}/pretrain")
+    for suffix in (".pt", ".json"):
+        shutil.copy(pretrain / f"epoch_0003{suffix}", pretrain / f"epoch_0003_backup{suffix}")
+    (pretrain / "epoch_0003_backup.json").write_text("of another run")
+    (pretrain / "epoch_0003.json").unlink()
+    assert costly(finished.run("results/demo.csv")) == {}
+    finished.run("--force", f"{RUN}/pretrain/epoch_0003.json")
+    assert (pretrain / "epoch_0003_backup.pt").exists() and (pretrain / "epoch_0003.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "damaged, no JSON mapping"), ('{"boundaries": []}', "it lacks the key 'revision'")]
+)
+def test_a_damaged_record_is_told_in_one_line(finished, content, words):
+    finished.path(f"{RUN}/pretrain/segments.json").write_text(content)
+    printed = finished.run("-n", f"{RUN}/pretrain/epoch_0003.json", ok=False)
+    assert words in printed and "Traceback" not in printed
+
+
+def test_looking_at_the_plan_forgets_no_evaluation(finished):
+    record = finished.path(f"{RUN}/linear/record.json")
+    for look in (["-n"], ["--dag"]):
+        finished.run(*look, "--force", f"{RUN}/linear/metrics.csv")
+        assert record.exists()
+    before = record.stat().st_mtime_ns
+    assert costly(finished.run("--force", f"{RUN}/linear/metrics.csv")) == {"linear_eval": 1}
+    assert record.stat().st_mtime_ns > before and steps_done(finished, "linear") > 0

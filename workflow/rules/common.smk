@@ -19,8 +19,17 @@ from selfsup.config import check_config, dataset_problem, from_command_line
 from selfsup.evaluation import record
 from selfsup.job.slurm import holder_at_work
 from selfsup.last_words import last_words
-from selfsup.recipe import canonical, evaluation_part, fingerprint, pretraining_part
-from selfsup.segments import Done, boundaries, card_name, epoch_of, holds_older, is_finished, restore_cards, work_done
+from selfsup.recipe import canonical, fingerprint, pretraining_part
+from selfsup.segments import (
+    Done,
+    boundaries,
+    boundary_name,
+    card_name,
+    holds_older,
+    is_finished,
+    restore_cards,
+    work_done,
+)
 from selfsup.signals import STOP_SIGNALS
 from snakemake.io import is_flagged
 from snakemake.settings.types import RerunTrigger
@@ -214,7 +223,7 @@ def image_source(wildcards):
     block = CONFIG.datasets[wildcards.dataset]
     if block["source"] != "cifar10" or block.get("path") is not None:
         return nothing(wildcards)
-    return [settled(CIFAR10_ARCHIVE, os.path.exists(f"{dataset_folder(wildcards.dataset)}/store.json"))]
+    return settled(wildcards, CIFAR10_ARCHIVE, os.path.exists(f"{dataset_folder(wildcards.dataset)}/store.json"))
 
 
 def source_path(wildcards, input):
@@ -237,7 +246,7 @@ def packing_threads(wildcards):
     return max((block["cpus_per_device"] * block["devices_per_node"] for block in blocks), default=1)
 
 
-def told(look):
+def ends_on_error(look):
     """Of what looks at files for an input: an error ends Snakemake, which would take any exception for a rule that does
     not fit, and an existing file for finished."""
 
@@ -254,7 +263,7 @@ def told(look):
     return looking
 
 
-@told
+@ends_on_error
 def segment_ends(wildcards):
     """The boundaries of a run, in epochs. Stops when its folder holds a run of another recipe."""
     experiment, folder = experiment_of(wildcards), Path(PRETRAIN.format(**wildcards))
@@ -274,7 +283,7 @@ def refuse_if_busy(folder):
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
 
 
-@told
+@ends_on_error
 def revision_begun(wildcards):
     """What a segment of a raised revision waits for: the older run set aside."""
     revision = experiment_of(wildcards).revision
@@ -285,16 +294,27 @@ def revision_begun(wildcards):
     return marker if holds_older(Path(PRETRAIN.format(**wildcards)), revision) else ancient(marker)
 
 
-def settled(path, finished):
-    """An input that never runs a finished job again, whatever its age. For another job it must be a plain one: Snakemake
-    9.27 does not look behind an ancient file that exists (issue 4166), and would end before all is made."""
+def settled(wildcards, path, finished):
+    """A list of an input that never runs a finished job again, whatever its age, and though it be gone. For another job it must be
+    a plain one: Snakemake 9.27 does not look behind an ancient file that exists (issue 4166), and would end before all
+    is made."""
     set_triggers()
-    return ancient(path) if finished else path
+    path = path.format(**wildcards)
+    if not finished:
+        return [path]
+    settings = workflow.dag_settings
+    wanted = settings.forceall or settings.forcerun or settings.forcetargets
+    return [ancient(path)] if wanted or os.path.exists(path) else []
 
 
 def set_triggers():
     """Called where Snakemake asks for inputs: while it reads this file, it has no settings yet."""
     workflow.dag_settings.rerun_triggers = TRIGGERS
+
+
+def last_checkpoint(wildcards, input):
+    path = f"{PRETRAIN}/{boundary_name(experiment_of(wildcards).recipe['epochs'])}".format(**wildcards)
+    return f"--checkpoint {shlex.quote(path)}"
 
 
 def nothing(wildcards):
@@ -311,21 +331,58 @@ def is_named(path, *rules):
     return not forced.isdisjoint({path, *rules})
 
 
-@told
+@ends_on_error
 def segment_finished(wildcards):
     experiment = experiment_of(wildcards)
     return is_finished(Path(PRETRAIN.format(**wildcards)), experiment.recipe, experiment.revision, int(wildcards.epoch))
 
 
+def card_of(wildcards, part):
+    """The card of the encoder of a run, or of the untrained one; stops where it is a copy of another seed's."""
+    path = Path(RUN.format(**wildcards)) / part / "encoder.json"
+    card = record.read_mapping(path)
+    if card.get("seed", int(wildcards.seed)) not in (int(wildcards.seed), None):
+        give_up(
+            f"{path} is of seed {card['seed']}, wanted {wildcards.seed}: a copied folder? Delete it, to run this seed"
+        )
+    return card
+
+
+@ends_on_error
 def export_finished(wildcards):
-    """Whether the encoder is there, and by its card made of this recipe and revision."""
-    experiment, encoder = experiment_of(wildcards), Path(RUN.format(**wildcards)) / "encoder.safetensors"
-    made_from = record.read_mapping(encoder.with_suffix(".json")).get("training", {}).get("fingerprint")
-    return encoder.exists() and made_from == fingerprint(experiment.recipe, experiment.revision)
+    """Whether the encoder is there, and by its card made of this recipe and revision. Stops for one that was trained on
+    other images than the experiment names now."""
+    experiment, run = experiment_of(wildcards), Path(RUN.format(**wildcards))
+    training = card_of(wildcards, "").get("training") or {}
+    if training.get("fingerprint") != fingerprint(experiment.recipe, experiment.revision):
+        return False
+    store = Path(dataset_folder(experiment.dataset)) / "store.json"
+    known, found = record.read_mapping(store).get("fingerprint"), training.get("dataset_fingerprint")
+    if known and found and known != found:
+        give_up(
+            f"{run}/encoder.safetensors was trained on other images ({found[:8]}) than {store} tells of ({known[:8]}): "
+            f"restore the dataset, or raise experiments.{experiment.name}.revision to train anew"
+        )
+    return (run / "encoder.safetensors").exists()
+
+
+@cache
+def checksum(path, size, changed):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def import_finished(wildcards):
+    """Whether the encoder was imported from the file that config.yaml names."""
+    published, imported = CONFIG.published[wildcards.experiment], card_of(wildcards, "").get("imported") or {}
+    path = Path(published["path"])
+    if imported.get("publisher") != published["publisher"] or not path.is_file():
+        return False
+    return imported.get("sha256") == checksum(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def dataset_trained_on(wildcards):
-    return settled(dataset_of(wildcards), segment_finished(wildcards))
+    return settled(wildcards, dataset_of(wildcards), segment_finished(wildcards))
 
 
 def earlier_boundary(wildcards):
@@ -334,42 +391,56 @@ def earlier_boundary(wildcards):
 
 def previous_boundary(wildcards):
     earlier = earlier_boundary(wildcards)
-    return [settled(f"{PRETRAIN}/{card_name(earlier)}", segment_finished(wildcards))] if earlier else []
+    return settled(wildcards, f"{PRETRAIN}/{card_name(earlier)}", segment_finished(wildcards)) if earlier else []
+
+
+def previous_epoch(wildcards, input):
+    earlier = earlier_boundary(wildcards)
+    return f"--previous {earlier}" if earlier else ""
 
 
 def gate(wildcards):
     """The verdict on the boundary before."""
     earlier = earlier_boundary(wildcards)
-    return [settled(f"{PRETRAIN}/health_{earlier:04d}.json", segment_finished(wildcards))] if earlier else []
+    return settled(wildcards, f"{PRETRAIN}/health_{earlier:04d}.json", segment_finished(wildcards)) if earlier else []
 
 
 def judged(wildcards):
     """The card that a verdict is on."""
     verdict = Path(PRETRAIN.format(**wildcards)) / f"health_{wildcards.epoch}.json"
-    return settled(f"{PRETRAIN}/epoch_{{epoch}}.json", verdict.exists() and segment_finished(wildcards))
+    return settled(wildcards, f"{PRETRAIN}/epoch_{{epoch}}.json", verdict.exists() and segment_finished(wildcards))
 
 
 def last_boundary(wildcards):
     """The last boundary's card, and the verdict on it."""
     epochs, finished = experiment_of(wildcards).recipe["epochs"], export_finished(wildcards)
-    return [settled(f"{PRETRAIN}/{name}", finished) for name in (card_name(epochs), f"health_{epochs:04d}.json")]
+    names = (card_name(epochs), f"health_{epochs:04d}.json")
+    return [one for name in names for one in settled(wildcards, f"{PRETRAIN}/{name}", finished)]
 
 
-@told
+TO_BE_FORGOTTEN = set()  # records of evaluations that were named, once this call begins to work
+
+
+@ends_on_error
 def evaluation_finished(wildcards, part):
     """Whether the evaluation's record says that it was made from what is there now. One made from something else is
     forced; one that was named is made again. part: "" for the trained encoder, or "random_init/"."""
     experiment, run = experiment_of(wildcards), Path(RUN.format(**wildcards)) / part
     encoder, folder = run / "encoder.safetensors", run / "linear"
-    data = Path(dataset_folder(experiment.dataset))
-    wanted = record.identity(experiment.recipe, int(wildcards.seed), encoder, data)
-    metrics, older = str(folder / record.METRICS), record.older_results(folder, wanted, encoder, data)
-    if not workflow.remote_exec and not workflow.dryrun:
-        if older:
-            record.keep(folder, wanted, older)
-        if is_named(metrics, "linear_eval_random_init" if part else "linear_eval"):
-            record.forget(folder)
-    known = part or wildcards.experiment in CONFIG.published or export_finished(wildcards)
+    data, metrics = Path(dataset_folder(experiment.dataset)), str(folder / record.METRICS)
+    wanted = record.identity(experiment.recipe, int(wildcards.seed), encoder, data, folder)
+    older = record.older_results(folder, wanted, encoder, data)
+    if older and not workflow.remote_exec and not workflow.dryrun:
+        record.keep(folder, wanted, older)
+    if part:
+        known = bool(card_of(wildcards, part))
+    elif wildcards.experiment in CONFIG.published:
+        known = import_finished(wildcards)
+    else:
+        known = export_finished(wildcards)
+    if not workflow.remote_exec and is_named(metrics, "linear_eval_random_init" if part else "linear_eval"):
+        TO_BE_FORGOTTEN.add(folder)
+        return False
     finished = bool(known and (older or record.recorded(folder, wanted)))
     if known and not finished and os.path.exists(metrics):
         workflow.dag.forcefiles.add(metrics)
@@ -377,7 +448,9 @@ def evaluation_finished(wildcards, part):
 
 
 def encoder_evaluated(part):
-    return lambda wildcards: settled(f"{RUN}/{part}encoder.safetensors", evaluation_finished(wildcards, part))
+    return lambda wildcards: settled(
+        wildcards, f"{RUN}/{part}encoder.safetensors", evaluation_finished(wildcards, part)
+    )
 
 
 def dataset_evaluated(part):
@@ -385,7 +458,7 @@ def dataset_evaluated(part):
 
     def dataset(wildcards):
         refuse_if_busy(Path(f"{RUN.format(**wildcards)}/{part}linear"))
-        return settled(dataset_of(wildcards), evaluation_finished(wildcards, part))
+        return settled(wildcards, dataset_of(wildcards), evaluation_finished(wildcards, part))
 
     return dataset
 
@@ -503,6 +576,8 @@ def runs_of_this_call():
 
 
 onstart:
+    for folder in TO_BE_FORGOTTEN:
+        record.forget(folder)
     # For status, plan, curves and report, which are called without this call's --configfile.
     record_what_runs(Path("results"), CONFIG, config, runs_of_this_call())
 

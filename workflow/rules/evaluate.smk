@@ -20,7 +20,7 @@ rule linear_eval:
         launcher=lambda wildcards, input: launcher(wildcards, "evaluate"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("linear_eval.py"),
-        data=lambda wildcards, input: os.path.dirname(input.data),
+        data=lambda wildcards, input: dataset_folder(experiment_of(wildcards).dataset),
         folder=lambda wildcards, output: os.path.dirname(output.metrics),
         compute=lambda wildcards, input: compute_arguments(wildcards, "evaluate"),
         sbatch=sbatch_text,

@@ -48,13 +48,13 @@ rule pretrain_segment:
         launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
         tee=lambda wildcards, input: TEE,
         script=lambda wildcards, input: script("pretrain.py"),
-        data=lambda wildcards, input: os.path.dirname(input.data),
+        data=lambda wildcards, input: dataset_folder(experiment_of(wildcards).dataset),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         tensorboard=lambda wildcards, input: (
             "--tensorboard" if experiment_of(wildcards).compute.get("tensorboard") else ""
         ),
         knn=lambda wildcards, output: f"results/{wildcards.experiment}/seed{wildcards.seed}/knn.csv",
-        previous=lambda wildcards, input: f"--previous {epoch_of(str(input.previous))}" if input.previous else "",
+        previous=previous_epoch,
         epoch=lambda wildcards, input: int(wildcards.epoch),
         compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
         sbatch=sbatch_text,
@@ -108,7 +108,7 @@ rule export_encoder:
     params:
         weights=lambda wildcards: canonical(pretraining_part(experiment_of(wildcards).recipe)),
         recipe=recipe_file,
-        source=lambda wildcards, input: f"--checkpoint {shlex.quote(str(Path(input[0]).with_suffix('.pt')))}",
+        source=last_checkpoint,
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("export_encoder.py"),
         sbatch=sbatch_text,

@@ -36,7 +36,7 @@ def main() -> int:
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
     goal, name = f"epoch {recipe['linear']['epochs']}", fingerprint(recipe, arguments.seed, arguments.encoder)
-    made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data)
+    made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data, arguments.output)
     with begin_attempt(arguments, arguments.output, stage="linear evaluation", goal=goal, fingerprint=name) as attempt:
         if files := record.recorded(arguments.output, made_from):
             if attempt.place.is_main:
@@ -76,6 +76,7 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
     compute = start_compute(arguments, place)
     attempt.know(**compute.ledger_columns())
     identity = {"fingerprint": fingerprint(recipe, arguments.seed, arguments.encoder), "data": store.fingerprint}
+    identity |= {"version": version} if (version := record.VERSIONS["linear"]) > 1 else {}  # of 1, as saved before
     evaluation = LinearEvaluation(
         encoder.to(compute.device), store, recipe, seed=arguments.seed, compute=compute, identity=identity
     )
@@ -95,7 +96,7 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
             print(f"{changed} of {len(store.test)} predictions differ from those of a test forward in fp32", flush=True)
     if place.is_main:
         if evaluation.finished:
-            made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data)
+            made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data, arguments.output)
             files = results(evaluation.rows, evaluation.further_rows, card, recipe, store, arguments.seed)
             record.keep(arguments.output, made_from, files)
             record.collect(arguments.encoder)

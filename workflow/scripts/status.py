@@ -3,8 +3,8 @@
     python workflow/scripts/status.py
 
 Runs that were made with --configfile are shown too, as they were run. Reads config.yaml and what the workflow and its
-jobs leave under --results; asks Slurm, where there is one, for the jobs that work. Needs no
-torch, no Snakemake and no job: for a login node, while jobs run.
+jobs leave under --results; asks Slurm, where there is one, for the jobs that work. Needs no torch, no Snakemake and no
+job: for a login node, while jobs run.
 """
 
 import argparse

@@ -8,6 +8,7 @@ it deletes the outputs of jobs that it starts again or that fail, and a card can
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from selfsup.job.lock import living_holder
 from selfsup.recipe import differences, fingerprint, pretraining_part
 
 RECORD = "segments.json"
-BOUNDARIES = "epoch_*.pt"
+DELETE_IT = "delete it; the checkpoints beside it stay as they are"
+BOUNDARY = re.compile(r"epoch_\d+\.pt")
 OF_A_REVISION = ("revision_*.json", "knn.csv", "linear", "encoder.*", "pretrain")
 
 
@@ -38,6 +40,16 @@ def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), r
 def boundary_name(epoch: int) -> str:
     """Return the file name of the checkpoint after `epoch` epochs."""
     return f"epoch_{epoch:04d}.pt"
+
+
+def is_boundary(path: Path) -> bool:
+    """Return whether a file has a boundary's name; a copy of somebody's beside it has another."""
+    return BOUNDARY.fullmatch(path.name) is not None
+
+
+def boundary_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of the boundaries that are there, in order."""
+    return sorted(filter(is_boundary, folder.glob("epoch_*.pt")))
 
 
 def card_name(epoch: int) -> str:
@@ -108,7 +120,7 @@ def restore_cards(folder: Path) -> None:
     cards = {**{str(epoch): card for epoch, card in _found_cards(folder)}, **record.get("cards", {})}
     if cards != record.get("cards", {}):
         write_atomically(folder / RECORD, json.dumps({**record, "cards": cards}, indent=1) + "\n")
-    kept = [epoch_of(path.name) for path in folder.glob(BOUNDARIES)]
+    kept = [epoch_of(path.name) for path in boundary_files(folder)]
     for epoch in record["boundaries"]:
         card = folder / card_name(epoch)
         if str(epoch) in cards and not card.exists() and any(other >= epoch for other in kept):
@@ -122,6 +134,8 @@ def write_card(path: Path, card: Mapping) -> None:
 
 def _found_cards(folder: Path) -> Iterator[tuple[int, dict]]:
     for path in sorted(folder.glob("epoch_*.json")):
+        if not is_boundary(path.with_suffix(".pt")):
+            continue
         with contextlib.suppress(OSError, ValueError):
             card = json.loads(path.read_text())
             if isinstance(card, dict):
@@ -186,8 +200,12 @@ def record_run(
 def _read_record(folder: Path) -> dict | None:
     path = folder / RECORD
     try:
-        return read_card(path)
+        record = read_card(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}): delete it; the checkpoints beside it stay as they are") from error
+        raise UserError(f"{path}: damaged, no JSON mapping: {DELETE_IT}") from error
+    missing = [key for key in ("revision", "fingerprint", "boundaries", "reached", "recipe") if key not in record]
+    if missing:
+        raise UserError(f"{path}: damaged, it lacks the key {missing[0]!r}: {DELETE_IT}")
+    return record

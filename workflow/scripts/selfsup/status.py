@@ -18,7 +18,7 @@ from selfsup.job.lock import Holder, living_holder, read_holder
 from selfsup.job.slurm import ENDED, Waiting, job_states, waiting_jobs
 from selfsup.job.stopping import stop_file
 from selfsup.plan import steps_per_epoch
-from selfsup.segments import BOUNDARIES, boundaries, work_done
+from selfsup.segments import boundaries, boundary_files, work_done
 
 PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown
 TAIL_BYTES = 64_000  # of a CSV: hundreds of rows, enough for a speed
@@ -171,7 +171,7 @@ def _tail(path: Path) -> list[dict[str, str]]:
 
 
 def _age(folder: Path) -> float | None:
-    saved = [path.stat().st_mtime for path in [*folder.glob(BOUNDARIES), *folder.glob("partial/*.pt")]]
+    saved = [path.stat().st_mtime for path in [*boundary_files(folder), *folder.glob("partial/*.pt")]]
     return time.time() - max(saved) if saved else None
 
 

@@ -25,15 +25,22 @@ VERSIONS = {"linear": 1}
 TOLD = {"top1": float, "top5": float, "n_test": int, "seed": int, "protocol": str, "dataset_fingerprint": str}
 
 
-def identity(recipe: Mapping, seed: int, encoder: Path, data: Path) -> dict[str, Any]:
-    """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder."""
+def identity(recipe: Mapping, seed: int, encoder: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder;
+    folder: of the results."""
     return {
         "evaluation": evaluation_part(recipe),
         "seed": seed,
         "encoder": read_mapping(encoder.with_suffix(".json")).get("encoder_sha256"),
-        "data": read_mapping(data / "store.json").get("fingerprint"),
+        "data": read_mapping(data / "store.json").get("fingerprint") or _data_of(folder),
         "version": VERSIONS["linear"],
     }
+
+
+def _data_of(folder: Path) -> str | None:
+    """Return the data that finished results were made from, for where it has been deleted since."""
+    known = read_mapping(folder / RECORD).get("identity") or {}
+    return known.get("data") or _metrics(folder).get("dataset_fingerprint")
 
 
 def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:

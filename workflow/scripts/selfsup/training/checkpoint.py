@@ -20,7 +20,7 @@ import torch
 from selfsup.errors import PermanentError, UserError, reason_of
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
-from selfsup.segments import BOUNDARIES, epoch_of, recorded_cards, write_card
+from selfsup.segments import epoch_of, is_boundary, recorded_cards, write_card
 
 FORMAT = 1
 KEPT_ROLLING = 2
@@ -35,7 +35,7 @@ def read_card(path: Path) -> dict[str, Any]:
     boundary that has lost both, one made from the file itself. Raises OSError, ValueError, KeyError or BadZipFile where
     there is none.
     """
-    boundary = path.match(BOUNDARIES)
+    boundary = is_boundary(path)
     if boundary and (recorded := recorded_cards(path.parent).get(str(epoch_of(path.name)))):
         return recorded
     try:
@@ -105,7 +105,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise PermanentError(f"{path}: format {version}, this code reads up to {FORMAT}: update the code")
     try:
         if sha256(path) != checksum:
-            raise DamagedCheckpointError(f"{path}: its checksum is not the one in {path.with_suffix('.json').name}")
+            raise DamagedCheckpointError(
+                f"{path}: its checksum is not the recorded one (segments.json, {path.with_suffix('.json').name})"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, MemoryError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}): start again when it can") from error

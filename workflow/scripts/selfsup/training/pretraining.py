@@ -24,7 +24,7 @@ from selfsup.methods import build_method, takes_skipped
 from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import fingerprint
-from selfsup.segments import BOUNDARIES, boundary_name, record_run, work_done, write_card
+from selfsup.segments import boundary_files, boundary_name, record_run, work_done, write_card
 from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.compute import Compute
@@ -61,7 +61,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """All that is there: rolling ones and boundaries."""
-        return [*self.partial.glob("*.pt"), *self.folder.glob(BOUNDARIES)]
+        return [*self.partial.glob("*.pt"), *boundary_files(self.folder)]
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be continued."""
@@ -340,8 +340,8 @@ def _take_over(training: "Pretraining", attempt: Attempt, source: Path, boundary
     if training.ranks.from_main("health" not in card):
         card |= {"health": _health_now(training, attempt), "floors": dict(training.method.floors)}
     if is_main:
-        checkpoint.take_over(source, boundary)
         record_run(run.folder, run.recipe, run.revision, card=card)
+        checkpoint.take_over(source, boundary)
 
 
 def _health_now(training: "Pretraining", attempt: Attempt) -> dict[str, float]:
@@ -394,7 +394,7 @@ def _check_source(run: Run, training: "Pretraining", source: Path | None, until_
             f"{wanted} is not there, nor anything later: restore it, or train its segment again: snakemake --cores all "
             f"--force {wanted.with_suffix('.json')}"
         )
-    if source is None and done.reached > 0 and until_epoch not in done.boundaries:
+    if source is None and done.reached > 0:
         raise UserError(
             f"{run.folder} has reached epoch {done.reached:g}, but no checkpoint of it is left: restore one (*.damaged "
             "are those that failed their checksum), or delete the folder to begin anew"
