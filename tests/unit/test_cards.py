@@ -73,7 +73,7 @@ def test_a_stores_and_a_runs_description(tmp_path, tiny_recipe, content):
     with pytest.raises(UserError, match=r"store\.json: damaged .*prepare the dataset again"):
         PackedStore(tmp_path)
     (tmp_path / "segments.json").write_text(content)
-    with pytest.raises(UserError, match=r"segments\.json: damaged .*delete it"):
+    with pytest.raises(UserError, match=r"segments\.json: damaged.*delete it"):
         work_done(tmp_path, tiny_recipe, 1)
 
 

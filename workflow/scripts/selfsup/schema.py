@@ -187,6 +187,8 @@ def _describe(error: "jsonschema.ValidationError") -> str:
         missing = [key for key in wanted if key not in found]
         return f"{where} lacks the key {missing[0]!r}"
     if rule == "pattern":
+        if error.schema.get("unit") == "reservation":
+            return f"{where}: {found!r} is no reservation: letters, digits, '_', '.', ',', ':' and '-'"
         return f"{where}: {found!r} is no name: letters, digits, '_', '-' and '.', beginning with a letter or digit"
     bounds = {
         "minimum": "at least",
