@@ -295,9 +295,11 @@ def revision_begun(wildcards):
 
 
 def settled(wildcards, path, finished):
-    """A list of an input that never runs a finished job again, whatever its age, and though it be gone. For another job it must be
-    a plain one: Snakemake 9.27 does not look behind an ancient file that exists (issue 4166), and would end before all
-    is made."""
+    """Return an input, in a list, that never runs a finished job again: neither by its age nor by its absence.
+
+    For a job that is not finished it must be a plain one: Snakemake 9.27 does not look behind an ancient file that
+    exists (its issue 4166), and would end before all is made.
+    """
     set_triggers()
     path = path.format(**wildcards)
     if not finished:
