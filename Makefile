@@ -63,6 +63,7 @@ lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/snakefmt --check $(SMK)
+	PYTHONPATH=workflow/scripts $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python tests/workflow/lint.py
 
 format: env  ## write the style that `make lint` wants

@@ -17,13 +17,13 @@ from pathlib import Path
 import measuring
 import torch
 
+from selfsup.engine.checkpoint import load_checkpoint
+from selfsup.engine.compute import Compute
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.saving import Saver
 from selfsup.job.attempt import Attempt
 from selfsup.recipe import load_recipe
-from selfsup.training.checkpoint import load_checkpoint
-from selfsup.training.compute import Compute
-from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Pretraining, Run
-from selfsup.training.saving import Saver
 
 MINUTES = 10  # between checkpoints, as config.yaml has it
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "digits": 1_437}

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from selfsup.data.store import PackedStore
+from selfsup.engine.compute import Compute
+from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.recipe import load_recipe
-from selfsup.training.compute import Compute
-from selfsup.training.host_memory import keep_freed_memory
 
 OURS, PLAIN, LIGHTLY, EQUAL = "ours", "plain", "lightly", ", equal"
 

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from selfsup.data.store import PackedStore, StoreWriter
+from selfsup.engine.compute import Compute
+from selfsup.engine.device import autocast, choose_precision
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.models import Backbone, fold_batch_norms, initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.training.compute import Compute
-from selfsup.training.device import autocast, choose_precision
-from selfsup.training.distributed import Ranks
-from selfsup.training.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import torch
 
 from selfsup import provenance
 from selfsup.atomic_files import write_atomically
-from selfsup.training.device import choose_device
+from selfsup.engine.device import choose_device
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16")  # what decides how fast a CPU multiplies
 Way = Callable[[], float | None]

@@ -14,10 +14,10 @@ from plain_byol import LARS, TwoViews, move_average
 from selfsup.arguments import add_compute_arguments
 from selfsup.augment import Views
 from selfsup.data.store import PackedStore
+from selfsup.engine.compute import Compute, start_compute
+from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.job.place import Place
 from selfsup.methods.byol import byol_loss
-from selfsup.training.compute import Compute, start_compute
-from selfsup.training.host_memory import keep_freed_memory
 from selfsup.training.pretraining import Pretraining, Run
 
 

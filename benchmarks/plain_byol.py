@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
-from selfsup.training.device import DTYPES
+from selfsup.engine.device import DTYPES
 
 
 def torchvision_policy(recipe: Mapping, view: int) -> Callable:

@@ -21,8 +21,8 @@ from pictures import small_store
 
 from selfsup.data.sources import prepare
 from selfsup.data.store import PackedStore
+from selfsup.engine.compute import Compute
 from selfsup.recipe import load_recipe
-from selfsup.training.compute import Compute
 
 SEED, OTHER_SEED = 0, 1
 TOLD = 6  # losses in the table

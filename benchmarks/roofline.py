@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from selfsup.engine.device import DTYPES
 from selfsup.recipe import load_recipe
-from selfsup.training.device import DTYPES
 
 # Matrix products large enough for the peak, copies larger than any cache.
 MATRIX = {"cpu": 2048, "cuda": 8192}

@@ -33,8 +33,8 @@ from roofline import kernels_of, measured_peaks, roofline_sum, tell_peaks, total
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from selfsup.engine.compute import Compute
 from selfsup.errors import UserError
-from selfsup.training.compute import Compute
 
 PROFILE_ROWS = 20
 WANTED = {"cpu": {PLAIN: 3.5, LIGHTLY: 2.5, LIGHTLY + EQUAL: 1.3}}  # of ResNet-18 with CIFAR-10's pictures

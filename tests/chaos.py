@@ -27,11 +27,11 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
+from selfsup.engine.checkpoint import load_checkpoint  # noqa: E402
 from selfsup.job.ledger import read_ledger  # noqa: E402
 from selfsup.job.lock import living_holder  # noqa: E402
 from selfsup.provenance import sha256  # noqa: E402
-from selfsup.training.checkpoint import load_checkpoint  # noqa: E402
-from selfsup.yaml_reader import read_yaml  # noqa: E402
+from selfsup.settings.yaml_reader import read_yaml  # noqa: E402
 
 TRAINER, TERMINATED, WRITE, SNAKEMAKE = "SIGKILL", "SIGTERM", "SIGKILL while it writes", "SIGKILL of Snakemake"
 KINDS = (TRAINER, TERMINATED, WRITE, SNAKEMAKE)

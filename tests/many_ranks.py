@@ -7,8 +7,8 @@ import socket
 import torch
 from torch import multiprocessing
 
+from selfsup.engine.distributed import Ranks
 from selfsup.job.place import Place
-from selfsup.training.distributed import Ranks
 
 
 def on_ranks(function, size: int, *arguments):

@@ -2,15 +2,15 @@
 
 import torch
 
+from selfsup.engine import checkpoint
+from selfsup.engine.compute import Compute
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.segments import boundary_name
-from selfsup.training import checkpoint
-from selfsup.training.compute import Compute
-from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Run, train_segment
-from selfsup.training.saving import Saver
 
 
 def on_cpu(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.yaml_reader import read_yaml
 
 # A run of seconds: 3 epochs of a narrow network, in three segments.
 QUICK = {

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from selfsup.augment import build_views
+from selfsup.engine.distributed import Ranks
 from selfsup.methods import build_method
 from selfsup.methods.byol import byol_loss, tau
 from selfsup.optim import parameter_treatments, treatment_table
 from selfsup.recipe import load_recipe
-from selfsup.training.distributed import Ranks
 from tiny import TINY
 
 

@@ -9,13 +9,13 @@ import torch
 
 from runs import on_cpu
 from selfsup import methods, optim
+from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.models import initial_backbone
 from selfsup.recipe import canonical, check_recipe, load_recipe, merge
-from selfsup.schema import read_schema, resolved
+from selfsup.settings.schema import read_schema, resolved
 from selfsup.training.pretraining import Pretraining, Run
-from selfsup.training.saving import Saver
 from tiny import TINY
 
 JITTER = {"p": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import pytest
 
 from selfsup.recipe import recipe_names
-from selfsup.schema import read_schema, resolved
+from selfsup.settings.schema import read_schema, resolved
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 
 from runs import equal_states, state_of, train
 from selfsup.augment import augment_batch, draw
+from selfsup.engine.compute import Compute
+from selfsup.engine.distributed import Ranks
 from selfsup.models import BatchNorm
 from selfsup.models.batch_norm import _CpuKernels, _CudaKernels
 from selfsup.recipe import load_recipe
-from selfsup.training.compute import Compute
-from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 

@@ -7,10 +7,10 @@ import pytest
 
 from selfsup.as_run import as_run, config_as_run, record_what_runs, runs_known
 from selfsup.config import check_config
-from selfsup.plan import costs
+from selfsup.reports.plan import costs
+from selfsup.reports.status import standings
 from selfsup.segments import record_run
-from selfsup.status import standings
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.yaml_reader import read_yaml
 
 
 @pytest.fixture

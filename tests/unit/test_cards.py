@@ -9,13 +9,13 @@ import pytest
 from selfsup.cards import CardError, read_card
 from selfsup.config import load_config
 from selfsup.data.store import PackedStore
+from selfsup.engine.checkpoint import newest_by_card
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import encoder_card, load_encoder, save_encoder
 from selfsup.job.attempt import Attempt
 from selfsup.models import initial_backbone
-from selfsup.plan import steps_per_epoch
+from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import work_done
-from selfsup.training.checkpoint import newest_by_card
 
 pytestmark = pytest.mark.parametrize("content", ["[1, 2]", '"words"', "null", "{cut"])
 

@@ -6,8 +6,8 @@ import pytest
 
 from selfsup.config import check_config, dataset_problem, from_command_line, load_config
 from selfsup.errors import UserError
-from selfsup.schema import check_schema
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.schema import check_schema
+from selfsup.settings.yaml_reader import read_yaml
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(mon
         "e": ["integer", "number"],
     }
     schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in kinds.items()}}
-    monkeypatch.setattr("selfsup.schema.read_schema", lambda name: schema)
+    monkeypatch.setattr("selfsup.settings.schema.read_schema", lambda name: schema)
     found = check_schema({"a": 2.0, "b": 2, "c": 2, "d": 2.0, "e": 2.5}, "any", "a test")
     assert found == {"a": 2, "b": 2.0, "c": 2.0, "d": 2, "e": 2.5}
     assert [type(value).__name__ for value in found.values()] == ["int", "float", "float", "int", "float"]
@@ -232,7 +232,7 @@ def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(mon
 
 
 def test_without_jsonschema_a_recipe_is_taken_with_a_word(monkeypatch, capsys):
-    monkeypatch.setattr("selfsup.schema.jsonschema", None)
+    monkeypatch.setattr("selfsup.settings.schema.jsonschema", None)
     assert check_schema({"epochs": 2.0}, "recipe", "a recipe") == {"epochs": 2}
     assert capsys.readouterr().err == "warning: a recipe is taken unchecked: jsonschema is not installed\n"
 

@@ -6,7 +6,7 @@ import pytest
 
 from selfsup.config import load_config
 from selfsup.job.ledger import Ledger
-from selfsup.plan import costs, to_text
+from selfsup.reports.plan import costs, to_text
 from selfsup.segments import record_run
 
 

@@ -13,15 +13,15 @@ import torch
 from many_ranks import on_ranks
 from runs import StopAfter, on_cpu, train
 from selfsup.augment import Views
+from selfsup.engine.checkpoint import load_checkpoint, save_checkpoint
+from selfsup.engine.device import build_problem, choose_device, choose_precision
+from selfsup.engine.distributed import Ranks
 from selfsup.errors import UserError
 from selfsup.job import place as place_module
 from selfsup.job.place import PORT_FROM_JOB, Place, discover_place, first_host
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name
-from selfsup.training.checkpoint import load_checkpoint, save_checkpoint
-from selfsup.training.device import build_problem, choose_device, choose_precision
-from selfsup.training.distributed import Ranks
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
@@ -166,7 +166,7 @@ def test_ranks_meet_at_an_ipv6_address(free_port):
 JOIN = """
 import sys; sys.path.insert(0, "workflow/scripts")
 from selfsup.job.place import Place
-from selfsup.training.distributed import Ranks
+from selfsup.engine.distributed import Ranks
 ranks = Ranks(Place({rank}, 2, {rank}, "{address}", {port}))
 assert ranks.gather({rank}) == [0, 1]
 ranks.close()

@@ -9,11 +9,14 @@ import torch
 
 from runs import StopAfter, evaluate, evaluation
 from selfsup.errors import PermanentError, UserError
-from selfsup.evaluation.figure_keys import differences, figure_keys, settings
-from selfsup.evaluation.layout import Notes, to_latex, to_markdown
 from selfsup.evaluation.linear import protocol
-from selfsup.evaluation.metrics import top_k_hits
-from selfsup.evaluation.table import (
+from selfsup.job.ledger import Ledger
+from selfsup.measures import top_k_hits
+from selfsup.models import initial_backbone
+from selfsup.recipe import load_recipe
+from selfsup.tables.figure_keys import differences, figure_keys, settings
+from selfsup.tables.layouts import Notes, to_latex, to_markdown
+from selfsup.tables.rows import (
     COMPARED_WITH,
     REFERENCE,
     Row,
@@ -22,9 +25,6 @@ from selfsup.evaluation.table import (
     read_table,
     to_csv,
 )
-from selfsup.job.ledger import Ledger
-from selfsup.models import initial_backbone
-from selfsup.recipe import load_recipe
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

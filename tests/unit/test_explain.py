@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from selfsup.explain import differing, explained, file_sources, flattened, table, warnings
 from selfsup.recipe import load_recipe, recipe_names
+from selfsup.reports.explain import differing, explained, file_sources, flattened, table, warnings
 
 
 @pytest.mark.parametrize("name", recipe_names())

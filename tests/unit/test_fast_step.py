@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs import equal_states, on_cpu, state_of, train
 from selfsup.arguments import add_compute_arguments
+from selfsup.engine.compute import start_compute
 from selfsup.job.place import Place
 from selfsup.models import build_head, initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.training.compute import start_compute
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
@@ -172,7 +172,7 @@ def test_what_may_change_bits_is_in_the_numerics():
 
 def test_tf32_is_for_convolutions_alone(monkeypatch):
     """Matrix products crop pictures, and judge classifiers and neighbours."""
-    monkeypatch.setattr("selfsup.training.compute.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("selfsup.engine.compute.keep_freed_memory", lambda: True)
     parser = argparse.ArgumentParser()
     add_compute_arguments(parser)
     backends, before = (torch.backends.cudnn, torch.backends.cuda.matmul), torch.get_num_threads()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from selfsup.figures import FROM_ZERO, draw_curves, read_run, write_figure
-from selfsup.pages import markdown_page, page, preformatted, table
+from selfsup.reports.figures import FROM_ZERO, draw_curves, read_run, write_figure
+from selfsup.reports.pages import markdown_page, page, preformatted, table
 
 
 @pytest.fixture

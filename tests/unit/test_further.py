@@ -11,10 +11,10 @@ import torch
 
 from many_ranks import on_ranks
 from runs import StopAfter, evaluate, evaluation, on_cpu
+from selfsup.engine.distributed import Ranks
 from selfsup.evaluation.encoder import encoder_card, save_encoder
 from selfsup.models import initial_backbone
 from selfsup.recipe import RecipeError, canonical, evaluation_part, load_recipe, merge
-from selfsup.training.distributed import Ranks
 from tiny import TINY
 
 OTHERS = [{"peak_lr": 0.05, "initial_weights": 0}, {"peak_lr": 1.0, "initial_weights": 3}]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from many_ranks import on_ranks
-from selfsup.training import gradients
-from selfsup.training.distributed import Ranks
-from selfsup.training.gradients import GradientAverager
+from selfsup.engine import gradients
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.gradients import GradientAverager
 
 ROWS = 8
 

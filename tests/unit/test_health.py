@@ -13,19 +13,11 @@ import health_gate
 from runs import StopAfter, equal_states, state_of, train
 from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
 from selfsup.errors import UserError
-from selfsup.evaluation.knn import knn_top1
+from selfsup.measures import alignment, effective_rank, encoder_floors, feature_spread, knn_top1, uniformity
 from selfsup.methods import METHODS
 from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
-from selfsup.methods.health import (
-    alignment,
-    batch_statistics,
-    effective_rank,
-    encoder_floors,
-    evaluation_mode,
-    feature_spread,
-    uniformity,
-)
 from selfsup.models import BatchNorm
+from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
 from selfsup.training import health, pretraining, tensorboard
 from selfsup.training.health import Health

@@ -15,8 +15,8 @@ import sys; sys.path.insert(0, sys.argv[1])
 import argparse, resource, torch
 from selfsup.arguments import add_compute_arguments
 from selfsup.job.place import Place
-from selfsup.training.compute import start_compute
-from selfsup.training.host_memory import keep_freed_memory
+from selfsup.engine.compute import start_compute
+from selfsup.engine.host_memory import keep_freed_memory
 
 parser = argparse.ArgumentParser()
 add_compute_arguments(parser)

@@ -1,6 +1,6 @@
 import os
 
-from selfsup.last_words import last_words
+from selfsup.reports.last_words import last_words
 
 
 def test_of_a_failed_job_its_own_last_error_is_kept_and_not_what_srun_says_after_it(tmp_path):

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from selfsup.config import load_config
-from selfsup.costs import costs_paid
-from selfsup.evaluation.table import Row, make_table
 from selfsup.job.ledger import COLUMNS, LEDGER_FILE, Ledger, ledger_totals, note_refused, read_ledger
+from selfsup.reports.costs import costs_paid
+from selfsup.tables.rows import Row, make_table
 
 GPU = {"device": "NVIDIA H100", "devices": 4}
 # On four GPUs until it was killed, refused meanwhile, on a processor, on two GPUs to the end; another was refused last.

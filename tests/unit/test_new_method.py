@@ -10,15 +10,16 @@ from torch import nn
 
 from many_ranks import on_ranks
 from runs import StopAfter, equal_states, on_cpu, state_of, train
+from selfsup.engine.equal_ranks import _digests, check_equal_on_all_ranks
 from selfsup.errors import PermanentError
+from selfsup.measures import alignment, encoder_floors, feature_spread
 from selfsup.methods import METHODS
 from selfsup.methods.byol import byol_loss
-from selfsup.methods.health import alignment, encoder_floors, evaluation_mode, feature_spread
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.models.modes import evaluation_mode
 from selfsup.optim import parameter_treatments
 from selfsup.recipe import RecipeError, load_recipe, pretraining_part
-from selfsup.schema import read_schema
-from selfsup.training.equal_ranks import _digests, check_equal_on_all_ranks
+from selfsup.settings.schema import read_schema
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
@@ -99,7 +100,7 @@ def add_method(patch: pytest.MonkeyPatch, method: type = SimSiam) -> None:
         "required": [*block],
         "properties": block,
     }
-    for module in ("selfsup.schema", "selfsup.recipe"):
+    for module in ("selfsup.settings.schema", "selfsup.recipe"):
         patch.setattr(f"{module}.read_schema", lambda name: schema)
     patch.setitem(METHODS, "simsiam", method)
 

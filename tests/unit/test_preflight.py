@@ -4,7 +4,7 @@ import pytest
 
 from runs import on_cpu
 from selfsup.job.place import Place
-from selfsup.training.preflight import Preflight, to_text
+from selfsup.preflight import Preflight, to_text
 
 
 def verdicts(tmp_path, *, ranks=1, data=(), results=None, limit=None) -> dict:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from selfsup.config import load_config
-from selfsup.costs import costs_paid, to_csv
 from selfsup.job.ledger import Ledger
 from selfsup.job.lock import this_process
 from selfsup.job.slurm import queue_seconds
+from selfsup.reports.costs import costs_paid, to_csv
+from selfsup.reports.status import standings, to_text
 from selfsup.segments import record_run
-from selfsup.status import standings, to_text
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_long_history_is_read_from_its_end(config, run, tmp_path):
 
 def test_status_and_health_gate_load_no_torch(repository):
     """They run on a login node, the one for people who wait, the other for every segment."""
-    code = "import sys, selfsup.status, selfsup.bands, selfsup.costs; sys.exit('torch' in sys.modules)"
+    code = "import sys, selfsup.reports.status, selfsup.bands, selfsup.reports.costs; sys.exit('torch' in sys.modules)"
     folder = repository / "workflow" / "scripts"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
 

@@ -13,6 +13,9 @@ import torchvision
 
 from export_encoder import trained_encoder
 from runs import StopAfter, equal_states, on_cpu, state_of, train
+from selfsup.engine import checkpoint
+from selfsup.engine.compute import Compute
+from selfsup.engine.saving import host_copy
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
 from selfsup.job.ledger import read_ledger
@@ -20,11 +23,8 @@ from selfsup.job.stopping import StopRequest
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
 from selfsup.segments import boundary_name, card_name, recorded_cards
-from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, duration
-from selfsup.training.compute import Compute
 from selfsup.training.pretraining import Pretraining, Run
-from selfsup.training.saving import host_copy
 from tiny import TINY
 
 STEPS_PER_EPOCH = 5  # 43 images in batches of 8

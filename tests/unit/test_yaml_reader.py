@@ -3,7 +3,7 @@
 import pytest
 
 from selfsup.errors import UserError
-from selfsup.yaml_reader import parse_yaml, read_yaml
+from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
 SHIPPED = ("workflow/**/*.yaml", "config.yaml", "profiles/slurm/*.yaml")
 

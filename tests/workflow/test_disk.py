@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from selfsup.engine.checkpoint import save_checkpoint
 from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
-from selfsup.training.checkpoint import save_checkpoint
 from tiny import TINY
 from trees import write_tree
 
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_harms_none(pretraining,
 UNPRIVILEGED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
-import pretrain, torch, selfsup.training.pretraining, selfsup.training.compute, selfsup.data.store
+import pretrain, torch, selfsup.training.pretraining, selfsup.engine.compute, selfsup.data.store
 from selfsup.errors import run_script
 if os.geteuid() == 0:
     os.setgid(65534)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from runs import equal_states
+from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical
-from selfsup.training.checkpoint import load_checkpoint
 from workflows import wait_until
 
 # A rank, 1 unless UNLUCKY is another, does at step 3 what `trouble` says; LINGER_S is what a watchdog waits for the
@@ -29,7 +29,7 @@ selfsup.job.waiting.PATIENCE_S, selfsup.job.waiting.MORE_OF_OTHERS_S = 3.0, 1.0
 selfsup.job.local_ranks.GRACE_S = 10.0 if trouble == "is suspended" else 20.0
 import pretrain
 from selfsup.errors import PermanentError, run_script
-from selfsup.training import saving
+from selfsup.engine import saving
 from selfsup.training.pretraining import Pretraining
 
 honest = Pretraining.train_step

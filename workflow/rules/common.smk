@@ -18,7 +18,7 @@ from selfsup.atomic_files import keep, named_by_content
 from selfsup.config import check_config, dataset_problem, from_command_line
 from selfsup.evaluation import record
 from selfsup.job.slurm import holder_at_work
-from selfsup.last_words import last_words
+from selfsup.reports.last_words import last_words
 from selfsup.recipe import canonical, fingerprint, pretraining_part
 from selfsup.segments import (
     Done,

@@ -21,7 +21,7 @@ rule table:
     params:
         rows=rows_of_table,
         config=config_of_table,
-        code=code_digest("make_table.py", "selfsup/evaluation"),
+        code=code_digest("make_table.py", "selfsup/tables"),
         python=lambda wildcards, input: PYTHON,
         script=lambda wildcards, input: script("make_table.py"),
     message:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
-from selfsup.costs import costs_paid, to_csv
 from selfsup.errors import run_script
+from selfsup.reports.costs import costs_paid, to_csv
 
 
 def main() -> None:

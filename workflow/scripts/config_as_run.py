@@ -14,7 +14,7 @@ from selfsup.as_run import as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.config import check_config
 from selfsup.errors import run_script
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.yaml_reader import read_yaml
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from selfsup.errors import UserError, run_script
-from selfsup.explain import difference_table, differing, explained, table, warnings
 from selfsup.recipe import load_recipe, recipe_names
-from selfsup.schema import suggest
-from selfsup.yaml_reader import parse_yaml, read_yaml
+from selfsup.reports.explain import difference_table, differing, explained, table, warnings
+from selfsup.settings.schema import suggest
+from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from selfsup.arguments import add_recipe_arguments
+from selfsup.engine.checkpoint import load_checkpoint, prune
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
@@ -22,7 +23,6 @@ from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.provenance import numerics_differences
 from selfsup.recipe import differences, parse_recipe, pretraining_part
-from selfsup.training.checkpoint import load_checkpoint, prune
 
 
 def main() -> None:

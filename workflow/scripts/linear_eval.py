@@ -64,11 +64,11 @@ def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
 def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever could be refused without it has been.
     from selfsup.data.local_copy import open_store
+    from selfsup.engine.checkpoint import prune
+    from selfsup.engine.compute import start_compute
+    from selfsup.engine.saving import Saver
     from selfsup.evaluation.encoder import load_encoder
     from selfsup.evaluation.linear import LinearEvaluation
-    from selfsup.training.checkpoint import prune
-    from selfsup.training.compute import start_compute
-    from selfsup.training.saving import Saver
 
     tell = print if place.local_rank == 0 else lambda *line, **options: None
     store = open_store(arguments.data, arguments.local_copy, alive=attempt.waiting, tell=tell)
@@ -136,8 +136,8 @@ def results(rows: list[dict], further_rows: list[dict], card: dict, recipe: dict
     """Return the result files by name."""
     import pandas as pd
 
-    from selfsup.evaluation.figure_keys import figure_keys
     from selfsup.evaluation.linear import protocol
+    from selfsup.tables.figure_keys import figure_keys
 
     history = pd.DataFrame(rows)
     last, best = history.iloc[-1], history.loc[history["top1"].idxmax()]

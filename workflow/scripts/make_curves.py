@@ -11,10 +11,10 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run, runs_known
 from selfsup.errors import UserError, run_script
-from selfsup.figures import draw_curves, read_run, write_figure
-from selfsup.plan import steps_per_epoch
-from selfsup.schema import suggest
+from selfsup.reports.figures import draw_curves, read_run, write_figure
+from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import finished_boundaries
+from selfsup.settings.schema import suggest
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run
 from selfsup.errors import run_script
-from selfsup.plan import costs, to_text
+from selfsup.reports.plan import costs, to_text
 
 
 def main() -> None:

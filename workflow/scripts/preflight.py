@@ -27,8 +27,8 @@ def main() -> None:
     start_local_ranks(arguments)
     place = discover_place(os.environ)
 
-    from selfsup.training.compute import start_compute
-    from selfsup.training.preflight import Preflight, to_text
+    from selfsup.engine.compute import start_compute
+    from selfsup.preflight import Preflight, to_text
 
     compute = start_compute(arguments, place)
     limit = arguments.time_limit and arguments.time_limit * 60

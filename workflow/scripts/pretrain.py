@@ -39,7 +39,7 @@ def main() -> int:
 def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever could be refused without it has been.
     from selfsup.data.local_copy import open_store
-    from selfsup.training.compute import start_compute
+    from selfsup.engine.compute import start_compute
     from selfsup.training.pretraining import Run, train_segment
 
     if recipe["global_batch"] % (place.size * recipe["micro_batches"]):

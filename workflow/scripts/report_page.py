@@ -17,9 +17,9 @@ from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.config import Config
 from selfsup.errors import run_script
-from selfsup.explain import explained
-from selfsup.explain import table as recipe_table
-from selfsup.pages import markdown_page, page, preformatted, table
+from selfsup.reports.explain import explained
+from selfsup.reports.explain import table as recipe_table
+from selfsup.reports.pages import markdown_page, page, preformatted, table
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfsup.config import load_config
 from selfsup.errors import run_script
-from selfsup.status import standings, to_text
+from selfsup.reports.status import standings, to_text
 
 
 def main() -> None:

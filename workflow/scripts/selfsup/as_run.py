@@ -16,8 +16,8 @@ from typing import Any
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, Experiment, check_config, config_of
 from selfsup.errors import UserError
-from selfsup.schema import with_numbers
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.schema import with_numbers
+from selfsup.settings.yaml_reader import read_yaml
 
 RECORDS = "*/seed*.json"
 WHOLE = ("data_dir", "cluster")  # keys of config.yaml that are compared as one; of the others, each name for itself

@@ -14,8 +14,8 @@ from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.recipe import differences, pretraining_part
-from selfsup.schema import check_schema
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.schema import check_schema
+from selfsup.settings.yaml_reader import read_yaml
 
 BANDS = Path(__file__).parents[2] / "bands"
 FEWEST_SEEDS = 3

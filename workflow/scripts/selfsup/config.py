@@ -11,8 +11,8 @@ from selfsup.errors import UserError
 from selfsup.jobs import minutes, refuse_flags
 from selfsup.names import check_names
 from selfsup.recipe import RecipeError, load_recipe
-from selfsup.schema import check_schema, read_plain_texts, suggest
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.schema import check_schema, read_plain_texts, suggest
+from selfsup.settings.yaml_reader import read_yaml
 
 
 @dataclass(frozen=True)

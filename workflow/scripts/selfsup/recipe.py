@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.schema import check_schema, read_schema, suggest, with_defaults, with_numbers, without_defaults
-from selfsup.yaml_reader import read_yaml
+from selfsup.settings.schema import check_schema, read_schema, suggest, with_defaults, with_numbers, without_defaults
+from selfsup.settings.yaml_reader import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

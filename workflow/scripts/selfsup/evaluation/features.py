@@ -2,9 +2,9 @@
 
 import torch
 
+from selfsup.engine.compute import Compute
+from selfsup.engine.device import DTYPES
 from selfsup.models import Backbone, fold_batch_norms
-from selfsup.training.compute import Compute
-from selfsup.training.device import DTYPES
 
 
 class FrozenFeatures:

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment.transfer import sent
-from selfsup.evaluation.metrics import accuracy
+from selfsup.engine.distributed import Ranks
+from selfsup.measures import accuracy
 from selfsup.optim import learning_rate
-from selfsup.training.distributed import Ranks
 
 NOT_A_NUMBER = {"top1": float("nan"), "top5": float("nan")}
 

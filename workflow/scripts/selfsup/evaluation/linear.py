@@ -18,18 +18,18 @@ from torch.nn import functional as F
 from selfsup.augment import centre_view
 from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
+from selfsup.engine.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
+from selfsup.engine.compute import Compute
+from selfsup.engine.device import full_fp32
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.saving import Decision, Saver
 from selfsup.errors import PermanentError
 from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.further import FurtherClassifiers
-from selfsup.evaluation.metrics import accuracy
 from selfsup.job.attempt import Attempt
+from selfsup.measures import accuracy
 from selfsup.models import Backbone, seeded_weights
 from selfsup.optim import learning_rate
-from selfsup.training.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
-from selfsup.training.compute import Compute
-from selfsup.training.device import full_fp32
-from selfsup.training.distributed import Ranks
-from selfsup.training.saving import Decision, Saver
 
 TEST_BATCH = 256
 

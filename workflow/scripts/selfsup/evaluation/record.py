@@ -87,7 +87,7 @@ def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> d
 
 
 def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
-    from selfsup.evaluation.figure_keys import figure_keys  # pandas is slow to load, and needed this once
+    from selfsup.tables.figure_keys import figure_keys  # pandas is slow to load, and needed this once
 
     train = read_mapping(data / "store.json")["splits"]["train"]["images"]
     missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}

@@ -56,7 +56,7 @@ class Method(Protocol):
         """The network that is kept: its weights become encoder.safetensors."""
 
     def health(self, views: Views) -> dict[str, float]:
-        """Figures that show whether the encoder has collapsed, columns of history.csv: see `selfsup.methods.health`.
+        """Figures that show whether the encoder has collapsed, columns of history.csv: see `selfsup.measures.features`.
 
         Called on rank 0 alone, now and then, always with the same views: no collective, no change of state, and
         `evaluation_mode` for the networks. `feature_spread` and `alignment` are expected of every method; where the

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import Views
-from selfsup.methods.health import alignment, batch_statistics, encoder_floors, evaluation_mode, feature_spread
+from selfsup.measures import alignment, encoder_floors, feature_spread
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from selfsup.augment import Views, apply, centre_view, crop, draw, stack_crops
-from selfsup.evaluation.knn import knn_top1
+from selfsup.engine.device import autocast
 from selfsup.job.attempt import Attempt
+from selfsup.measures import effective_rank, knn_top1, uniformity
 from selfsup.methods import Method
-from selfsup.methods.health import effective_rank, evaluation_mode, uniformity
+from selfsup.models.modes import evaluation_mode
 from selfsup.random_draws import Stream, shuffled
 from selfsup.training.clock import History
-from selfsup.training.device import autocast
 from selfsup.training.tensorboard import Events
 
 KNN = "knn.csv"

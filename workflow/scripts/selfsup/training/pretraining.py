@@ -17,6 +17,12 @@ from torch import nn
 from selfsup import provenance
 from selfsup.data.loader import Batch, Batches, ViewMaker
 from selfsup.data.store import PackedStore
+from selfsup.engine import checkpoint
+from selfsup.engine.compute import Compute
+from selfsup.engine.device import autocast
+from selfsup.engine.equal_ranks import check_equal_on_all_ranks
+from selfsup.engine.gradients import GradientAverager
+from selfsup.engine.saving import Decision, Saver
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
 from selfsup.job.waiting import waiting_for_ranks
@@ -25,14 +31,8 @@ from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import fingerprint
 from selfsup.segments import boundary_files, boundary_name, record_run, work_done, write_card
-from selfsup.training import checkpoint
 from selfsup.training.clock import History, Progress, steps_logged
-from selfsup.training.compute import Compute
-from selfsup.training.device import autocast
-from selfsup.training.equal_ranks import check_equal_on_all_ranks
-from selfsup.training.gradients import GradientAverager
 from selfsup.training.health import Health
-from selfsup.training.saving import Decision, Saver
 from selfsup.training.tensorboard import FOLDER, Events
 
 HISTORY = "history.csv"

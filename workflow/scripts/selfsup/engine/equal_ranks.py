@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from selfsup.engine.distributed import Ranks
 from selfsup.errors import PermanentError
-from selfsup.training.distributed import Ranks
 
 
 def check_equal_on_all_ranks(state: Mapping[str, Any], ranks: Ranks) -> None:

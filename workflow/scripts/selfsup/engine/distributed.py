@@ -132,7 +132,7 @@ class Ranks:
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Make each gradient the mean over ranks: of few parameters, after their backward pass.
 
-        For whole networks there is `selfsup.training.gradients`, whose rule for a missing gradient holds here too.
+        For whole networks there is `selfsup.engine.gradients`, whose rule for a missing gradient holds here too.
         """
         if self.size == 1:
             return

@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 
 from selfsup.errors import UserError
-from selfsup.yaml_reader import parse_yaml
+from selfsup.settings.yaml_reader import parse_yaml
 
 try:
     import jsonschema
 except ImportError:  # a machine with PyTorch and little else, as for benchmarks/gpu.sh
     jsonschema = None
 
-SCHEMAS = Path(__file__).parents[2] / "schemas"
+SCHEMAS = Path(__file__).parents[3] / "schemas"
 
 # YAML 1.1 reads 1e-6 as text, because it wants a dot in the mantissa and a sign in the exponent.
 EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

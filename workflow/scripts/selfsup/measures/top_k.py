@@ -2,8 +2,8 @@
 
 import torch
 
+from selfsup.engine.distributed import Ranks
 from selfsup.errors import PermanentError
-from selfsup.training.distributed import Ranks
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, k: int) -> int:

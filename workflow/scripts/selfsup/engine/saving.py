@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from selfsup.engine.checkpoint import save_checkpoint
+from selfsup.engine.distributed import Ranks
 from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
 from selfsup.segments import write_card
-from selfsup.training.checkpoint import save_checkpoint
-from selfsup.training.distributed import Ranks
 
 
 class Decision(IntEnum):

@@ -9,7 +9,7 @@ from typing import Any
 from selfsup.config import Config
 from selfsup.job.ledger import begun, read_ledger
 from selfsup.job.slurm import queue_seconds
-from selfsup.plan import paper_gpu_hours
+from selfsup.reports.plan import paper_gpu_hours
 
 COLUMNS = (
     "experiment",

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from selfsup.errors import UserError
-from selfsup.evaluation.figure_keys import KEYS, differences, plain
 from selfsup.job.ledger import begun, read_ledger
 from selfsup.recipe import RECIPES
-from selfsup.schema import check_schema
+from selfsup.settings.schema import check_schema
+from selfsup.tables.figure_keys import KEYS, differences, plain
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
 PUBLISHED = {"implementation": "Published weights", "source": "trained by others, evaluated here"}
@@ -50,7 +50,7 @@ COLUMNS = [
     "experiment",
     "status",
     "source",
-    # What else a verdict rests on: evaluation/figure_keys.py. Blank: not known, as of evaluations of an older version.
+    # What else a verdict rests on: tables/figure_keys.py. Blank: not known, as of evaluations of an older version.
     "method",
     "backbone",
     "width",  # channels after the stem

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfsup import explain
 from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import RECIPES, load_recipe
+from selfsup.reports import explain
 from selfsup.segments import boundaries, finished_boundaries
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"

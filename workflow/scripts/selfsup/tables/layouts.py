@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from selfsup.evaluation.table import COMPARED_WITH, TOLERANCE
+from selfsup.tables.rows import COMPARED_WITH, TOLERANCE
 
 DATASETS = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # as the paper writes them
 DETAILS = {

@@ -32,7 +32,7 @@ def preformatted(text: str) -> str:
 
 
 def markdown_page(text: str) -> str:
-    """Return a page of the Markdown that `selfsup.evaluation.layout` writes: tables, and lists of remarks."""
+    """Return a page of the Markdown that `selfsup.tables.layouts` writes: tables, and lists of remarks."""
     return page(*map(_block, text.strip().split("\n\n")))
 
 

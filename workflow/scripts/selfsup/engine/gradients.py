@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from selfsup.training.distributed import Ranks
+from selfsup.engine.distributed import Ranks
 
 BUCKET_ELEMENTS = 8 * 2**20  # of an all-reduce: 32 MB in float32, enough to fill a network link
 

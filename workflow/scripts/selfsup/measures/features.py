@@ -3,49 +3,12 @@
 Each is computed in float32 and changes nothing: no gradient, no random number, no running statistic.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import nn
 from torch.nn import functional as F
-
-from selfsup.models import BatchNorm
 
 RANK_EPSILON = 1e-7  # added to each share of a singular value: RankMe, section 3.1, for float32
 FEATURE_SPREAD_FLOOR = 0.02
 RANK_FLOOR_SHARE = 0.005  # of the features, beyond the first
-
-
-@contextmanager
-def evaluation_mode(networks: nn.Module) -> Iterator[None]:
-    """Inside the block networks are in eval mode and give no gradients; then each module is in the mode it had."""
-    modes = [(module, module.training) for module in networks.modules()]
-    networks.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside the block batch norms in eval mode normalise by the batch, and touch no running statistics.
-
-    What collapses is what the loss sees, in train mode; running statistics follow it late: after 20 steps alone they
-    make the projections of a healthy network look as even as those of a collapsed one. Of this rank's batch alone.
-    """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
-    try:
-        for norm in norms:
-            norm.running_mean = norm.running_var = None
-        yield
-    finally:
-        for norm, (mean, variance) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var = mean, variance
 
 
 def encoder_floors(features: int) -> dict[str, float]:

@@ -8,10 +8,10 @@ import torch
 
 from selfsup import provenance
 from selfsup.arguments import SWITCHES
+from selfsup.engine.device import choose_device, choose_precision
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.job.place import Place
-from selfsup.training.device import choose_device, choose_precision
-from selfsup.training.distributed import Ranks
-from selfsup.training.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from selfsup.job.ledger import read_ledger
 from selfsup.job.lock import Holder, living_holder, read_holder
 from selfsup.job.slurm import ENDED, Waiting, job_states, waiting_jobs
 from selfsup.job.stopping import stop_file
-from selfsup.plan import steps_per_epoch
+from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import boundaries, boundary_files, work_done
 
 PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown

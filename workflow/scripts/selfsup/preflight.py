@@ -14,10 +14,10 @@ import torch
 
 from selfsup import provenance
 from selfsup.data.store import PackedStore
+from selfsup.engine.compute import Compute
 from selfsup.errors import UserError
 from selfsup.job.place import Place
 from selfsup.models import BatchNorm, configure_batch_norm
-from selfsup.training.compute import Compute
 
 MEGABYTES = {"cuda": 256, "cpu": 16}  # of the all-reduce that is timed: on GPUs more than a ResNet-50's gradients
 ROUNDS = 5

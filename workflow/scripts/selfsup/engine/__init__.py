@@ -1,0 +1,1 @@
+"""What every job that computes needs: ranks, device, gradients, checkpoints, saving, host memory."""

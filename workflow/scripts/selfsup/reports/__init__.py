@@ -1,0 +1,1 @@
+"""What people read: plan, cost, status, curves, pages, a recipe explained. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Tables: rows, verdicts, layouts. Imports no torch."""
