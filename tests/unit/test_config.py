@@ -6,7 +6,7 @@ import pytest
 
 from selfsup.config import check_config, dataset_problem, from_command_line, load_config
 from selfsup.errors import UserError
-from selfsup.settings.schema import check_schema
+from selfsup.settings.typed import Settings, read
 from selfsup.settings.yaml_reader import read_yaml
 
 
@@ -215,26 +215,23 @@ def test_the_command_lines_texts_become_numbers_where_no_text_is_wanted():
     }
 
 
-def test_a_number_is_read_as_the_type_that_its_schema_names_or_is_left_empty(monkeypatch):
-    kinds = {
-        "a": "integer",
-        "b": "number",
-        "c": ["number", "null"],
-        "d": ["null", "integer"],
-        "e": ["integer", "number"],
+class Numbers(Settings):
+    a: int
+    b: float
+    c: float | None
+    d: int | None
+
+
+def test_a_number_is_read_as_the_type_that_its_key_names_or_is_left_empty():
+    found = read(Numbers, {"a": 2.0, "b": 2, "c": 2, "d": 2.0}, "a test")
+    assert found == {"a": 2, "b": 2.0, "c": 2.0, "d": 2}
+    assert [type(value).__name__ for value in found.values()] == ["int", "float", "float", "int"]
+    assert read(Numbers, {"a": 1, "b": "1e-2", "c": None, "d": None}, "a test") == {
+        "a": 1,
+        "b": 0.01,
+        "c": None,
+        "d": None,
     }
-    schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in kinds.items()}}
-    monkeypatch.setattr("selfsup.settings.schema.read_schema", lambda name: schema)
-    found = check_schema({"a": 2.0, "b": 2, "c": 2, "d": 2.0, "e": 2.5}, "any", "a test")
-    assert found == {"a": 2, "b": 2.0, "c": 2.0, "d": 2, "e": 2.5}
-    assert [type(value).__name__ for value in found.values()] == ["int", "float", "float", "int", "float"]
-    assert check_schema({"c": None, "d": None}, "any", "a test") == {"c": None, "d": None}
-
-
-def test_without_jsonschema_a_recipe_is_taken_with_a_word(monkeypatch, capsys):
-    monkeypatch.setattr("selfsup.settings.schema.jsonschema", None)
-    assert check_schema({"epochs": 2.0}, "recipe", "a recipe") == {"epochs": 2}
-    assert capsys.readouterr().err == "warning: a recipe is taken unchecked: jsonschema is not installed\n"
 
 
 def test_paths_may_name_variables_that_are_set(raw, monkeypatch):

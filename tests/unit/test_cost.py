@@ -1,5 +1,6 @@
 """What experiments will cost, reckoned from measured speeds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def test_a_segment_that_does_not_fit_is_told_with_one_that_does(config, tmp_path
 
 
 def test_a_value_that_left_its_preset_alone_is_told_before_it_costs_anything(config, tmp_path):
-    config.experiments["cifar10"].recipe["epochs"] = 40
+    cifar10 = config.experiments["cifar10"]
+    config.experiments["cifar10"] = replace(cifar10, recipe=cifar10.recipe.changed(epochs=40))
     assert any(
         "epochs is 40 instead of 1000, and its partners stay" in told
         for told in cost(config, tmp_path, "cifar10").warnings
@@ -77,8 +79,10 @@ def test_finished_segments_are_counted(config, tmp_path):
 
 
 def test_a_dataset_of_unknown_size_is_told(config, tmp_path):
-    config.datasets["digits"]["source"] = "folder"
-    config.experiments["digits"].compute["pretrain"]["nodes"] = 3
+    config.datasets["digits"] = config.datasets["digits"].changed(source="folder")
+    digits = config.experiments["digits"]
+    compute = digits.compute.changed(pretrain=digits.compute.pretrain.changed(nodes=3))
+    config.experiments["digits"] = replace(digits, compute=compute)
     object.__setattr__(config, "data_dir", str(tmp_path))
     line = cost(config, tmp_path, "digits")
     assert line.images is None and "not packed yet" in line.warnings[0]

@@ -14,7 +14,6 @@ from runs import StopAfter, equal_states, state_of, train
 from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
 from selfsup.errors import UserError
 from selfsup.measures import alignment, effective_rank, encoder_floors, feature_spread, knn_top1, uniformity
-from selfsup.methods import METHODS
 from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
 from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
@@ -262,7 +261,7 @@ SHAPES = {"digits": 8, "cifar10": 8, "imagenet": 32}
 @pytest.mark.parametrize(("name", "size"), SHAPES.items())
 def test_a_run_without_a_predictor_is_stopped_at_its_first_boundary(run, judged, monkeypatch, name, size):
     """Whatever the recipe; the encoder's own spread and rank do not tell yet, and no bands are for it."""
-    monkeypatch.setitem(METHODS, "byol", NoPredictor)
+    monkeypatch.setitem(METHODS.components, "byol", f"{__name__}:{NoPredictor.__name__}")
     bad = run(recipe=shaped(name, size))
     assert train(bad, 2)
     with pytest.raises(UserError, match=r"has collapsed at epoch 2.*projection_spread \S+ \(wanted at least 0\.3\)"):

@@ -1,6 +1,5 @@
-"""A method is one file, its name and its block in the schema: SimSiam with a memory of its own."""
+"""A method is one file, and one of its settings: SimSiam with a memory of its own."""
 
-import copy
 import json
 
 import pandas as pd
@@ -13,17 +12,25 @@ from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.engine.equal_ranks import _digests, check_equal_on_all_ranks
 from selfsup.errors import PermanentError
 from selfsup.measures import alignment, encoder_floors, feature_spread
-from selfsup.methods import METHODS
 from selfsup.methods.byol import byol_loss
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.models.head_settings import HeadSettings
 from selfsup.models.modes import evaluation_mode
 from selfsup.optim import parameter_treatments
 from selfsup.recipe import RecipeError, load_recipe, pretraining_part
-from selfsup.settings.schema import read_schema
+from selfsup.settings.registries import METHODS
+from selfsup.settings.typed import Settings
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
 HEAD = {"hidden": 16, "out": 8, "bias_before_bn": False, "bias_last": True}
+
+
+class SimSiamSettings(Settings):
+    projector: HeadSettings
+    predictor: HeadSettings
+    pull: float
+    """how fast the centre follows"""
 
 
 class SimSiam:
@@ -33,12 +40,12 @@ class SimSiam:
     """
 
     def __init__(self, recipe, *, seed, total_steps):
-        self._recipe, self._settings, self._total_steps = recipe, recipe["simsiam"], total_steps
-        norm = recipe["model"]["batch_norm"]
+        self._recipe, self._settings, self._total_steps = recipe, recipe.simsiam, total_steps
+        norm = recipe.model.batch_norm
         with seeded_weights(seed, 0):
             backbone = build_backbone(recipe)
-            projector = build_head(backbone.out_features, self._settings["projector"], norm)
-            predictor = build_head(HEAD["out"], self._settings["predictor"], norm)
+            projector = build_head(backbone.out_features, self._settings.projector, norm)
+            predictor = build_head(HEAD["out"], self._settings.predictor, norm)
         self.networks = nn.ModuleDict({"backbone": backbone, "projector": projector, "predictor": predictor})
         self.floors = encoder_floors(backbone.out_features)
         self._centre = self._newest = torch.zeros(HEAD["out"])
@@ -47,10 +54,10 @@ class SimSiam:
         configure_batch_norm(self.networks, groups=1, ranks=ranks)
 
     def parameter_groups(self):
-        return parameter_treatments(self.networks, self._recipe["optimizer"])
+        return parameter_treatments(self.networks, self._recipe.optimizer)
 
     def schedules(self, step):
-        return {"pull": self._settings["pull"] * step / self._total_steps}
+        return {"pull": self._settings.pull * step / self._total_steps}
 
     def before_step(self, step, skipped=None):
         pass
@@ -89,20 +96,9 @@ OVERRIDES = {**{key: value for key, value in TINY.items() if key != "byol"}, **O
 
 
 def add_method(patch: pytest.MonkeyPatch, method: type = SimSiam) -> None:
-    """What a user adds beside the file: an entry in METHODS, in the schema a name and a block."""
-    schema = copy.deepcopy(read_schema("recipe"))
-    schema["properties"]["method"]["enum"].append("simsiam")
-    head = {"$ref": "#/$defs/head"}
-    block = {"projector": head, "predictor": head, "pull": {"type": "number"}}
-    schema["properties"]["simsiam"] = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": [*block],
-        "properties": block,
-    }
-    for module in ("selfsup.settings.schema", "selfsup.recipe"):
-        patch.setattr(f"{module}.read_schema", lambda name: schema)
-    patch.setitem(METHODS, "simsiam", method)
+    """What `@METHODS.add("simsiam", builds=...)` does to a class of settings, until the test has ended."""
+    patch.setitem(METHODS.classes, "simsiam", SimSiamSettings)
+    patch.setitem(METHODS.components, "simsiam", f"{__name__}:{method.__name__}")
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import copy
 import json
 
 import pytest
@@ -19,6 +18,7 @@ from selfsup.recipe import (
     recipe_names,
 )
 from selfsup.reports.explain import flattened
+from selfsup.settings.typed import plain
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -241,7 +241,7 @@ def test_byol_wants_two_views_and_odd_blur_kernels():
     one_view = {**recipe, "augment": {**recipe["augment"], "views": recipe["augment"]["views"][:1]}}
     with pytest.raises(RecipeError, match="1 views, wanted 2"):
         check_recipe(one_view, "test")
-    even = copy.deepcopy(recipe)
+    even = plain(recipe)
     even["augment"]["views"][1]["blur"]["kernel"] = 4
     with pytest.raises(RecipeError, match=r"views\.1\.blur\.kernel is 4"):
         check_recipe(even, "test")
@@ -259,7 +259,7 @@ def test_a_recipe_survives_the_command_line():
     with pytest.raises(RecipeError, match="not valid JSON"):
         parse_recipe("{1")
     with pytest.raises(RecipeError, match="unknown key 'extra'"):
-        parse_recipe(json.dumps({**recipe, "extra": 1}))
+        parse_recipe(canonical({**recipe, "extra": 1}))
 
 
 def test_the_fingerprint_follows_training_and_revision_but_not_the_evaluation():

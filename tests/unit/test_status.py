@@ -114,7 +114,8 @@ def test_a_run_that_is_over_tells_its_accuracy_and_one_not_begun_says_so(config,
 
 
 def test_a_run_of_another_recipe_is_no_reason_to_tell_nothing(config, run, tmp_path):
-    config.experiments["digits"].recipe["epochs"] = 60
+    digits = config.experiments["digits"]
+    config.experiments["digits"] = dataclasses.replace(digits, recipe=digits.recipe.changed(epochs=60))
     assert standing(config, tmp_path).state == "of another recipe or revision"
 
 

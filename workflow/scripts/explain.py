@@ -17,7 +17,7 @@ from pathlib import Path
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import load_recipe, recipe_names
 from selfsup.reports.explain import difference_table, differing, explained, table, warnings
-from selfsup.settings.schema import suggest
+from selfsup.settings.typed import suggest
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
 

@@ -14,7 +14,7 @@ from selfsup.errors import UserError, run_script
 from selfsup.reports.figures import draw_curves, read_run, write_figure
 from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import finished_boundaries
-from selfsup.settings.schema import suggest
+from selfsup.settings.typed import suggest
 
 
 def main() -> None:

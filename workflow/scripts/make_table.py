@@ -14,7 +14,7 @@ from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config
 from selfsup.errors import UserError, run_script
-from selfsup.settings.schema import suggest
+from selfsup.settings.typed import suggest
 from selfsup.tables.layouts import to_latex, to_markdown
 from selfsup.tables.rows import Row, dataset_label, make_table, to_csv
 

@@ -19,7 +19,7 @@ from selfsup.config import Experiment
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import fingerprint, pretraining_part
 from selfsup.segments import boundaries, boundary_name
-from selfsup.settings.schema import suggest
+from selfsup.settings.typed import suggest
 
 HEADER = f"""# Where a further seed's health figures are expected at segments' ends: {CONFIDENCE:.1%} prediction
 # intervals from the seeds below (selfsup/bands.py). The rule health_gate stops a run that leaves them. Written by

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import write_atomically
-from selfsup.config import Config, Experiment, check_config, config_of
+from selfsup.config import Config, ConfigFile, Experiment, check_config, config_of
 from selfsup.errors import UserError
-from selfsup.settings.schema import with_numbers
+from selfsup.settings.typed import plain, with_numbers
 from selfsup.settings.yaml_reader import read_yaml
 
 RECORDS = "*/seed*.json"
@@ -36,8 +36,9 @@ def record_what_runs(results: Path, config: Config, raw: Mapping, runs: set[tupl
     """Write the records of `runs`, pairs of experiment and seed. config, raw: what is run, checked and as given."""
     alone = _of_config_yaml()
     for name, seed in sorted(runs):
-        block = with_numbers(raw, "config")["experiments"][name]
-        merged = {**raw, "data_dir": config.data_dir, "cluster": config.cluster, "datasets": config.datasets}
+        block = with_numbers(ConfigFile, raw)["experiments"][name]
+        checked = {"data_dir": config.data_dir, "cluster": config.cluster, "datasets": config.datasets}
+        merged = {**raw, **plain(checked)}
         content = {
             "written": datetime.now(UTC).isoformat(),
             "config": _part({**merged, "experiments": {name: block}}, name, block["dataset"]),

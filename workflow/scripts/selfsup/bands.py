@@ -10,17 +10,46 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from selfsup.errors import UserError
 from selfsup.recipe import differences, pretraining_part
-from selfsup.settings.schema import check_schema
+from selfsup.settings.notes import Count, Distinct, Length
+from selfsup.settings.typed import Settings, plain, read
 from selfsup.settings.yaml_reader import read_yaml
 
 BANDS = Path(__file__).parents[2] / "bands"
 FEWEST_SEEDS = 3
 CONFIDENCE = 0.999
 HIGHER_IS_BETTER = ("knn_top1",)  # has no upper end: too good is no reason to stop
+
+
+class Band(Settings):
+    low: float | None
+    """null: any value is as good"""
+    high: float | None
+    """null: any value is as good"""
+    values: Annotated[list[float], Length(FEWEST_SEEDS)]
+    """of the recorded seeds, in their order"""
+
+
+class Boundary(Settings):
+    epoch: Count
+    """after which the figures were measured"""
+    figures: dict[str, Band]
+    """a band by its figure"""
+
+
+class Bands(Settings):
+    """A file of a recipe's expected health figures: workflow/bands/<recipe>.yaml, written by record_bands.py."""
+
+    recorded: dict
+    """where the values come from: code revision, numerics of the runs"""
+    seeds: Annotated[list[int], Length(FEWEST_SEEDS), Distinct()]
+    """of the runs that were recorded"""
+    recipe: dict
+    """what was trained, without its linear evaluation; the bands are for this and nothing else"""
+    boundaries: Annotated[list[Boundary], Length(1)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,7 @@ class Outside:
 
 
 def band(figure: str, values: list[float]) -> dict[str, Any]:
-    """Return the prediction interval for one more value: mean ± t s sqrt(1 + 1/n), as schemas/bands.schema.yaml wants.
+    """Return the prediction interval for one more value: mean ± t s sqrt(1 + 1/n), as a file of bands has it.
 
     values: one per seed, three at least.
     """
@@ -55,9 +84,9 @@ def band(figure: str, values: list[float]) -> dict[str, Any]:
     return {"low": round(mean - half, 4), "high": high, "values": [round(value, 4) for value in values]}
 
 
-def read_bands(path: Path) -> dict[str, Any]:
-    """Read a file of bands. Raises UserError where it is missing or not what the schema says."""
-    return check_schema(read_yaml(path), "bands", str(path))
+def read_bands(path: Path) -> Bands:
+    """Read a file of bands. Raises UserError where it is missing or no such file."""
+    return read(Bands, read_yaml(path), str(path))
 
 
 def recorded_for(bands: Mapping, recipe: Mapping) -> list[str]:
@@ -114,7 +143,7 @@ def record(cards: Mapping[int, list[Mapping]], seeds: list[int], recipe: Mapping
         figures = {name: band(name, [one["health"][name] for one in ones]) for name in names}
         boundaries.append({"epoch": epoch, "figures": figures})
     numerics = ones[0]["numerics"]
-    return {"recorded": dict(numerics), "seeds": seeds, "recipe": dict(recipe), "boundaries": boundaries}
+    return {"recorded": dict(numerics), "seeds": seeds, "recipe": plain(recipe), "boundaries": boundaries}
 
 
 def _problems(epoch: int, cards: list[Mapping]) -> Iterator[str]:

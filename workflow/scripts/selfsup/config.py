@@ -5,14 +5,97 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
-from selfsup.jobs import minutes, refuse_flags
+from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
 from selfsup.names import check_names
-from selfsup.recipe import RecipeError, load_recipe
-from selfsup.settings.schema import check_schema, read_plain_texts, suggest
-from selfsup.settings.yaml_reader import read_yaml
+from selfsup.recipe import Recipe, RecipeError, load_recipe
+from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
+from selfsup.settings.typed import Kind, Settings, read, suggest, with_each
+from selfsup.settings.yaml_reader import parse_yaml, read_yaml
+
+
+class Expected(Settings):
+    """What a dataset's files are checked against."""
+
+    train: Count | None = None
+    """training images"""
+    test: Count | None = None
+    """test images"""
+    classes: Count | None = None
+    """classes"""
+
+
+class Dataset(Settings):
+    """One of config.yaml's `datasets`."""
+
+    source: Literal["digits", "cifar10", "imagenet", "folder"]
+    """where images come from"""
+    path: str | None = None
+    """folder or tar of the images"""
+    resize: Count | None = None
+    """pixels of the shorter side that images are packed with"""
+    skip_damaged: bool = False
+    """leave damaged images out instead of stopping"""
+    expect: Expected | None = None
+    """what the dataset must have"""
+    local_copy: str | None = None
+    """folder of each node that the packed images are copied to"""
+
+
+class Published(Settings):
+    """An experiment's encoder that others have trained."""
+
+    publisher: Literal["authors", "official"]
+    """in whose format the file is"""
+    path: Annotated[str, Length(1)]
+    """the file"""
+
+
+class Jobs(Settings):
+    """An experiment's `compute`."""
+
+    pretrain: Compute
+    evaluate: Compute
+    tensorboard: bool = False
+    """event files beside history.csv"""
+
+
+class Block(Settings):
+    """One of config.yaml's `experiments`."""
+
+    recipe: str
+    """a name in workflow/recipes"""
+    dataset: str
+    """a name of `datasets`"""
+    overrides: dict
+    """keys of the recipe that differ"""
+    published: Published | None = None
+    """an encoder to be imported instead of trained"""
+    seeds: Annotated[list[Seed], Length(1), Distinct()]
+    """one run each"""
+    segment_epochs: Count
+    """epochs between two boundaries, each with a checkpoint that is kept"""
+    revision: Count
+    """raised to train anew what is finished"""
+    bands: str | None = None
+    """file of health bands; null: the recipe's"""
+    continue_after_collapse: bool = False
+    """go on where the health gate stops"""
+    compute: Jobs
+
+
+class ConfigFile(Settings):
+    """config.yaml. What the keys mean stands there, at each key."""
+
+    data_dir: Annotated[str, Length(1)]
+    """where packed datasets lie"""
+    cluster: Cluster
+    datasets: dict[Name, Dataset]
+    tables: dict[Name, Annotated[list[str], Length(1), Distinct()]]
+    """names of experiments"""
+    experiments: Annotated[dict[Name, Block], Length(1)]
 
 
 @dataclass(frozen=True)
@@ -23,12 +106,12 @@ class Experiment:
     """
 
     name: str
-    recipe: dict[str, Any]
+    recipe: Recipe
     dataset: str
     seeds: list[int]
     segment_epochs: int
     revision: int
-    compute: dict[str, dict[str, Any]]
+    compute: Jobs
     recipe_name: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     bands: str | None = None  # file of health bands; None: the recipe's
@@ -43,11 +126,11 @@ class Config:
     """
 
     data_dir: str
-    cluster: dict[str, Any]
-    datasets: dict[str, dict[str, Any]]
+    cluster: Cluster
+    datasets: dict[str, Dataset]
     tables: dict[str, list[str]]
     experiments: dict[str, Experiment]
-    published: dict[str, dict[str, str]]
+    published: dict[str, Published]
 
 
 def load_config(path: Path) -> Config:
@@ -62,8 +145,19 @@ def check_config_files(paths: Iterable[Path]) -> None:
 
 
 def from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what --config gave, numbers and truth values no longer texts where the schema wants none."""
-    return read_plain_texts(dict(given), "config")
+    """Return what --config gave, numbers and truth values no longer texts where no text is wanted."""
+    return with_each(ConfigFile, dict(given), _meant)
+
+
+def _meant(kind: Kind | None, value: Any) -> Any:
+    """Return what a text of a command line means as YAML, where its key takes no text."""
+    takes_text = kind is not None and kind.base in (str, Literal)
+    if not isinstance(value, str) or (takes_text and not (kind.nullable and value in ("null", "~", ""))):
+        return value
+    try:
+        return parse_yaml(value, "a text")
+    except UserError:
+        return value  # which will be refused
 
 
 def config_of(given: str) -> Config:
@@ -74,32 +168,34 @@ def config_of(given: str) -> Config:
 
 
 def check_config(raw: Mapping) -> Config:
-    """Check a parsed config.yaml, syntax and values across fields. Raises UserError."""
+    """Check a parsed config.yaml, each value and values across keys. Raises UserError."""
     _check_names(raw)
-    raw = check_schema(raw, "config", "config.yaml")
-    _check_cluster(raw["cluster"])
-    raw["data_dir"] = _expanded(raw["data_dir"], "data_dir")
-    for name, dataset in raw["datasets"].items():
-        if dataset.get("path") is not None:
-            dataset["path"] = _expanded(dataset["path"], f"datasets.{name}.path")
-        for key in ("resize", "skip_damaged", "expect"):
-            if dataset["source"] == "digits" and dataset.get(key):
-                raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
-    check_names(raw)
-    for table, names in raw["tables"].items():
+    file = read(ConfigFile, raw, "config.yaml")
+    _check_cluster(file.cluster)
+    data_dir = _expanded(file.data_dir, "data_dir")
+    datasets = {name: _dataset(name, block) for name, block in file.datasets.items()}
+    check_names(file)
+    _check_tables(file)
+    experiments = {name: _experiment(name, block, datasets) for name, block in file.experiments.items()}
+    published = {name: _published(name, one.published) for name, one in file.experiments.items() if one.published}
+    return Config(data_dir, file.cluster, datasets, file.tables, experiments, published)
+
+
+def _dataset(name: str, block: Dataset) -> Dataset:
+    if block.source == "digits" and (block.resize or block.skip_damaged or block.expect):
+        key = next(key for key in ("resize", "skip_damaged", "expect") if block.get(key))
+        raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
+    return block if block.path is None else block.changed(path=_expanded(block.path, f"datasets.{name}.path"))
+
+
+def _check_tables(file: ConfigFile) -> None:
+    for table, names in file.tables.items():
         for name in names:
-            if name not in raw["experiments"]:
+            if name not in file.experiments:
                 raise UserError(
                     f"config.yaml: tables.{table} lists the experiment {name!r}, which is not "
-                    f"defined{suggest(name, list(raw['experiments']))}"
+                    f"defined{suggest(name, list(file.experiments))}"
                 )
-    experiments = {name: _experiment(name, block, raw["datasets"]) for name, block in raw["experiments"].items()}
-    published = {
-        name: _published(name, block["published"])
-        for name, block in raw["experiments"].items()
-        if block.get("published")
-    }
-    return Config(raw["data_dir"], raw["cluster"], raw["datasets"], raw["tables"], experiments, published)
 
 
 def _check_names(raw: Any) -> None:
@@ -111,9 +207,9 @@ def _check_names(raw: Any) -> None:
                 raise UserError(f"config.yaml: {kind}.{name} has a name that is no text to YAML: write it in quotes")
 
 
-def _check_cluster(cluster: Mapping) -> None:
+def _check_cluster(cluster: Cluster) -> None:
     try:
-        refuse_flags(cluster["extra"])
+        refuse_flags(cluster.extra)
     except UserError as error:
         raise UserError(f"config.yaml: {error}") from error
 
@@ -148,57 +244,56 @@ def _expanded(path: str, key: str) -> str:
     return expanded
 
 
-def _experiment(name: str, block: Mapping, datasets: Mapping) -> Experiment:
-    if block["dataset"] not in datasets:
+def _experiment(name: str, block: Block, datasets: Mapping) -> Experiment:
+    if block.dataset not in datasets:
         raise UserError(
-            f"config.yaml: experiments.{name}.dataset is {block['dataset']!r}, which is not "
-            f"defined{suggest(block['dataset'], list(datasets))}"
+            f"config.yaml: experiments.{name}.dataset is {block.dataset!r}, which is not "
+            f"defined{suggest(block.dataset, list(datasets))}"
         )
     try:
-        recipe = load_recipe(block["recipe"], block["overrides"])
+        recipe = load_recipe(block.recipe, block.overrides)
     except RecipeError as error:
         raise UserError(f"config.yaml: experiments.{name}: {error}") from error
     experiment = Experiment(
         name,
         recipe,
         *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")),
-        recipe_name=block["recipe"],
-        overrides=block["overrides"],
-        bands=block.get("bands") and _expanded(block["bands"], f"experiments.{name}.bands"),
-        continue_after_collapse=block.get("continue_after_collapse", False),
+        recipe_name=block.recipe,
+        overrides=block.overrides,
+        bands=block.bands and _expanded(block.bands, f"experiments.{name}.bands"),
+        continue_after_collapse=block.continue_after_collapse,
     )
-    for key in ("compile", "recompute"):
-        if block["compute"]["evaluate"].get(key):
-            raise UserError(
-                f"config.yaml: experiments.{name}.compute.evaluate.{key} is true, but a frozen encoder has nothing to "
-                f"{key}: set it in compute.pretrain"
-            )
     for problem in (*_compute_problems(experiment), *_batch_problems(experiment)):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment
 
 
-def _published(name: str, block: Mapping) -> dict[str, str]:
-    return {**block, "path": _expanded(block["path"], f"experiments.{name}.published.path")}
+def _published(name: str, block: Published) -> Published:
+    return block.changed(path=_expanded(block.path, f"experiments.{name}.published.path"))
 
 
 def _compute_problems(experiment: Experiment) -> Iterator[str]:
+    for key in ("compile", "recompute"):
+        if experiment.compute.evaluate.get(key):
+            yield (
+                f"compute.evaluate.{key} is true, but a frozen encoder has nothing to {key}: set it in compute.pretrain"
+            )
     for stage in ("pretrain", "evaluate"):
         block = experiment.compute[stage]
         if minutes(block) < 1:
-            yield f"compute.{stage}.hours is {block['hours']}, which is less than a minute: 0.5 is half an hour"
-        if "gpu_type" in block and block["device"] == "cpu":
-            yield f"compute.{stage}.gpu_type is {block['gpu_type']!r}, but device is cpu: leave one of them out"
+            yield f"compute.{stage}.hours is {block.hours}, which is less than a minute: 0.5 is half an hour"
+        if block.gpu_type and block.device == "cpu":
+            yield f"compute.{stage}.gpu_type is {block.gpu_type!r}, but device is cpu: leave one of them out"
 
 
 def _batch_problems(experiment: Experiment) -> Iterator[str]:
     recipe = experiment.recipe
     batches = {
-        "pretrain": ("global_batch", recipe["global_batch"], recipe["micro_batches"]),
-        "evaluate": ("linear.batch", recipe["linear"]["batch"], 1),
+        "pretrain": ("global_batch", recipe.global_batch, recipe.micro_batches),
+        "evaluate": ("linear.batch", recipe.linear.batch, 1),
     }
     for stage, (key, batch, parts) in batches.items():
-        nodes, per_node = (experiment.compute[stage][unit] for unit in ("nodes", "devices_per_node"))
+        nodes, per_node = experiment.compute[stage].nodes, experiment.compute[stage].devices_per_node
         if batch % (nodes * per_node * parts):
             pieces = f" and {parts} micro_batches" if parts > 1 else ""
             yield (

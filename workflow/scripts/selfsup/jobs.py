@@ -7,9 +7,11 @@ import math
 import shlex
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
+from selfsup.settings.notes import NAME, Count, Hours, NotNegative, Pattern, Positive
+from selfsup.settings.typed import Settings
 
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
@@ -61,6 +63,63 @@ INSTEAD = {
     ("--workdir", "--chdir", "-D"): _OWN,
     ("--clusters", "--cluster", "-M"): "no key has it: submit on a login node of that cluster",
 }
+
+
+RESERVATION = "reservation: letters, digits, '_', '.', ',', ':' and '-'"
+
+
+class Cluster(Settings):
+    """config.yaml's `cluster`: where jobs go. null leaves sbatch's flag out."""
+
+    account: str | None
+    """sbatch --account"""
+    partition: str | None
+    """sbatch --partition"""
+    constraint: str | None
+    """sbatch --constraint"""
+    qos: str | None
+    """sbatch --qos"""
+    extra: str
+    """further flags of sbatch"""
+    reservation: Annotated[str, Pattern(r"^[A-Za-z0-9_.,:-]+$", RESERVATION)] | None = None
+    """sbatch --reservation"""
+    memory_gb: NotNegative = SINGLE_GB
+    """of jobs that pack, export or import; 0 asks for none"""
+
+
+class Compute(Settings):
+    """A `compute` block of config.yaml: what a job computes on, and how."""
+
+    nodes: Count
+    """how many nodes"""
+    devices_per_node: Count
+    """GPUs, or processes on a CPU"""
+    cpus_per_device: Count
+    """cores of each device"""
+    hours: Annotated[float, Positive, Hours()]
+    """time limit of a job, which the next one goes on from"""
+    device: Literal["auto", "cuda", "cpu"]
+    """auto: a GPU where there is one"""
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    """auto: the fastest that the device has and that keeps the result"""
+    checkpoint_minutes: Positive
+    """between two checkpoints"""
+    memory_gb: NotNegative = 0
+    """of each node, sbatch --mem; 0: the share that comes with the cores"""
+    gpu_type: Annotated[str, Pattern(r"^[A-Za-z0-9_.-]+$", NAME)] | None = None
+    """as `sinfo -o "%G"` calls it"""
+    hang_minutes: Positive = DEFAULTS["hang_minutes"]
+    """a job whose ranks stand still for so long ends with their stacks, to be retried"""
+    channels_last: bool = SWITCHES["channels_last"][0]
+    """keep pictures and weights channel by channel for each pixel, as fast convolutions want"""
+    compile: bool = SWITCHES["compile"][0]
+    """compile networks with torch.compile: minutes at each start, fewer and larger kernels"""
+    deterministic: bool = SWITCHES["deterministic"][0]
+    """GPU: algorithms that repeat to the bit, and none chosen by trial"""
+    recompute: bool = SWITCHES["recompute"][0]
+    """keep fewer activations and compute them again in the backward pass: same bits, less memory"""
+    tf32: bool = SWITCHES["tf32"][0]
+    """GPU: round factors of fp32 convolutions to 10 bits of mantissa"""
 
 
 def tasks(block: Mapping[str, Any]) -> int:

@@ -10,10 +10,24 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from selfsup.errors import UserError
-from selfsup.settings.schema import check_schema, read_schema, suggest, with_defaults, with_numbers, without_defaults
+from selfsup.settings.notes import Bounds, Count
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS
+from selfsup.settings.typed import (
+    Chosen,
+    Elsewhere,
+    Registry,
+    Settings,
+    hints,
+    kind_of,
+    plain,
+    read,
+    suggest,
+    with_numbers,
+    without_later,
+)
 from selfsup.settings.yaml_reader import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -23,15 +37,57 @@ class RecipeError(UserError):
     """A recipe that cannot be used; the message is one line."""
 
 
-def load_recipe(name: str, overrides: Mapping | None = None) -> dict[str, Any]:
-    """Return the recipe workflow/recipes/<name>.yaml with `overrides` merged into it, validated.
+class Recipe(Settings):
+    """A whole recipe. The method's own settings are a block of its name; a recipe has that of its method and no other.
 
-    Raises RecipeError for an unknown name, an override that names no recipe key, a value the schema refuses, or values
-    that contradict each other.
+    Every key is required, but for those that came later: nothing hides in a default elsewhere. Where each value comes
+    from stands in the recipe's file.
+    """
+
+    method: str
+    """the self-supervised method, a file in selfsup/methods"""
+    epochs: Count
+    """length of pretraining, in passes over the training images"""
+    global_batch: Annotated[int, Bounds(at_least=2)]
+    """images in one optimiser step, over all devices; each gives one picture per view"""
+    micro_batches: Count
+    """parts a device cuts its batch into, gradients accumulated; above 1 batch norm sees only a part"""
+    model: Annotated[Settings, Chosen(BACKBONES, "backbone")]
+    optimizer: Annotated[Settings, Chosen(OPTIMIZERS, "name")]
+    augment: Annotated[Settings, Elsewhere("selfsup.augment.settings:Augment")]
+    linear: Annotated[Settings, Elsewhere("selfsup.evaluation.linear_settings:LinearSettings")]
+
+    @classmethod
+    def keys_of(cls, mapping: Mapping) -> Mapping[str, Any]:
+        return {**hints(cls), **{name: METHODS[name] for name in METHODS if name in mapping}}
+
+    @property
+    def own(self) -> Settings:
+        """The method's settings."""
+        return self[self.method]
+
+    def problems(self) -> Iterator[str]:
+        if self.global_batch % self.micro_batches:
+            yield f"global_batch {self.global_batch} cannot be cut into {self.micro_batches} equal micro_batches"
+        blocks = [name for name in METHODS if name in self]
+        if self.method not in METHODS:
+            yield f"method is {self.method!r}, wanted one of {', '.join(METHODS)}"
+        elif blocks != [self.method]:
+            found = ", ".join(blocks) or "none"
+            yield f"method is {self.method!r}, wanted the block of that name and of no other method, found {found}"
+        for block in self.values():
+            yield from block.problems_in(self) if isinstance(block, Settings) else ()
+
+
+def load_recipe(name: str, overrides: Mapping | None = None) -> Recipe:
+    """Return the recipe workflow/recipes/<name>.yaml with `overrides` merged into it, checked.
+
+    Raises RecipeError for an unknown name, an override that names no recipe key, a value of another type or out of its
+    bounds, or values that contradict each other.
     """
     try:
         parts = [read_recipe_file(path) for path in recipe_files(name)]
-        recipe = reduce(lambda base, more: merge(_of_method(base, more), more), [*parts, overrides or {}])
+        recipe = reduce(lambda base, more: merge(_as_chosen(base, more), more), [*parts, overrides or {}])
         return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
     except RecipeError:
         raise
@@ -56,7 +112,7 @@ def recipe_files(name: str) -> list[Path]:
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """Return what one file of workflow/recipes says itself, without its bases."""
-    return {key: value for key, value in with_numbers(_mapping(path), "recipe").items() if key != "base"}
+    return {key: value for key, value in with_numbers(Recipe, _mapping(path)).items() if key != "base"}
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -77,8 +133,8 @@ def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
     return [*(file for base in bases for file in _chain(base, (*above, name))), path]
 
 
-def parse_recipe(text: str) -> dict[str, Any]:
-    """Return a validated recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON."""
+def parse_recipe(text: str) -> Recipe:
+    """Return a checked recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON."""
     if text.endswith(".json"):
         return _parsed(_content(Path(text)), text)
     return _parsed(text, "--recipe") if text.lstrip().startswith("{") else load_recipe(text)
@@ -91,7 +147,7 @@ def _content(path: Path) -> str:
         raise RecipeError(f"--recipe {path}: cannot be read ({error.strerror})") from error
 
 
-def _parsed(text: str, thing: str) -> dict[str, Any]:
+def _parsed(text: str, thing: str) -> Recipe:
     try:
         recipe = json.loads(text)
     except json.JSONDecodeError as error:
@@ -99,23 +155,36 @@ def _parsed(text: str, thing: str) -> dict[str, Any]:
     return check_recipe(recipe, thing)
 
 
-def check_recipe(recipe: dict[str, Any], thing: str) -> dict[str, Any]:
-    """Return `recipe` if the schema accepts it and its values fit together; raise RecipeError otherwise."""
+def check_recipe(recipe: Mapping, thing: str) -> Recipe:
+    """Return a mapping as a recipe; raise RecipeError where a key is wrong or values do not fit together."""
     try:
-        recipe = check_schema(with_defaults(recipe, "recipe"), "recipe", thing)
+        return read(Recipe, recipe, thing)
     except UserError as error:
         raise RecipeError(str(error)) from error
-    for problem in _contradictions(recipe):
-        raise RecipeError(f"{thing}: {problem}")
+
+
+def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
+    """Return `recipe` with the blocks of what the overrides choose instead of the recipe's method, backbone, optimiser.
+
+    Another method's block, which the overrides bring, stands in for the former's. Another optimiser's or backbone's
+    keeps the keys that both have.
+    """
+    former, method = recipe.get("method"), overrides.get("method")
+    if isinstance(method, str) and method != former and method in overrides:
+        recipe = {**{key: value for key, value in recipe.items() if key != former}, method: overrides[method]}
+    for key, hint in hints(Recipe).items():
+        chosen, blocks = kind_of(hint).note(Chosen), (recipe.get(key), overrides.get(key))
+        if chosen and all(isinstance(block, Mapping) for block in blocks):
+            recipe = {**recipe, key: _of_class(*blocks, chosen.registry, chosen.key)}
     return recipe
 
 
-def _of_method(recipe: Mapping, overrides: Mapping) -> Mapping:
-    """Return `recipe`, its method's block replaced by that of another method which the overrides choose and bring."""
-    former, method = recipe.get("method"), overrides.get("method")
-    if not isinstance(method, str) or method == former or method not in overrides:
-        return recipe
-    return {**{key: value for key, value in recipe.items() if key != former}, method: overrides[method]}
+def _of_class(base: Mapping, more: Mapping, registry: Registry, key: str) -> Mapping:
+    """Return `base`, or where `more` chooses another class of settings by `key`, what both have and what it brings."""
+    wanted = registry.get(more.get(key))
+    if wanted is None or wanted is registry.get(base.get(key)):
+        return base
+    return {**{name: value for name, value in base.items() if name in hints(wanted)}, **more}
 
 
 def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
@@ -124,14 +193,14 @@ def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
     A mapping whose keys are places changes those elements of a list: {views: {1: {flip: 0.0}}}. Raises RecipeError when
     an override names a key or a place that `base` lacks.
     """
-    merged = copy.deepcopy(dict(enumerate(base)) if isinstance(base, list) else dict(base))
+    merged = plain(dict(enumerate(base)) if isinstance(base, list) else base)
     for key, value in overrides.items():
         path = f"{where}{key}"
         key = int(key) if isinstance(base, list) and str(key).isdigit() else key
         if key not in merged:
             raise RecipeError(f"override {path!r} names no recipe key{suggest(str(key), list(map(str, merged)))}")
         inside = isinstance(value, Mapping) and (isinstance(merged[key], Mapping) or _holds_mappings(merged[key]))
-        merged[key] = merge(merged[key], value, f"{path}.") if inside else copy.deepcopy(value)
+        merged[key] = merge(merged[key], value, f"{path}.") if inside else copy.deepcopy(plain(value))
     return list(merged.values()) if isinstance(base, list) else merged
 
 
@@ -141,7 +210,7 @@ def _holds_mappings(value: Any) -> bool:
 
 def canonical(value: Any) -> str:
     """Return `value` as JSON with sorted keys: equal recipes give equal text, whatever their order."""
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=plain)
 
 
 def pretraining_part(recipe: Mapping) -> dict[str, Any]:
@@ -149,12 +218,12 @@ def pretraining_part(recipe: Mapping) -> dict[str, Any]:
 
     A changed evaluation must not retrain an encoder that cost thousands of GPU-hours, nor a key that came after it.
     """
-    return {key: value for key, value in without_defaults(recipe, "recipe").items() if key != "linear"}
+    return {key: value for key, value in without_later(Recipe, recipe).items() if key != "linear"}
 
 
 def evaluation_part(recipe: Mapping) -> dict[str, Any]:
     """Return what a linear evaluation depends on, beside the encoder's weights."""
-    known = without_defaults(recipe, "recipe")
+    known = without_later(Recipe, recipe)
     return {key: known[key] for key in ("model", "augment", "linear", "micro_batches")}
 
 
@@ -174,58 +243,3 @@ def differences(wanted: Mapping, found: Mapping, where: str = "") -> list[str]:
         elif one != other:
             lines.append(f"{where}{key}: wanted {one}, found {other}")
     return lines
-
-
-def methods() -> list[str]:
-    """Return the names of all methods, as the schema has them."""
-    return read_schema("recipe")["properties"]["method"]["enum"]
-
-
-def _contradictions(recipe: Mapping) -> Iterator[str]:
-    optimizer, augment, linear = recipe["optimizer"], recipe["augment"], recipe["linear"]
-    if optimizer["warmup_epochs"] > recipe["epochs"]:
-        yield (
-            f"optimizer.warmup_epochs is {optimizer['warmup_epochs']}, longer than the training's {recipe['epochs']} "
-            "epochs: shorten the warm-up or train longer"
-        )
-    if optimizer["lr_floor"] > optimizer["peak_lr"]:
-        yield f"optimizer.lr_floor is {optimizer['lr_floor']}, above the peak_lr of {optimizer['peak_lr']}"
-    if recipe["global_batch"] % recipe["micro_batches"]:
-        yield f"global_batch {recipe['global_batch']} cannot be cut into {recipe['micro_batches']} equal micro_batches"
-    blocks = [name for name in methods() if name in recipe]
-    if blocks != [recipe["method"]]:
-        found = ", ".join(blocks) or "none"
-        yield f"method is {recipe['method']!r}, wanted the block of that name and of no other method, found {found}"
-    elif recipe["method"] == "byol":
-        yield from _contradictions_of_byol(recipe["byol"], len(augment["views"]))
-    if augment["jitter_operations"] == "official" and augment["quantize"] != "none":
-        yield "augment.jitter_operations is 'official', which works on floats: set augment.quantize: none"
-    for number, one in enumerate(linear["further"]):
-        if one["peak_lr"] < linear["lr_floor"]:
-            yield f"linear.further.{number}.peak_lr is {one['peak_lr']}, below the lr_floor of {linear['lr_floor']}"
-    if linear["test"]["crop"] > linear["test"]["resize"]:
-        test = linear["test"]
-        yield f"linear.test.crop is {test['crop']}, larger than the resized picture of {test['resize']}"
-    views = {f"augment.views.{number}": view for number, view in enumerate(augment["views"])}
-    for name, view in {**views, "linear.train_view": linear["train_view"]}.items():
-        yield from _view_contradictions(name, view)
-
-
-def _view_contradictions(name: str, view: Mapping) -> Iterator[str]:
-    ranges = {"crop.scale": view["crop"]["scale"], "crop.ratio": view["crop"]["ratio"]}
-    if view["blur"]:
-        ranges["blur.sigma"] = view["blur"]["sigma"]
-        if view["blur"]["kernel"] % 2 == 0:
-            yield f"{name}.blur.kernel is {view['blur']['kernel']}, wanted an odd number"
-    for key, (low, high) in ranges.items():
-        if low > high:
-            yield f"{name}.{key} is [{low}, {high}], wanted the smaller number first"
-
-
-def _contradictions_of_byol(byol: Mapping, views: int) -> Iterator[str]:
-    if byol["projector"]["out"] != byol["predictor"]["out"]:
-        yield f"byol.predictor.out is {byol['predictor']['out']}, wanted {byol['projector']['out']} as the projector's"
-    if byol["target_batch_norm"] == "running" and not byol["average_buffers"]:
-        yield "byol.target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
-    if views != 2:
-        yield f"augment.views has {views} views, wanted 2 for BYOL"

@@ -1,17 +1,11 @@
 """Augmentation: parameters drawn on the host (`draw`), pixels changed with them (`crop`, `apply`)."""
 
-from selfsup.augment.draws import Draws, ViewDraws, draw
-from selfsup.augment.views import Views, apply, augment_batch, build_views, centre_view, crop, stack_crops
+from selfsup.lazily import lazily
 
-__all__ = [
-    "Draws",
-    "ViewDraws",
-    "Views",
-    "apply",
-    "augment_batch",
-    "build_views",
-    "centre_view",
-    "crop",
-    "draw",
-    "stack_crops",
-]
+__getattr__, __all__ = lazily(
+    __name__,
+    {
+        "draws": ("Draws", "ViewDraws", "draw"),
+        "views": ("Views", "apply", "augment_batch", "build_views", "centre_view", "crop", "stack_crops"),
+    },
+)

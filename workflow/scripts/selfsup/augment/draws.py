@@ -11,7 +11,9 @@ from itertools import permutations
 
 import numpy as np
 
+from selfsup.augment.settings import Blur, Crop, Jitter, View
 from selfsup.random_draws import Stream, uniform, words
+from selfsup.recipe import Recipe
 
 # Operation ids, the counter's last word. They are part of every result: add new ones, never change these.
 CROP = 0  # ten tries: 0 to 9
@@ -56,7 +58,7 @@ class Draws:
     """The parameters of a batch: one ViewDraws per view, and the policies they were drawn from."""
 
     views: tuple[ViewDraws, ...]
-    policies: tuple[Mapping, ...]
+    policies: tuple[View, ...]
 
     def part(self, samples: slice) -> "Draws":
         """Return the parameters of some of the samples."""
@@ -68,9 +70,9 @@ class Draws:
         return ViewDraws(**{name: np.concatenate([getattr(view, name) for view in self.views]) for name in names})
 
 
-def view_policies(recipe: Mapping, stage: str) -> list[Mapping]:
+def view_policies(recipe: Recipe, stage: str) -> list[View]:
     """Return each view's augmentation policy: "pretrain" has the recipe's views, "linear" its one training view."""
-    return recipe["augment"]["views"] if stage == "pretrain" else [recipe["linear"]["train_view"]]
+    return recipe.augment.views if stage == "pretrain" else [recipe.linear.train_view]
 
 
 def draw(
@@ -81,10 +83,10 @@ def draw(
     indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels.
     """
     stream = {"pretrain": Stream.PRETRAIN, "linear": Stream.LINEAR}[stage]
-    policies = view_policies(recipe, stage)
+    policies = view_policies(Recipe.of(recipe), stage)
     indices, sizes = np.asarray(indices), np.asarray(sizes)
 
-    def view_draws(view: int, policy: Mapping) -> ViewDraws:
+    def view_draws(view: int, policy: View) -> ViewDraws:
         def drawn(operation: int) -> np.ndarray:
             return uniform(words(seed, stream, epoch=epoch, indices=indices, view=view, operation=operation))
 
@@ -93,26 +95,26 @@ def draw(
     return Draws(tuple(view_draws(view, policy) for view, policy in enumerate(policies)), tuple(policies))
 
 
-def _view_draws(policy: Mapping, drawn, sizes: np.ndarray) -> ViewDraws:
+def _view_draws(policy: View, drawn, sizes: np.ndarray) -> ViewDraws:
     count = len(sizes)
-    jitter, blur, solarize = policy["jitter"], policy["blur"], policy["solarize"]
+    jitter, blur, solarize = policy.jitter, policy.blur, policy.solarize
     jitters, factors, order = _jitter_draws(jitter, drawn) if jitter else _no_jitter(count)
     return ViewDraws(
-        boxes=_crop_boxes(policy["crop"], drawn, sizes),
-        flip=drawn(FLIP)[:, 0] < policy["flip"],
+        boxes=_crop_boxes(policy.crop, drawn, sizes),
+        flip=drawn(FLIP)[:, 0] < policy.flip,
         jitter=jitters,
         factors=factors,
         order=order,
-        grayscale=drawn(GRAYSCALE)[:, 0] < policy["grayscale"],
+        grayscale=drawn(GRAYSCALE)[:, 0] < policy.grayscale,
         sigma=_blur_sigmas(blur, drawn(BLUR)) if blur else np.zeros(count, np.float32),
-        solarize=drawn(SOLARIZE)[:, 0] < (solarize["p"] if solarize else 0.0),
+        solarize=drawn(SOLARIZE)[:, 0] < (solarize.p if solarize else 0.0),
     )
 
 
-def _jitter_draws(jitter: Mapping, drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    applies = drawn(JITTER)[:, 0] < jitter["p"]
+def _jitter_draws(jitter: Jitter, drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    applies = drawn(JITTER)[:, 0] < jitter.p
     order = JITTER_ORDERS[(drawn(JITTER)[:, 1] * len(JITTER_ORDERS)).astype(np.int64)]
-    spread = np.array([jitter["brightness"], jitter["contrast"], jitter["saturation"], jitter["hue"]])
+    spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
     centre = np.array([1.0, 1.0, 1.0, 0.0])
     factors = centre + spread * (2 * drawn(JITTER_FACTORS) - 1)
     return applies, np.where(applies[:, None], factors, centre).astype(np.float32), order
@@ -123,21 +125,21 @@ def _no_jitter(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.zeros(count, bool), neutral, np.tile(JITTER_ORDERS[0], (count, 1))
 
 
-def _blur_sigmas(blur: Mapping, drawn: np.ndarray) -> np.ndarray:
-    low, high = blur["sigma"]
+def _blur_sigmas(blur: Blur, drawn: np.ndarray) -> np.ndarray:
+    low, high = blur.sigma
     sigma = low + (high - low) * drawn[:, 1]
-    return np.where(drawn[:, 0] < blur["p"], sigma, 0.0).astype(np.float32)
+    return np.where(drawn[:, 0] < blur.p, sigma, 0.0).astype(np.float32)
 
 
-def _crop_boxes(crop: Mapping, drawn, sizes: np.ndarray) -> np.ndarray:
+def _crop_boxes(crop: Crop, drawn, sizes: np.ndarray) -> np.ndarray:
     """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image wins."""
     heights, widths = sizes[:, 0], sizes[:, 1]
-    boxes = _central_boxes(crop["ratio"], sizes)
+    boxes = _central_boxes(crop.ratio, sizes)
     open_ = np.ones(len(sizes), bool)
     for attempt in range(CROP_TRIES):
         word = drawn(CROP + attempt)
-        area = heights * widths * _between(crop["scale"], word[:, 0])
-        ratio = _log_uniform(crop["ratio"], word[:, 1])
+        area = heights * widths * _between(crop.scale, word[:, 0])
+        ratio = _log_uniform(crop.ratio, word[:, 1])
         width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
         fits = open_ & (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
         top = np.floor(word[:, 2] * (heights - height + 1))

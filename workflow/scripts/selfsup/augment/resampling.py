@@ -4,11 +4,13 @@ Each is linear and separable: picture -> rows @ picture @ columns^T, with a matr
 Two batched products are exact, run on any device, and need no gathering of pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
 import torch
+
+from selfsup.augment.settings import Augment
 
 CUBIC_PLAIN = -0.75  # torch's cubic coefficient without antialiasing; with it, Pillow's and torch's is -0.5
 STRIP = 32  # rows or columns of a blurred picture made by one product
@@ -36,7 +38,7 @@ def resize_matrix(
     length: torch.Tensor,
     total: int,
     size: int,
-    augment: Mapping,
+    augment: Augment,
     *,
     gain: float = 1.0,
     mirrored: torch.Tensor | None = None,
@@ -53,11 +55,11 @@ def resize_matrix(
         place = torch.where(mirrored[:, None], size - place, place)
     reduction = length / size
     pixel = torch.arange(total, device=device) - begin
-    if not augment["antialias"]:
-        return _plain_matrix(place * reduction - 0.5, pixel, length, augment["interpolation"]).mul_(gain)
+    if not augment.antialias:
+        return _plain_matrix(place * reduction - 0.5, pixel, length, augment.interpolation).mul_(gain)
     stretch = reduction.clamp_min(1.0)
     places = torch.where((pixel >= 0) & (pixel < length), (pixel + 0.5) / stretch, FAR)
-    weights = _kernel((places[:, None] - (place * reduction / stretch)[:, :, None]).abs_(), augment["interpolation"])
+    weights = _kernel((places[:, None] - (place * reduction / stretch)[:, :, None]).abs_(), augment.interpolation)
     return weights.mul_(gain / weights.sum(2, keepdim=True))
 
 

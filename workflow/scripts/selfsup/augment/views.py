@@ -22,7 +22,9 @@ from selfsup.augment import official_jitter, resampling
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.draws import Draws, ViewDraws, draw
 from selfsup.augment.resampling import resample, resize_matrix
+from selfsup.augment.settings import Augment, Blur, View
 from selfsup.augment.transfer import sent
+from selfsup.recipe import Recipe
 
 INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 OPERATIONS = {"none": Floats, "crop": Floats, "uint8": Bytes}
@@ -64,20 +66,21 @@ def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) ->
     image: uint8 [3, H, W]. sample: the image's place in `draws`. augment: the recipe's block of that name.
     Returns a tensor [3, size, size] per view: float32 in [0, 1] with `quantize: none`, else uint8.
     """
+    augment = Augment.of(augment)
     return tuple(_crop_view(image, view, sample, augment) for view in draws.views)
 
 
-def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment: Mapping) -> torch.Tensor:
+def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment: Augment) -> torch.Tensor:
     """The same for images of one size, all at once: uint8 [N, 3, H, W] on any device.
 
     rows: int [M], the image of each crop; views: its parameters. Returns float32 [M, 3, size, size].
     """
-    device, resized = images.device, RESIZED[augment["quantize"]]
+    device, resized = images.device, RESIZED[augment.quantize]
     height, width = images.shape[2:]
     box = sent(views.boxes.astype(np.float32), device)
     top, left, crop_height, crop_width = box.unbind(1)
     mirrored = sent(views.flip, device)
-    size, gain = augment["size"], resized.top / 255
+    size, gain = augment.size, resized.top / 255
     down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
     across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
     chosen = images.index_select(0, sent(rows, device)).float()
@@ -91,23 +94,25 @@ def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
     """
     if crops and isinstance(crops[0], tuple):
         crops = stack_crops(crops)
-    pictures, augment = torch.cat(tuple(crops)), recipe["augment"]
-    device, resized = pictures.device, RESIZED[augment["quantize"]]
+    pictures, augment = torch.cat(tuple(crops)), Recipe.of(recipe).augment
+    device, resized = pictures.device, RESIZED[augment.quantize]
 
     def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
         chosen = pictures.index_select(0, sent(rows, device)).float()
         return _in_working_range(chosen, resized, augment)
 
-    return _finish(recipe, draws, device, taken)
+    return _finish(augment, draws, device, taken)
 
 
 def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws) -> Views:
     """Return the views of images of one size: uint8 [N, 3, H, W], on the device that is to make them."""
 
-    def cropped(rows: np.ndarray, parameters: ViewDraws) -> torch.Tensor:
-        return crop_batch(images, rows % len(images), parameters, recipe["augment"])
+    augment = Recipe.of(recipe).augment
 
-    return _finish(recipe, draws, images.device, cropped)
+    def cropped(rows: np.ndarray, parameters: ViewDraws) -> torch.Tensor:
+        return crop_batch(images, rows % len(images), parameters, augment)
+
+    return _finish(augment, draws, images.device, cropped)
 
 
 def stack_crops(crops: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
@@ -117,6 +122,7 @@ def stack_crops(crops: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor
 
 def build_views(recipe: Mapping, image_size: tuple[int, int] | int) -> Callable[..., Views]:
     """Return f(images uint8 [N, 3, H, W], *, seed, epoch, indices) -> Views, for images of one size."""
+    recipe = Recipe.of(recipe)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
 
     def views(images: torch.Tensor, *, seed: int, epoch: int, indices: np.ndarray) -> Views:
@@ -131,18 +137,19 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor
 
     Neighbours of one size go together: the same bits, and for small pictures several times as fast.
     """
-    test, augment = recipe["linear"]["test"], recipe["augment"]
-    mode, quantised = INTERPOLATION[test["interpolation"]], augment["quantize"] != "none"
+    recipe = Recipe.of(recipe)
+    test, augment = recipe.linear.test, recipe.augment
+    mode, quantised = INTERPOLATION[test.interpolation], augment.quantize != "none"
     pictures = []
     with one_thread():
         for _, alike in groupby(images, key=lambda image: image.shape):
             batch = torch.stack(tuple(alike))
             batch = batch if quantised else tv.to_dtype_image(batch, torch.float32, scale=True)
-            resized = tv.resize(batch, [test["resize"]], interpolation=mode, antialias=augment["antialias"])
-            pictures.append(tv.center_crop(_in_range(resized), [test["crop"]]))
+            resized = tv.resize(batch, [test.resize], interpolation=mode, antialias=augment.antialias)
+            pictures.append(tv.center_crop(_in_range(resized), [test.crop]))
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
-        return torch.empty(0, 3, test["crop"], test["crop"])
-    return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment["quantize"]], augment), augment)
+        return torch.empty(0, 3, test.crop, test.crop)
+    return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment.quantize], augment), augment)
 
 
 @contextmanager
@@ -156,19 +163,19 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Mapping) -> torch.Tensor:
+def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Augment) -> torch.Tensor:
     top, left, height, width = map(int, view.boxes[sample])
     piece = tv.crop_image(image, top, left, height, width)
-    if augment["quantize"] == "none":
+    if augment.quantize == "none":
         piece = tv.to_dtype_image(piece, torch.float32, scale=True)
-    mode, size = INTERPOLATION[augment["interpolation"]], [augment["size"]] * 2
-    piece = _in_range(tv.resize_image(piece, size, interpolation=mode, antialias=augment["antialias"]))
+    mode, size = INTERPOLATION[augment.interpolation], [augment.size] * 2
+    piece = _in_range(tv.resize_image(piece, size, interpolation=mode, antialias=augment.antialias))
     return tv.horizontal_flip_image(piece) if view.flip[sample] else piece
 
 
-def _in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Mapping) -> torch.Tensor:
+def _in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Augment) -> torch.Tensor:
     """Bring resized pictures, float32, to the range that the colour operations work in, in place."""
-    gain = OPERATIONS[augment["quantize"]].top / resized.top
+    gain = OPERATIONS[augment.quantize].top / resized.top
     return pictures if gain == 1 else pictures.mul_(gain)
 
 
@@ -178,12 +185,12 @@ def _in_range(picture: torch.Tensor) -> torch.Tensor:
 
 
 def _finish(
-    recipe: Mapping, draws: Draws, device: torch.device, cropped: Callable[[np.ndarray, ViewDraws], torch.Tensor]
+    augment: Augment, draws: Draws, device: torch.device, cropped: Callable[[np.ndarray, ViewDraws], torch.Tensor]
 ) -> Views:
     """Make all views, as rows of one tensor, view after view. cropped: returns the crops of some rows."""
-    augment, count, views = recipe["augment"], len(draws.views[0].flip), len(draws.views)
+    count, views = len(draws.views[0].flip), len(draws.views)
     together, view = draws.together(), np.repeat(np.arange(views), count)
-    done = torch.empty(views * count, 3, augment["size"], augment["size"], device=device)
+    done = torch.empty(views * count, 3, augment.size, augment.size, device=device)
 
     def make(part: slice) -> None:
         stages = _stages(together.part(part), view[part], draws.policies, augment)
@@ -193,7 +200,7 @@ def _finish(
         done[part] = _normalise(pictures, augment)
 
     if device.type == "cpu":
-        _side_by_side(make, list(_parts(len(done), max(1, PIXELS_AT_ONCE // augment["size"] ** 2))))
+        _side_by_side(make, list(_parts(len(done), max(1, PIXELS_AT_ONCE // augment.size**2))))
     elif len(done):
         make(slice(0, len(done)))
     return Views(tuple(done.view(views, count, *done.shape[1:]).unbind()), draws)
@@ -280,11 +287,11 @@ def _sent(arrays: list[np.ndarray], device: torch.device, kind: type) -> Sequenc
     return together.split([len(array) for array in arrays])
 
 
-def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], augment: Mapping) -> list[_Stage]:
+def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augment: Augment) -> list[_Stage]:
     """Return what is to be done after the crop, in order. view: int [N], of each sample."""
-    colours = OPERATIONS[augment["quantize"]]
+    colours = OPERATIONS[augment.quantize]
     adjustments = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
-    if augment["jitter_operations"] == "official":
+    if augment.jitter_operations == "official":
         adjustments = official_jitter.OPERATIONS
 
     def jitters(place: int) -> list[tuple]:
@@ -297,13 +304,13 @@ def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], aug
 
     def blurs() -> Iterator[tuple]:
         for number, policy in enumerate(policies):
-            if policy["blur"]:
-                yield in_view(number, draws.sigma > 0, _blur_by(policy["blur"], colours), draws.sigma)
+            if policy.blur:
+                yield in_view(number, draws.sigma > 0, _blur_by(policy.blur, colours), draws.sigma)
 
     def solarizes() -> Iterator[tuple]:
         for number, policy in enumerate(policies):
-            if policy["solarize"]:
-                threshold = np.full(len(view), policy["solarize"]["threshold"], np.float32)
+            if policy.solarize:
+                threshold = np.full(len(view), policy.solarize.threshold, np.float32)
                 yield in_view(number, draws.solarize, colours.solarize, threshold)
 
     grey = np.flatnonzero(draws.grayscale)
@@ -313,17 +320,17 @@ def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[Mapping], aug
     return [stage for stage in needed if stage.operations]
 
 
-def _blur_by(blur: Mapping, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return colours.rounded(resampling.blur(pictures, sigma, blur["kernel"], blur["padding"]))
+        return colours.rounded(resampling.blur(pictures, sigma, blur.kernel, blur.padding))
 
     return blurred
 
 
-def _normalise(pictures: torch.Tensor, augment: Mapping) -> torch.Tensor:
+def _normalise(pictures: torch.Tensor, augment: Augment) -> torch.Tensor:
     """Bring pictures to the recipe's mean and standard deviation, in place."""
     gain, shift = _gain_and_shift(
-        tuple(augment["mean"]), tuple(augment["std"]), OPERATIONS[augment["quantize"]].top, pictures.device
+        tuple(augment.mean), tuple(augment.std), OPERATIONS[augment.quantize].top, pictures.device
     )
     return pictures.mul_(gain).sub_(shift)
 

@@ -26,6 +26,7 @@ from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
 from selfsup.random_draws import Stream, shuffled
+from selfsup.recipe import Recipe
 from selfsup.signals import ignore_stop_signals
 
 CPU = torch.device("cpu")
@@ -71,11 +72,12 @@ class Batches(Dataset):
         ranks: int = 1,
         device: torch.device = CPU,
     ):
+        recipe = Recipe.of(recipe)
         self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
         self._resident = fits_on(device, split)
         self._rank, self._ranks = rank, ranks
-        self._batch = recipe["global_batch"] if stage == "pretrain" else recipe["linear"]["batch"]
-        drop_last = stage == "pretrain" or recipe["linear"]["drop_last"]
+        self._batch = recipe.global_batch if stage == "pretrain" else recipe.linear.batch
+        drop_last = stage == "pretrain" or recipe.linear.drop_last
         self.steps_per_epoch = len(split) // self._batch if drop_last else -(-len(split) // self._batch)
 
     def global_indices(self, step: int) -> tuple[int, np.ndarray]:
@@ -102,9 +104,9 @@ class Batches(Dataset):
     def _pictures(self, indices: np.ndarray, draws: Draws) -> tuple[torch.Tensor, ...] | torch.Tensor | None:
         if self._split.raw is not None:
             return None if self._resident else torch.from_numpy(self._split.raw[indices])
-        augment = self._recipe["augment"]
+        augment = self._recipe.augment
         if not len(indices):  # a rank's part of a last batch that has fewer images than there are ranks
-            return tuple(torch.empty(0, 3, augment["size"], augment["size"]) for _ in draws.views)
+            return tuple(torch.empty(0, 3, augment.size, augment.size) for _ in draws.views)
         with one_thread():  # so that a crop's bits are the same in a worker and in the process that trains
             return stack_crops([crop(self._split.image(i), draws, n, augment=augment) for n, i in enumerate(indices)])
 
@@ -143,7 +145,7 @@ class ViewMaker:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
     ):
-        self._recipe, self._device, self._memory_format = recipe, device, memory_format
+        self._recipe, self._device, self._memory_format = Recipe.of(recipe), device, memory_format
         self._images = torch.from_numpy(split.raw).to(device) if fits_on(device, split) else None
 
     def __call__(self, batch: Batch) -> Views:

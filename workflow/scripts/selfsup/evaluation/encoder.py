@@ -17,13 +17,14 @@ from selfsup.errors import UserError
 from selfsup.evaluation import record
 from selfsup.evaluation.linear import protocol
 from selfsup.models import Backbone, build_backbone, torchvision_recipe, torchvision_twin
+from selfsup.settings.typed import plain
 
 
 def encoder_card(network: str, recipe: Mapping, seed: int | None) -> dict[str, Any]:
     """Return what the card of every encoder tells. network: which part of a method it is, in words."""
     return {
         "network": network,
-        "recipe": recipe,
+        "recipe": plain(recipe),
         "seed": seed,
         "protocol": protocol(recipe),
         "torchvision": torchvision_recipe(recipe),

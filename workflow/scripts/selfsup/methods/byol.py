@@ -5,7 +5,6 @@ network, a moving average of f and g. The online network learns to predict the t
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -14,9 +13,11 @@ from torch.nn import functional as F
 from selfsup.augment import Views
 from selfsup.measures import alignment, encoder_floors, feature_spread
 from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.models.head_settings import HeadSettings
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
+from selfsup.recipe import Recipe
 
 # BYOL collapses in its projections: the networks agree on one point, whatever the features, and the encoder's own
 # spread and rank stay for hundreds of steps what they were (0.5, and 8 to 16 of 128). Measured with tiny networks of
@@ -45,48 +46,47 @@ def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class BYOL:
     """The method, as training drives it: see `selfsup.methods.Method` for what each member means."""
 
-    def __init__(self, recipe: Mapping, *, seed: int, total_steps: int):
-        self._recipe, self._settings, self._total_steps = recipe, recipe["byol"], total_steps
+    def __init__(self, recipe: Recipe, *, seed: int, total_steps: int):
+        self._recipe, self._settings, self._total_steps = recipe, recipe.byol, total_steps
         with seeded_weights(seed, 0):
             online = self._build_encoder()
-            online["predictor"] = self._build_head(self._settings["projector"]["out"], "predictor")
-        if self._settings["target_init"] == "copy":
+            online["predictor"] = self._build_head(self._settings.projector.out, self._settings.predictor)
+        if self._settings.target_init == "copy":
             target = nn.ModuleDict({name: copy.deepcopy(online[name]) for name in ("backbone", "projector")})
         else:
             with seeded_weights(seed, 1):
                 target = self._build_encoder()
         target.requires_grad_(False)
-        target.train(self._settings["target_batch_norm"] == "batch")
+        target.train(self._settings.target_batch_norm == "batch")
         self.networks = nn.ModuleDict({"online": online, "target": target})
         features = self.encoder().out_features
         self.floors = encoder_floors(features) | {"projection_spread": PROJECTION_SPREAD_FLOOR}
 
     def _build_encoder(self) -> nn.ModuleDict:
         backbone = build_backbone(self._recipe)
-        return nn.ModuleDict({"backbone": backbone, "projector": self._build_head(backbone.out_features, "projector")})
+        projector = self._build_head(backbone.out_features, self._settings.projector)
+        return nn.ModuleDict({"backbone": backbone, "projector": projector})
 
-    def _build_head(self, features: int, name: str) -> nn.Sequential:
-        return build_head(features, self._settings[name], self._recipe["model"]["batch_norm"])
+    def _build_head(self, features: int, head: HeadSettings) -> nn.Sequential:
+        return build_head(features, head, self._recipe.model.batch_norm)
 
     def connect(self, ranks) -> None:
         """Let batch norm see all ranks' parts of the batch, the target's too (section 5.2)."""
-        per_view = self._recipe["model"]["batch_norm"]["statistics"] == "per_view"
-        configure_batch_norm(
-            self.networks, groups=len(self._recipe["augment"]["views"]) if per_view else 1, ranks=ranks
-        )
+        per_view = self._recipe.model.batch_norm.statistics == "per_view"
+        configure_batch_norm(self.networks, groups=len(self._recipe.augment.views) if per_view else 1, ranks=ranks)
 
     def parameter_groups(self) -> list[ParameterTreatment]:
-        return parameter_treatments(self.networks["online"], self._recipe["optimizer"])
+        return parameter_treatments(self.networks["online"], self._recipe.optimizer)
 
     def schedules(self, step: int) -> dict[str, float]:
-        return {"tau": tau(step, total_steps=self._total_steps, base=self._settings["tau_base"])}
+        return {"tau": tau(step, total_steps=self._total_steps, base=self._settings.tau_base)}
 
     def before_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
-        if self._settings["average_update"] == "before_forward":
+        if self._settings.average_update == "before_forward":
             self._update_target(step, skipped)
 
     def after_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
-        if self._settings["average_update"] == "after_step":
+        if self._settings.average_update == "after_step":
             self._update_target(step, skipped)
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class BYOL:
         online, target = self.networks["online"], self.networks["target"]
         for name in ("backbone", "projector"):
             pairs = [(list(target[name].parameters()), list(online[name].parameters()))]
-            if self._settings["average_buffers"]:
+            if self._settings.average_buffers:
                 pairs.append(
                     (
                         [b for b in target[name].buffers() if b.is_floating_point()],
@@ -116,7 +116,7 @@ class BYOL:
             projections = target["projector"](target["backbone"](pictures))
         (first, second), (first_target, second_target) = predictions.chunk(2), projections.chunk(2)
         both = byol_loss(first, second_target) + byol_loss(second, first_target)
-        return (both if self._settings["loss_reduction"] == "sum" else both / 2), {}
+        return (both if self._settings.loss_reduction == "sum" else both / 2), {}
 
     def encoder(self) -> nn.Module:
         return self.networks["online"]["backbone"]

@@ -8,7 +8,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from selfsup.models.batch_norm import BatchNorm
 from selfsup.models.initial_weights import seeded_weights
+from selfsup.models.resnet_settings import ResNetSettings, Stem
 from selfsup.models.same_padding import pad_as_jax
+from selfsup.recipe import Recipe
+from selfsup.settings.registries import BACKBONES
 
 LAYERS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -31,17 +34,17 @@ class Backbone(ResNet):
         layers: tuple[int, ...],
         *,
         width: int,
-        stem: Mapping,
+        stem: Stem,
         zero_init_residual: bool,
         norm_layer,
     ):
         nn.Module.__init__(self)  # not ResNet's, whose width is fixed at 64
         self._norm_layer = norm_layer
         self.inplanes, self.dilation, self.groups, self.base_width = width, 1, 1, 64
-        self.conv1 = nn.Conv2d(3, width, stem["kernel"], stem["stride"], stem["padding"], bias=False)
+        self.conv1 = nn.Conv2d(3, width, stem.kernel, stem.stride, stem.padding, bias=False)
         self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem["max_pool"] else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem.max_pool else nn.Identity()
         for stage, blocks in enumerate(layers):
             setattr(
                 self,
@@ -64,20 +67,28 @@ class Backbone(ResNet):
                 nn.init.zeros_(module.bn2.weight)
 
 
-def build_backbone(recipe: Mapping) -> Backbone:
-    """Return the recipe's backbone, its weights drawn from torch's CPU generator (see `seeded_weights`)."""
-    model = recipe["model"]
-    block, layers = LAYERS[model["backbone"]]
-    norm_layer = partial(BatchNorm, momentum=model["batch_norm"]["momentum"], eps=model["batch_norm"]["eps"])
+def build_backbone(recipe: Mapping) -> nn.Module:
+    """Return the recipe's backbone, its weights drawn from torch's CPU generator (see `seeded_weights`).
+
+    From images [N, 3, H, W] to features [N, out_features].
+    """
+    model = Recipe.of(recipe).model
+    return BACKBONES.component(model.backbone)(model)
+
+
+def resnet(model: ResNetSettings) -> Backbone:
+    """Return a ResNet. model: the recipe's block of that name."""
+    block, layers = LAYERS[model.backbone]
+    norm_layer = partial(BatchNorm, momentum=model.batch_norm.momentum, eps=model.batch_norm.eps)
     backbone = Backbone(
         block,
         layers,
-        width=model["width"],
-        stem=model["stem"],
-        zero_init_residual=model["zero_init_residual"],
+        width=model.width,
+        stem=model.stem,
+        zero_init_residual=model.zero_init_residual,
         norm_layer=norm_layer,
     )
-    if model["padding"] == "same":
+    if model.padding == "same":
         pad_as_jax(backbone)
     return backbone
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from selfsup.models.batch_norm import BatchNorm
+from selfsup.models.batch_norm_settings import BatchNormSettings
+from selfsup.models.head_settings import HeadSettings
 
 
 class Head(nn.Sequential):
@@ -19,9 +21,10 @@ class Head(nn.Sequential):
 
 def build_head(features: int, head: Mapping, batch_norm: Mapping) -> Head:
     """Return a head from [N, features] to [N, head.out]. head, batch_norm: the recipe's blocks."""
+    head, batch_norm = HeadSettings.of(head), BatchNormSettings.of(batch_norm)
     return Head(
-        nn.Linear(features, head["hidden"], bias=head["bias_before_bn"]),
-        BatchNorm(head["hidden"], momentum=batch_norm["momentum"], eps=batch_norm["eps"]),
+        nn.Linear(features, head.hidden, bias=head.bias_before_bn),
+        BatchNorm(head.hidden, momentum=batch_norm.momentum, eps=batch_norm.eps),
         nn.ReLU(inplace=True),
-        nn.Linear(head["hidden"], head["out"], bias=head["bias_last"]),
+        nn.Linear(head.hidden, head.out, bias=head.bias_last),
     )

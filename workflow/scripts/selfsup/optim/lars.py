@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import torch
 
+from selfsup.optim.lars_settings import LARSSettings
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling, from SGD (lars_weight 0) to LARS (lars_weight 1).
@@ -101,6 +103,17 @@ class LARS(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
+
+
+def build(groups: list[dict], settings: LARSSettings) -> LARS:
+    """Return the optimiser of torch parameter groups. settings: the recipe's block `optimizer`."""
+    return LARS(
+        groups,
+        lr=settings.peak_lr,
+        momentum=settings.momentum,
+        trust_coefficient=settings.trust_coefficient,
+        lr_in_momentum=settings.lr_in_momentum,
+    )
 
 
 def _add(targets: list[torch.Tensor], values: list[torch.Tensor], factor: float | torch.Tensor) -> None:

@@ -1,9 +1,10 @@
 """Which parameters feel weight decay and LARS: decided by the type of the module that owns them, never by name."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+
+from selfsup.optim.settings import OptimizerSettings
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 LINEAR_OR_CONV = (nn.Linear, nn.modules.conv._ConvNd)
@@ -20,15 +21,15 @@ class ParameterTreatment:
     lars_weight: float
 
 
-def parameter_treatments(network: nn.Module, optimizer: Mapping) -> list[ParameterTreatment]:
+def parameter_treatments(network: nn.Module, optimizer: OptimizerSettings) -> list[ParameterTreatment]:
     """Return the treatment of each parameter that learns. optimizer: the recipe's block of that name."""
     treatments = []
     for module_name, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 kind = _kind(module, name)
-                decay = 0.0 if kind in optimizer["exclude_from_weight_decay"] else optimizer["weight_decay"]
-                strength = 0.0 if kind in optimizer["exclude_from_lars"] else optimizer["lars_weight"]
+                decay = 0.0 if kind in optimizer.exclude_from_weight_decay else optimizer.weight_decay
+                strength = 0.0 if kind in optimizer.exclude_from_lars else optimizer.lars_weight
                 treatments.append(ParameterTreatment(f"{module_name}.{name}", parameter, kind, decay, strength))
     return treatments
 

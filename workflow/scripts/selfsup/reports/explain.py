@@ -54,7 +54,7 @@ def explained(name: str, overrides: Mapping | None = None, *, overrides_from: st
     for path in recipe_files(name):
         sources.update((key, (source, path.stem)) for key, source in file_sources(path).items())
     sources.update((key, ("", overrides_from)) for key in flattened(overrides or {}))
-    return [Value(key, value, *sources.get(key, ("", "schema's default"))) for key, value in values.items()]
+    return [Value(key, value, *sources.get(key, ("", "the key's default"))) for key, value in values.items()]
 
 
 def flattened(value: Any, where: str = "") -> dict[str, Any]:

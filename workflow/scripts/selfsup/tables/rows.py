@@ -7,13 +7,15 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from selfsup.errors import UserError
 from selfsup.job.ledger import begun, read_ledger
 from selfsup.recipe import RECIPES
-from selfsup.settings.schema import check_schema
+from selfsup.settings.notes import Bounds, Count, Natural, NotNegative, Pattern
+from selfsup.settings.typed import Settings, hints, read
 from selfsup.tables.figure_keys import KEYS, differences, plain
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
@@ -24,42 +26,82 @@ COMPARED_WITH = "Devillers & Lefort"  # the paper that is reproduced
 # Points of top-1. The paper's authors report 91.92 there and 90.44 for the same configuration in EquiMod
 # (Devillers & Lefort, ICLR 2023): single runs differ by 1.5.
 TOLERANCE = 1.5
-COLUMNS = [
-    "implementation",
-    "dataset",
-    "epochs",
-    "global_batch",
-    "seeds",
-    "top1",  # %, of the last epoch, mean over seeds
-    "top5",
-    "n_test",
-    "protocol",
-    "encoder_sha256",
-    "top1_std",  # over seeds, n - 1; none for a single seed
-    "top5_std",
-    "best_top1",  # of the best epoch on the test set, mean over seeds: no verdict uses it
-    "split",
-    "gpu_hours",  # of one seed's pretraining, killed attempts included; 0 where it ran on a processor
-    "device_hours",  # the same, whatever the devices
-    "reference_top1",
-    "difference",  # top1 - reference_top1
-    "tolerance",
-    "verdict",
-    "verdict_reason",
-    "numerics_changes",
-    "experiment",
-    "status",
-    "source",
+Percent = Annotated[float, Bounds(at_least=0, at_most=100)]
+
+
+class Line(Settings):
+    """A row of results/<table>.csv, its columns in their order. A blank cell is a key that is not there."""
+
+    implementation: str
+    """whose figure it is"""
+    dataset: str
+    """see `dataset_label`"""
+    epochs: Natural | None = None
+    """of pretraining; 0: an untrained encoder"""
+    global_batch: Count | None = None
+    """of pretraining"""
+    seeds: Annotated[str, Pattern(r"^[0-9]+( [0-9]+)*$", "list of seeds: numbers with a space between")] | None = None
+    """of the runs"""
+    top1: Percent | None = None
+    """%, of the last epoch, mean over seeds"""
+    top5: Percent | None = None
+    """as top1"""
+    n_test: Count | None = None
+    """test images"""
+    protocol: str
+    """of the evaluation, in words"""
+    encoder_sha256: str | None = None
+    """one a seed"""
+    top1_std: Percent | None = None
+    """over seeds, n - 1; none for a single seed"""
+    top5_std: Percent | None = None
+    """as top1_std"""
+    best_top1: Percent | None = None
+    """of the best epoch on the test set, mean over seeds: no verdict uses it"""
+    split: str | None = None
+    """of the dataset, that was evaluated on"""
+    gpu_hours: NotNegative | None = None
+    """of one seed's pretraining, killed attempts included; 0 where it ran on a processor"""
+    device_hours: NotNegative | None = None
+    """the same, whatever the devices"""
+    reference_top1: Percent | None = None
+    """the published figure"""
+    difference: Annotated[float, Bounds(at_least=-100, at_most=100)] | None = None
+    """top1 - reference_top1"""
+    tolerance: NotNegative | None = None
+    """points of top-1"""
+    verdict: Literal["agrees", "differs", "not comparable", "no reference", "untrained", "not run"] | None = None
+    """of top1 beside the published figure"""
+    verdict_reason: str | None = None
+    """in words"""
+    numerics_changes: Natural | None = None
+    """how often a run continued under other numerics"""
+    experiment: str | None = None
+    """of config.yaml"""
+    status: Literal["published", "run", "not run"]
+    """whether there is a figure"""
+    source: str | None = None
+    """where the figure is from"""
     # What else a verdict rests on: tables/figure_keys.py. Blank: not known, as of evaluations of an older version.
-    "method",
-    "backbone",
-    "width",  # channels after the stem
-    "stem",
-    "task",
-    "settings",  # of the evaluation, beside its protocol
-    "labels",  # %, of the training images' labels, that the evaluation used
-    "n_train",
-]
+    method: str | None = None
+    """of pretraining"""
+    backbone: str | None = None
+    """the network"""
+    width: Count | None = None
+    """channels after the stem"""
+    stem: str | None = None
+    """in words"""
+    task: str | None = None
+    """of the evaluation"""
+    settings: str | None = None
+    """of the evaluation, beside its protocol"""
+    labels: Percent | None = None
+    """%, of the training images' labels, that the evaluation used"""
+    n_train: Count | None = None
+    """training images"""
+
+
+COLUMNS = list(hints(Line))
 WHOLE_NUMBERS = ("epochs", "global_batch", "n_test", "numerics_changes", "width", "n_train")
 METRICS = ("top1", "top5", "best_top1", "n_test", "protocol", "encoder_sha256", "numerics_changes")
 
@@ -110,17 +152,17 @@ def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """Return the table as CSV, every figure in full. Raises UserError where schemas/table.schema.yaml refuses it."""
+    """Return the table as CSV, every figure in full. Raises UserError where a row is not as `Line` says."""
     text = frame.to_csv(index=False)
     read_table(text, "the table")
     return text
 
 
 def read_table(text: str, thing: str) -> pd.DataFrame:
-    """Return a table from its CSV. Raises UserError where that is not what schemas/table.schema.yaml says."""
+    """Return a table from its CSV. Raises UserError where a row is not as `Line` says."""
     kinds = {"seeds": str, "experiment": str, "encoder_sha256": str, **{name: "Int64" for name in WHOLE_NUMBERS}}
     frame = pd.read_csv(io.StringIO(text), dtype=kinds)
-    check_schema([_without_blanks(row) for row in frame.to_dict("records")], "table", thing)
+    read(list[Line], [_without_blanks(row) for row in frame.to_dict("records")], thing)
     return frame
 
 

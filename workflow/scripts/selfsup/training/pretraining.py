@@ -31,6 +31,7 @@ from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import fingerprint
 from selfsup.segments import boundary_files, boundary_name, record_run, work_done, write_card
+from selfsup.settings.typed import plain
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.health import Health
 from selfsup.training.tensorboard import FOLDER, Events
@@ -66,7 +67,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be continued."""
         return {
-            "recipe": dict(self.recipe),
+            "recipe": plain(self.recipe),
             "revision": self.revision,
             "seed": self.seed,
             "dataset_fingerprint": self.store.fingerprint,

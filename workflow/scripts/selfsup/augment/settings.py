@@ -1,0 +1,102 @@
+"""What a recipe says of augmentation (paper, section 6.4)."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from selfsup.settings.notes import RGB, Bounds, Count, Length, Range, Share
+from selfsup.settings.typed import Settings, since
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+def disordered(**ranges: list[float]) -> Iterator[str]:
+    """Yield what is wrong with ranges whose first number is the larger one."""
+    for key, (low, high) in ranges.items():
+        if low > high:
+            yield f"{key} is [{low}, {high}], wanted the smaller number first"
+
+
+class Crop(Settings):
+    scale: Range
+    """share of the image's area"""
+    ratio: Range
+    """width over height"""
+
+    def problems(self) -> Iterator[str]:
+        yield from disordered(scale=self.scale, ratio=self.ratio)
+
+
+class Jitter(Settings):
+    p: Share
+    """share of the pictures that are jittered"""
+    brightness: Share
+    """factors are drawn from 1 - this to 1 + this"""
+    contrast: Share
+    """as brightness"""
+    saturation: Share
+    """as brightness"""
+    hue: Annotated[float, Bounds(at_least=0, at_most=0.5)]
+    """turns of the hue circle at most, either way"""
+
+
+class Blur(Settings):
+    p: Share
+    """share of the pictures that are blurred"""
+    kernel: Count
+    """pixels, odd"""
+    sigma: Range
+    """pixels"""
+    padding: Literal["reflect", "zero"]
+    """what lies beyond the border"""
+
+    def problems(self) -> Iterator[str]:
+        if self.kernel % 2 == 0:
+            yield f"kernel is {self.kernel}, wanted an odd number"
+        yield from disordered(sigma=self.sigma)
+
+
+class Solarize(Settings):
+    p: Share
+    """share of the pictures that are solarised"""
+    threshold: Share
+    """values at or above it are inverted; the full range is 1"""
+
+
+class View(Settings):
+    """Operations in this order: crop, flip, jitter, greyscale, blur, solarise, normalise."""
+
+    crop: Crop
+    flip: Share
+    """share of the pictures that are mirrored"""
+    jitter: Jitter | None
+    """null: no colour jitter"""
+    grayscale: Share
+    """share of the pictures that become grey"""
+    blur: Blur | None
+    """null: no blur"""
+    solarize: Solarize | None
+    """null: no solarisation"""
+
+
+class Augment(Settings):
+    size: Count
+    """pixels of a view's side"""
+    interpolation: Interpolation
+    """of the random resized crop"""
+    antialias: bool
+    """does the kernel grow where a picture is made smaller"""
+    quantize: Literal["none", "crop", "uint8"]
+    """what is rounded to 8 bits: uint8: the result of every operation, as on PIL pictures; crop: resized pictures, so
+    that a quarter of the bytes goes from loader to device; none: nothing"""
+    jitter_operations: Literal["torchvision", "official"] = since("torchvision")
+    """official: brightness is added, contrast is about each channel's mean, saturation is HSV's"""
+    mean: RGB
+    """of the dataset's channels, 0 to 1: subtracted"""
+    std: RGB
+    """of the dataset's channels, 0 to 1: divided by"""
+    views: Annotated[list[View], Length(1)]
+    """one augmentation policy per view of an image"""
+
+    def problems(self) -> Iterator[str]:
+        if self.jitter_operations == "official" and self.quantize != "none":
+            yield "jitter_operations is 'official', which works on floats: set augment.quantize: none"

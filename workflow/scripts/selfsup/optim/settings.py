@@ -1,0 +1,35 @@
+"""What a recipe says of every optimiser: the learning rate's schedule, and what feels no weight decay."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from selfsup.settings.notes import Natural, NotNegative, ParameterKinds, Share
+from selfsup.settings.typed import Settings
+
+
+class OptimizerSettings(Settings):
+    name: str
+    """the optimiser, a file in selfsup/optim"""
+    peak_lr: NotNegative
+    """learning rate at the end of the warm-up, absolute: no scaling by the batch"""
+    warmup_epochs: Natural
+    """length of the warm-up, in epochs"""
+    lr_start_factor: Share
+    """learning rate of step 0 as a share of the peak"""
+    lr_floor: NotNegative
+    """learning rate that the cosine falls to"""
+    weight_decay: NotNegative
+    """how strongly weights are drawn to 0"""
+    exclude_from_weight_decay: ParameterKinds
+    """bias: biases; norm: scales and shifts of normalisation layers, by module type"""
+
+    def problems(self) -> Iterator[str]:
+        if self.lr_floor > self.peak_lr:
+            yield f"lr_floor is {self.lr_floor}, above the peak_lr of {self.peak_lr}"
+
+    def problems_in(self, whole: Any) -> Iterator[str]:
+        if self.warmup_epochs > whole.epochs:
+            yield (
+                f"optimizer.warmup_epochs is {self.warmup_epochs}, longer than the training's {whole.epochs} "
+                "epochs: shorten the warm-up or train longer"
+            )
