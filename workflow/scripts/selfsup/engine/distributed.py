@@ -94,6 +94,13 @@ class Ranks:
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self)
 
+    def all_reduce_with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over ranks, through which gradients flow back, as for `gather_with_gradient`.
+
+        For losses of statistics of the whole batch, such as a covariance.
+        """
+        return tensor if self.size == 1 else _Sum.apply(tensor, self)
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; does not touch the device."""
         return bool(self.highest(int(flag)))
@@ -167,6 +174,19 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         begin = ctx.ranks.rank * ctx.rows
         return ctx.ranks.all_reduce(gradient.clone())[begin : begin + ctx.rows], None
+
+
+class _Sum(torch.autograd.Function):
+    """Forward: the sum over ranks. Backward: what all ranks' losses say of it, summed, for each rank's part alike."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks = ranks
+        return ranks.all_reduce(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.ranks.all_reduce(gradient.clone()), None
 
 
 @contextmanager

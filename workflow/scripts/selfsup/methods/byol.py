@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import Views
-from selfsup.measures import alignment, encoder_floors, feature_spread
-from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.measures import alignment, feature_spread
+from selfsup.methods.byol_settings import BYOLSettings
+from selfsup.methods.method import Batch, Context, Method, Output, Step
+from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.head_settings import HeadSettings
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
-from selfsup.recipe import Recipe
 
 # BYOL collapses in its projections: the networks agree on one point, whatever the features, and the encoder's own
 # spread and rank stay for hundreds of steps what they were (0.5, and 8 to 16 of 128). Measured with tiny networks of
@@ -43,83 +44,77 @@ def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (2 - 2 * (predictions * targets).sum(dim=1)).mean()
 
 
-class BYOL:
+class BYOL(Method):
     """The method, as training drives it: see `selfsup.methods.Method` for what each member means."""
 
-    def __init__(self, recipe: Recipe, *, seed: int, total_steps: int):
-        self._recipe, self._settings, self._total_steps = recipe, recipe.byol, total_steps
-        with seeded_weights(seed, 0):
+    def __init__(self, settings: BYOLSettings, context: Context):
+        super().__init__(settings, context)
+        with seeded_weights(context.seed, 0):
             online = self._build_encoder()
-            online["predictor"] = self._build_head(self._settings.projector.out, self._settings.predictor)
-        if self._settings.target_init == "copy":
+            online["predictor"] = self._build_head(settings.projector.out, settings.predictor)
+        if settings.target_init == "copy":
             target = nn.ModuleDict({name: copy.deepcopy(online[name]) for name in ("backbone", "projector")})
         else:
-            with seeded_weights(seed, 1):
+            with seeded_weights(context.seed, 1):
                 target = self._build_encoder()
         target.requires_grad_(False)
-        target.train(self._settings.target_batch_norm == "batch")
+        target.train(settings.target_batch_norm == "batch")
         self.networks = nn.ModuleDict({"online": online, "target": target})
-        features = self.encoder().out_features
-        self.floors = encoder_floors(features) | {"projection_spread": PROJECTION_SPREAD_FLOOR}
 
     def _build_encoder(self) -> nn.ModuleDict:
-        backbone = build_backbone(self._recipe)
-        projector = self._build_head(backbone.out_features, self._settings.projector)
+        backbone = build_backbone(self.context.recipe)
+        projector = self._build_head(backbone.out_features, self.settings.projector)
         return nn.ModuleDict({"backbone": backbone, "projector": projector})
 
     def _build_head(self, features: int, head: HeadSettings) -> nn.Sequential:
-        return build_head(features, head, self._recipe.model.batch_norm)
-
-    def connect(self, ranks) -> None:
-        """Let batch norm see all ranks' parts of the batch, the target's too (section 5.2)."""
-        per_view = self._recipe.model.batch_norm.statistics == "per_view"
-        configure_batch_norm(self.networks, groups=len(self._recipe.augment.views) if per_view else 1, ranks=ranks)
+        return build_head(features, head, self.context.recipe.model.batch_norm)
 
     def parameter_groups(self) -> list[ParameterTreatment]:
-        return parameter_treatments(self.networks["online"], self._recipe.optimizer)
+        return parameter_treatments(self.networks["online"], self.context.recipe.optimizer)
 
     def schedules(self, step: int) -> dict[str, float]:
-        return {"tau": tau(step, total_steps=self._total_steps, base=self._settings.tau_base)}
+        return {"tau": tau(step, total_steps=self.context.total_steps, base=self.settings.tau_base)}
 
-    def before_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
-        if self._settings.average_update == "before_forward":
-            self._update_target(step, skipped)
+    def before_step(self, step: Step) -> None:
+        if self.settings.average_update == "before_forward":
+            self._update_target(step)
 
-    def after_step(self, step: int, skipped: torch.Tensor | None = None) -> None:
-        if self._settings.average_update == "after_step":
-            self._update_target(step, skipped)
+    def after_step(self, step: Step) -> None:
+        if self.settings.average_update == "after_step":
+            self._update_target(step)
 
     @torch.no_grad()
-    def _update_target(self, step: int, skipped: torch.Tensor | None) -> None:
+    def _update_target(self, step: Step) -> None:
         """target <- tau target + (1 - tau) online, over parameters and, if the recipe says so, running statistics."""
-        momentum = self.schedules(step)["tau"]
+        momentum = self.schedules(step.number)["tau"]
         online, target = self.networks["online"], self.networks["target"]
         for name in ("backbone", "projector"):
             pairs = [(list(target[name].parameters()), list(online[name].parameters()))]
-            if self._settings.average_buffers:
+            if self.settings.average_buffers:
                 pairs.append(
-                    (
-                        [b for b in target[name].buffers() if b.is_floating_point()],
-                        [b for b in online[name].buffers() if b.is_floating_point()],
-                    )
+                    tuple([b for b in one[name].buffers() if b.is_floating_point()] for one in (target, online))
                 )
             for averages, values in pairs:
-                if skipped is not None:
-                    values = [torch.where(skipped, old, new) for old, new in zip(averages, values, strict=True)]
+                if step.skipped is not None:
+                    values = [torch.where(step.skipped, old, new) for old, new in zip(averages, values, strict=True)]
                 torch._foreach_lerp_(averages, values, 1 - momentum)
 
-    def loss(self, views: Views, step: int, ranks) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Batch, step: Step) -> Output:
         online, target = self.networks["online"], self.networks["target"]
-        pictures = torch.cat(tuple(views))  # one forward over both views: 2N pictures
+        pictures = torch.cat(batch.views)  # one forward over both views: 2N pictures
         predictions = online["predictor"](online["projector"](online["backbone"](pictures)))
         with torch.no_grad():
             projections = target["projector"](target["backbone"](pictures))
         (first, second), (first_target, second_target) = predictions.chunk(2), projections.chunk(2)
         both = byol_loss(first, second_target) + byol_loss(second, first_target)
-        return (both if self._settings.loss_reduction == "sum" else both / 2), {}
+        return Output(both if self.settings.loss_reduction == "sum" else both / 2)
 
     def encoder(self) -> nn.Module:
         return self.networks["online"]["backbone"]
+
+    @property
+    def floors(self) -> dict[str, float]:
+        return super().floors | {"projection_spread": PROJECTION_SPREAD_FLOOR}
 
     def health(self, views: Views) -> dict[str, float]:
         online, target = self.networks["online"], self.networks["target"]
@@ -136,8 +131,7 @@ class BYOL:
             "projection_spread": spread,
         }
 
-    def state_dict(self) -> dict:
-        return self.networks.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        self.networks.load_state_dict(state, strict=True)
+def _floating_buffers(network: nn.Module) -> list[torch.Tensor]:
+    """Return a network's running statistics; how many batches they have seen is a whole number."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -21,3 +21,6 @@ class LARSSettings(OptimizerSettings):
     """bias: biases; norm: scales and shifts of normalisation layers, by module type"""
     lr_in_momentum: bool
     """true: buf = mu buf + lr g, p -= buf; false: buf = mu buf + g, p -= lr buf"""
+
+    def lars_weight_of(self, kind: str) -> float:
+        return 0.0 if kind in self.exclude_from_lars else self.lars_weight

@@ -1,4 +1,4 @@
-"""Which parameters feel weight decay and LARS: decided by the type of the module that owns them, never by name."""
+"""Which parameters feel weight decay and LARS: by the type of the module that owns them, and by their dimensions."""
 
 from dataclasses import dataclass
 
@@ -7,39 +7,42 @@ from torch import nn
 from selfsup.optim.settings import OptimizerSettings
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-LINEAR_OR_CONV = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
 class ParameterTreatment:
-    """A parameter and how the optimiser treats it. kind: "weight" (of a linear or conv layer), "norm", "bias"."""
+    """A parameter and how the optimiser treats it. kind: "weight", "norm", "bias".
+
+    lr_scale: of the learning rate; a method may give a head another one by dataclasses.replace.
+    """
 
     name: str
     parameter: nn.Parameter
     kind: str
     weight_decay: float
     lars_weight: float
+    lr_scale: float = 1.0
 
 
 def parameter_treatments(network: nn.Module, optimizer: OptimizerSettings) -> list[ParameterTreatment]:
     """Return the treatment of each parameter that learns. optimizer: the recipe's block of that name."""
-    treatments = []
+    treatments, exempt = [], _exempt(network)
     for module_name, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                kind = _kind(module, name)
-                decay = 0.0 if kind in optimizer.exclude_from_weight_decay else optimizer.weight_decay
-                strength = 0.0 if kind in optimizer.exclude_from_lars else optimizer.lars_weight
-                treatments.append(ParameterTreatment(f"{module_name}.{name}", parameter, kind, decay, strength))
+                whole = f"{module_name}.{name}"
+                kind = _kind(module, parameter, whole in exempt)
+                treated = optimizer.weight_decay_of(kind), optimizer.lars_weight_of(kind)
+                treatments.append(ParameterTreatment(whole, parameter, kind, *treated))
     return treatments
 
 
 def optimizer_groups(treatments: list[ParameterTreatment]) -> list[dict]:
-    """Return torch parameter groups, one per combination of weight decay and LARS strength, in order of appearance."""
-    groups: dict[tuple[float, float], dict] = {}
+    """Return torch parameter groups, one for each way in which parameters are treated, in order of appearance."""
+    groups: dict[tuple[float, ...], dict] = {}
     for one in treatments:
-        group = {"params": [], "weight_decay": one.weight_decay, "lars_weight": one.lars_weight}
-        groups.setdefault((one.weight_decay, one.lars_weight), group)["params"].append(one.parameter)
+        treated = {key: getattr(one, key) for key in ("weight_decay", "lars_weight", "lr_scale")}
+        groups.setdefault(tuple(treated.values()), {"params": [], **treated})["params"].append(one.parameter)
     return list(groups.values())
 
 
@@ -53,7 +56,18 @@ def treatment_table(treatments: list[ParameterTreatment]) -> str:
     return "\n".join(lines)
 
 
-def _kind(module: nn.Module, name: str) -> str:
-    if isinstance(module, NORMS):
+def _exempt(network: nn.Module) -> set[str]:
+    """Return the names of what networks exempt from weight decay themselves, as timm's do with position embeddings."""
+    return {
+        f"{module_name}.{name}"
+        for module_name, module in network.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
+
+
+def _kind(module: nn.Module, parameter: nn.Parameter, exempt: bool) -> str:
+    """Return "norm" by the module's type, "weight" for two dimensions or more unless exempt, "bias" for the rest."""
+    if isinstance(module, NORMS) or type(module).__name__.endswith("Norm"):  # timm has some of its own
         return "norm"
-    return "weight" if isinstance(module, LINEAR_OR_CONV) and name == "weight" else "bias"
+    return "weight" if parameter.ndim >= 2 and not exempt else "bias"

@@ -23,6 +23,14 @@ class OptimizerSettings(Settings):
     exclude_from_weight_decay: ParameterKinds
     """bias: biases; norm: scales and shifts of normalisation layers, by module type"""
 
+    def weight_decay_of(self, kind: str) -> float:
+        """Return the weight decay of a kind of parameters: "weight", "norm" or "bias"."""
+        return 0.0 if kind in self.exclude_from_weight_decay else self.weight_decay
+
+    def lars_weight_of(self, kind: str) -> float:
+        """Return the strength of LARS's adaptation for a kind of parameters; 0 for optimisers without it."""
+        return 0.0
+
     def problems(self) -> Iterator[str]:
         if self.lr_floor > self.peak_lr:
             yield f"lr_floor is {self.lr_floor}, above the peak_lr of {self.peak_lr}"
