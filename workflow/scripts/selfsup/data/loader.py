@@ -58,7 +58,7 @@ class Batch:
 
 
 class Batches(Dataset):
-    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: where views will be made."""
+    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: makes the views."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Batches(Dataset):
         seed: int,
         stage: str,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         device: torch.device = CPU,
     ):
         self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
         self._resident = fits_on(device, split)
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._world_size = rank, world_size
         self._batch = recipe["global_batch"] if stage == "pretrain" else recipe["linear"]["batch"]
         drop_last = stage == "pretrain" or recipe["linear"]["drop_last"]
         self.steps_per_epoch = len(split) // self._batch if drop_last else -(-len(split) // self._batch)
@@ -87,7 +87,7 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         epoch, everyones = self.global_indices(step)
-        indices = np.array_split(everyones, self._ranks)[self._rank]
+        indices = np.array_split(everyones, self._world_size)[self._rank]
         draws = draw(
             self._recipe,
             seed=self._seed,
