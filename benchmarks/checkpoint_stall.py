@@ -47,7 +47,7 @@ def measure(report: measuring.Report, recipe: str, device: torch.device, folder:
     attempt = Attempt(folder, stage="benchmark", goal="its end", fingerprint="")
     memory.reset()
     with attempt:
-        attempt.begin(0, 1)
+        attempt.begin_steps(0, 1)
         waits = measure_saves(training, Saver(training.ranks, attempt, MINUTES), rounds)
     peak = memory.bytes()
     background, synchronous = (statistics.median(waits[wait]) for wait in (False, True))

@@ -17,6 +17,7 @@ from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute, start_compute
 from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.job.place import Place
+from selfsup.methods import Batch, Output, Step
 from selfsup.methods.byol import byol_loss
 from selfsup.training.pretraining import Pretraining, Run
 
@@ -109,11 +110,11 @@ def two_forwards(step: OurStep) -> None:
     method = step.training.method
     online, target = method.networks["online"], method.networks["target"]
 
-    def loss(views: Views, number: int, ranks) -> tuple[torch.Tensor, dict]:
-        predictions = [online["predictor"](online["projector"](online["backbone"](view))) for view in views]
+    def loss(batch: Batch, number: Step) -> Output:
+        predictions = [online["predictor"](online["projector"](online["backbone"](view))) for view in batch.views]
         with torch.no_grad():
-            projections = [target["projector"](target["backbone"](view)) for view in views]
-        return byol_loss(predictions[0], projections[1]) + byol_loss(predictions[1], projections[0]), {}
+            projections = [target["projector"](target["backbone"](view)) for view in batch.views]
+        return Output(byol_loss(predictions[0], projections[1]) + byol_loss(predictions[1], projections[0]))
 
     method.loss = loss
 
@@ -121,17 +122,13 @@ def two_forwards(step: OurStep) -> None:
 def loops_over_parameters(step: OurStep) -> None:
     """Remove the foreach optimiser and average: loops over the parameters, as in the plain reference."""
     training, settings = step.training, step.training.run.recipe["optimizer"]
-    groups = [
-        {"params": group["params"], "weight_decay": group["weight_decay"], "lars": group["lars_weight"] > 0}
-        for group in training.optimizer.param_groups
-    ]
+    groups = [{**group, "lars": group["lars_weight"] > 0} for group in training.optimizer.param_groups]
     training.optimizer = LARS(groups, 0.1, settings["momentum"], settings["trust_coefficient"])
-    training.optimizer.skipped = torch.zeros((), dtype=torch.bool, device=step.compute.device)  # asked for in fp16
     method, networks = training.method, training.method.networks
 
-    def average(number: int, skipped: None = None) -> None:
+    def average(step: Step) -> None:
         for name in ("backbone", "projector"):
             online, target = networks["online"][name], networks["target"][name]
-            move_average(target.parameters(), online.parameters(), method.schedules(number)["tau"])
+            move_average(target.parameters(), online.parameters(), method.schedules(step.number)["tau"])
 
     method.before_step = average

@@ -10,7 +10,8 @@ from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.segments import boundary_name
-from selfsup.training.pretraining import Run, train_segment
+from selfsup.training.pretraining import Run
+from selfsup.training.segment import train_segment
 
 
 def on_cpu(

@@ -1,5 +1,7 @@
 """The paper's networks and schedules at their full size: counts and shapes, without a GPU and without training."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -180,15 +182,17 @@ def test_the_official_variant_has_its_biases_and_pads_as_same():
 
 
 def test_the_table_of_parameters_is_printed_when_a_run_begins_and_not_when_it_goes_on(
-    tiny_recipe, tiny_store, tmp_path, capsys
+    tiny_recipe, tiny_store, tmp_path, caplog
 ):
+    caplog.set_level(logging.INFO, logger="selfsup")
     (tmp_path / "run").mkdir()
     run = Run(tiny_recipe, 0, 1, tiny_store, tmp_path / "run", on_cpu(), 60)
     assert train(run, 1)
     wanted = treatment_table(build_method(tiny_recipe, seed=0, total_steps=1).parameter_groups())
-    assert wanted in capsys.readouterr().out
+    assert wanted in caplog.text
+    caplog.clear()
     assert train(run, 2)
-    assert wanted.splitlines()[0] not in capsys.readouterr().out
+    assert "pretraining" in caplog.text and wanted.splitlines()[0] not in caplog.text
 
 
 @pytest.mark.parametrize(("name", "steps_per_epoch"), [("cifar10", 97), ("cifar10_authors", 97), ("imagenet", 312)])

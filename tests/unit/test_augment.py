@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from selfsup.augment import apply, augment_batch, build_views, centre_view, crop, draw
 from selfsup.augment.draws import JITTER_ORDERS, _exp
+from selfsup.methods import Batch
 from selfsup.recipe import load_recipe
 
 CLOSE = 1e-5  # of pixels divided by their standard deviation: float32's rounding in another order of sums
@@ -294,6 +295,7 @@ def test_test_pictures_are_the_same_alone_and_among_neighbours_of_their_size(qua
 def test_half_a_batch_of_views_carries_half_the_parameters():
     recipe = load_recipe("cifar10")
     views = build_views(recipe, (24, 20))(images(8), seed=0, epoch=0, indices=np.arange(8))
-    first, second = views.chunk(2)
-    assert torch.equal(torch.cat([first[1], second[1]]), views[1])
+    first, second = Batch.of(views, np.arange(8), torch.arange(8)).chunk(2)
+    assert torch.equal(torch.cat([first.views[1], second.views[1]]), views[1])
+    assert second.indices.tolist() == second.labels.tolist() == [4, 5, 6, 7]
     assert np.array_equal(second.parameters.views[1].boxes, views.parameters.views[1].boxes[4:])

@@ -128,7 +128,7 @@ def test_the_fingerprint_follows_every_pixel_and_label(tmp_path):
 def test_ranks_share_each_global_batch_and_see_what_one_would(tiny_store, tiny_recipe, ranks):
     alone = Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain")
     parts = [
-        Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain", rank=r, ranks=ranks) for r in range(ranks)
+        Batches(tiny_store.train, tiny_recipe, seed=0, stage="pretrain", rank=r, world_size=ranks) for r in range(ranks)
     ]
     make_views = ViewMaker(tiny_store.train, tiny_recipe, CPU)
     for step in (0, 6):
@@ -177,7 +177,7 @@ def test_loader_workers_change_nothing(store, tiny_recipe, request):
 
 def test_a_short_last_batch_is_shared_without_loss(tiny_store, tiny_recipe):
     recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "drop_last": False}}
-    parts = [Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=rank, ranks=2) for rank in range(2)]
+    parts = [Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=rank, world_size=2) for rank in range(2)]
     assert parts[0].steps_per_epoch == 6
     last = [part[5] for part in parts]
     assert [len(batch.indices) for batch in last] == [2, 1] and last[0].total == 3

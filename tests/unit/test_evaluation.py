@@ -125,7 +125,7 @@ def test_a_last_batch_with_fewer_images_than_ranks_leaves_one_of_them_idle(tiny_
     from selfsup.data.loader import Batches, ViewMaker
 
     recipe = {**tiny_recipe, "linear": {**tiny_recipe["linear"], "drop_last": False, "batch": 6}}
-    idle = Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=1, ranks=2)[7]
+    idle = Batches(tiny_store.train, recipe, seed=0, stage="linear", rank=1, world_size=2)[7]
     views = ViewMaker(tiny_store.train, recipe, torch.device("cpu"))(idle)
     assert views[0].shape == (0, 3, 8, 8) and idle.total == 1
 

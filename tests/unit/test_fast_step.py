@@ -11,6 +11,7 @@ from runs import equal_states, on_cpu, state_of, train
 from selfsup.arguments import add_compute_arguments
 from selfsup.engine.compute import start_compute
 from selfsup.job.place import Place
+from selfsup.methods import Batch, Step
 from selfsup.models import build_head, initial_backbone
 from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Pretraining, Run
@@ -126,7 +127,7 @@ def test_recomputed_activations_take_less_memory(run):
             lambda tensor: tensor,
         )
         with hooks:
-            training.method.loss(views, 0, training.ranks)
+            training.method.loss(Batch.of(views, training.batches[0].indices), Step(0))
         kept.append(sum(sizes.values()))
     assert kept[1] < 0.5 * kept[0]
 

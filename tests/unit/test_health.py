@@ -18,6 +18,7 @@ from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
 from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
+from selfsup.settings.registries import METHODS
 from selfsup.training import health, pretraining, tensorboard
 from selfsup.training.health import Health
 from tiny import TINY
@@ -224,8 +225,8 @@ def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypa
 class NoPredictor(BYOL):
     """BYOL as it collapses: the online network is asked for the target's projection itself."""
 
-    def __init__(self, recipe, **settings):
-        super().__init__(recipe, **settings)
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
         self.networks["online"]["predictor"] = torch.nn.Identity()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -189,23 +190,23 @@ def rows(folder: Path) -> list[dict]:
 
 def test_a_holder_that_lost_its_lock_writes_nothing_more(tmp_path):
     with make_attempt(tmp_path) as attempt:
-        attempt.begin(0, 8)
-        attempt.check_ours()
+        attempt.begin_steps(0, 8)
+        attempt.check_lock()
         of_another_host(tmp_path, silent_s=0)
         with pytest.raises(UserError, match="taken over by another job"):
-            attempt.check_ours()
+            attempt.check_lock()
     assert rows(tmp_path)[-1]["how_it_ended"] == "running"  # the row is the other's to close
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
 
 
 def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
     with make_attempt(tmp_path) as attempt:
-        attempt.know(devices=4, device="NVIDIA H100", ranks=4)
-        attempt.begin(0, 512)
-        attempt.at(50)
-        attempt.stalled(0.25)
-        attempt.saved(50)
-        attempt.ended("stopped by SIGTERM")
+        attempt.set_columns(devices=4, device="NVIDIA H100", ranks=4)
+        attempt.begin_steps(0, 512)
+        attempt.step_done(50)
+        attempt.add_stall(0.25)
+        attempt.step_saved(50)
+        attempt.set_ending("stopped by SIGTERM")
     # The next one is killed at step 120, its newest checkpoint that of step 90.
     ledger = Ledger(tmp_path)
     ledger.open({"stage": "pretraining", "goal": "epoch 4", "started": "2026-01-01T00:00:00+00:00"})
@@ -214,10 +215,10 @@ def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
     with pytest.raises(UserError), make_attempt(tmp_path):
         raise UserError("no GPU")  # one that did not come to its first step
     with make_attempt(tmp_path) as attempt:
-        attempt.begin(90, 512, reached=125)  # history.csv knows of five steps after the last heartbeat
-        attempt.at(200)
-        attempt.saved(200)
-        attempt.ended("reached its goal")
+        attempt.begin_steps(90, 512, reached=125)  # history.csv knows of five steps after the last heartbeat
+        attempt.step_done(200)
+        attempt.step_saved(200)
+        attempt.set_ending("reached its goal")
     first, killed, last = (row for row in rows(tmp_path) if row["start_step"])
     figures = ("how_it_ended", "steps_done", "steps_lost", "steps_redone")
     assert [first[key] for key in figures] == ["stopped by SIGTERM", "50", "0", "0"]
@@ -233,7 +234,7 @@ def test_a_killed_attempt_has_done_at_least_what_it_saved(tmp_path):
     ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"})
     ledger.update(start_step=0, end_step=0, saved_step=0)
     with make_attempt(tmp_path) as attempt:
-        attempt.begin(47, 8, reached=46)  # history.csv has a row for every other step
+        attempt.begin_steps(47, 8, reached=46)  # history.csv has a row for every other step
     assert [rows(tmp_path)[0][key] for key in ("steps_done", "steps_lost")] == ["47", "0"]
 
 
@@ -257,9 +258,9 @@ def test_a_row_refused_meanwhile_survives_the_holders_updates(tmp_path):
     from selfsup.job.ledger import note_refused
 
     with make_attempt(tmp_path) as attempt:
-        attempt.begin(0, 8)
+        attempt.begin_steps(0, 8)
         note_refused(tmp_path, {"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"}, "refused")
-        attempt.ended("reached its goal")
+        attempt.set_ending("reached its goal")
     assert [row["how_it_ended"] for row in rows(tmp_path)] == ["reached its goal", "refused"]
 
 
@@ -267,8 +268,8 @@ def test_the_heartbeat_keeps_the_row_and_the_lock_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(attempt_module, "BEAT_S", 0.05)
     with make_attempt(tmp_path) as attempt:
         os.utime(tmp_path / "lock.json", (0, 0))
-        attempt.begin(0, 8)
-        attempt.at(7)
+        attempt.begin_steps(0, 8)
+        attempt.step_done(7)
         deadline = time.monotonic() + 10
         while rows(tmp_path)[0]["end_step"] != "7" and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -337,9 +338,11 @@ def test_sigcont_is_no_reason_to_stop(tmp_path):
 HANG = """
 import sys, time
 from selfsup.job.watchdog import Watchdog
+from selfsup.logs import start_logging
 import selfsup.job.watchdog as module
 module.LINGER_S = 0.2
-watchdog = Watchdog(float(sys.argv[1]), "rank 3 of 8 on node7")
+start_logging(3, 8, "node7")
+watchdog = Watchdog(float(sys.argv[1]))
 for step in range(4):
     time.sleep(0.3)
     watchdog.beat(f"step {step}")
@@ -361,7 +364,7 @@ def test_a_job_that_stands_still_ends_with_its_stacks(kind):
     assert "waiting_for_the_others" in told
     if kind == "sleep":
         assert process.returncode == 70
-        assert "rank 3 of 8 on node7: no progress for" in told and "after step 3" in told
+        assert re.match(r"error: rank 3 of 8 on node7 at \d\d:\d\d:\d\d: no progress for .* after step 3", told)
 
 
 WAIT = """
@@ -428,7 +431,7 @@ def test_a_stop_is_heard_while_it_is_not_known_whether_another_job_lives(tmp_pat
     told, _ = process.communicate(timeout=20)
     assert process.returncode == 75
     last = "stopped by SIGUSR2 before the first step (waiting for the lock of another job)"
-    assert told.replace("waits\n", "") == f"{last}\n"
+    assert re.fullmatch(rf"(waits\n)*\d\d:\d\d:\d\d \| {re.escape(last)}\n", told)
     assert [row["how_it_ended"] for row in rows(tmp_path)] == [f"refused: {last}"]
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
 

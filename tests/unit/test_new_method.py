@@ -1,6 +1,7 @@
 """A method is one file, and one of its settings: SimSiam with a memory of its own."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,12 +12,10 @@ from many_ranks import on_ranks
 from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.engine.equal_ranks import _digests, check_equal_on_all_ranks
 from selfsup.errors import PermanentError
-from selfsup.measures import alignment, encoder_floors, feature_spread
+from selfsup.methods import Method, Output
 from selfsup.methods.byol import byol_loss
-from selfsup.models import build_backbone, build_head, configure_batch_norm, seeded_weights
+from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.head_settings import HeadSettings
-from selfsup.models.modes import evaluation_mode
-from selfsup.optim import parameter_treatments
 from selfsup.recipe import RecipeError, load_recipe, pretraining_part
 from selfsup.settings.registries import METHODS
 from selfsup.settings.typed import Settings
@@ -33,54 +32,39 @@ class SimSiamSettings(Settings):
     """how fast the centre follows"""
 
 
-class SimSiam:
+class SimSiam(Method):
     """Chen and He 2021: no target, the gradient stopped; and a centre that follows the projections, to be kept.
 
     Each rank sees the projections of its own images; the centre follows their mean over ranks, and so is one for all.
     """
 
-    def __init__(self, recipe, *, seed, total_steps):
-        self._recipe, self._settings, self._total_steps = recipe, recipe.simsiam, total_steps
-        norm = recipe.model.batch_norm
-        with seeded_weights(seed, 0):
-            backbone = build_backbone(recipe)
-            projector = build_head(backbone.out_features, self._settings.projector, norm)
-            predictor = build_head(HEAD["out"], self._settings.predictor, norm)
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        norm = context.recipe.model.batch_norm
+        with seeded_weights(context.seed, 0):
+            backbone = build_backbone(context.recipe)
+            projector = build_head(backbone.out_features, settings.projector, norm)
+            predictor = build_head(settings.projector.out, settings.predictor, norm)
         self.networks = nn.ModuleDict({"backbone": backbone, "projector": projector, "predictor": predictor})
-        self.floors = encoder_floors(backbone.out_features)
         self._centre = self._newest = torch.zeros(HEAD["out"])
 
-    def connect(self, ranks):
-        configure_batch_norm(self.networks, groups=1, ranks=ranks)
-
-    def parameter_groups(self):
-        return parameter_treatments(self.networks, self._recipe.optimizer)
-
     def schedules(self, step):
-        return {"pull": self._settings.pull * step / self._total_steps}
+        return {"pull": self.settings.pull * step / self.context.total_steps}
 
-    def before_step(self, step, skipped=None):
-        pass
-
-    def loss(self, views, step, ranks):
-        projections = self.networks["projector"](self.networks["backbone"](torch.cat(tuple(views))))
+    def loss(self, batch, step):
+        projections = self.networks["projector"](self.networks["backbone"](torch.cat(batch.views)))
         predictions, wanted = self.networks["predictor"](projections), projections.detach() - self._centre
         (one, two), (first, second) = predictions.chunk(2), wanted.chunk(2)
-        self._newest = ranks.mean(projections.detach().float().mean(0))
+        self._newest = self.context.ranks.mean(projections.detach().float().mean(0))
         length = projections.detach().norm(dim=1).mean()
-        return (byol_loss(one, second) + byol_loss(two, first)) / 2, {"projection_length": length}
+        return Output((byol_loss(one, second) + byol_loss(two, first)) / 2, {"projection_length": length})
 
-    def after_step(self, step, skipped=None):
-        wanted = self._newest if skipped is None else torch.where(skipped, self._centre, self._newest)
-        self._centre = self._centre.lerp(wanted, self.schedules(step)["pull"])
+    def after_step(self, step):
+        wanted = self._newest if step.skipped is None else torch.where(step.skipped, self._centre, self._newest)
+        self._centre = self._centre.lerp(wanted, self.schedules(step.number)["pull"])
 
     def encoder(self):
         return self.networks["backbone"]
-
-    def health(self, views):
-        with evaluation_mode(self.networks):
-            first, second = (self.networks["backbone"](view) for view in views)
-        return {"feature_spread": feature_spread(first), "alignment": alignment(first, second)}
 
     def state_dict(self):
         return {**self.networks.state_dict(), "centre": self._centre}
@@ -141,30 +125,42 @@ def test_a_skipped_step_leaves_what_it_keeps_alone(simsiam, tiny_store, tmp_path
     assert training.skipped == 1 and not centres[0].equal(centres[1]) and centres[1].equal(centres[2])
 
 
-class DeafSimSiam(SimSiam):
-    """Changes nothing outside the optimiser, and so need not know whether a step was skipped."""
+class OwnSchedules(SimSiam):
+    """Gives the predictor a tenth of the learning rate, moves the weight decay, and looks at the gradients."""
 
-    def before_step(self, step):
-        pass
+    def parameter_groups(self):
+        return [
+            replace(one, lr_scale=0.1) if one.name.startswith("predictor") else one
+            for one in super().parameter_groups()
+        ]
 
-    def after_step(self, step):
-        pass
+    def schedules(self, step):
+        return super().schedules(step) | {"weight_decay": 0.001 * (step + 1)}
+
+    def after_backward(self, step):
+        first = self.parameter_groups()[0].parameter
+        self.seen = {**getattr(self, "seen", {}), step.number: first.grad.clone()}
 
 
-def test_who_changes_nothing_need_not_take_the_verdict_on_a_step(monkeypatch, tiny_store, tmp_path):
-    add_method(monkeypatch, DeafSimSiam)
-    training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu(precision="fp16")))
-    for step in range(2):
+def test_a_group_may_have_its_own_rate_and_a_schedule_of_weight_decay(monkeypatch, tiny_store, tmp_path):
+    add_method(monkeypatch, OwnSchedules)
+    training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu()))
+    for step in range(3):
         training.train_step(training.batches[step])
-    assert training.step == 2
+        rate = training.learning_rate(step)
+        groups = {(group["lr_scale"], group["lr"], group["weight_decay"]) for group in training.optimizer.param_groups}
+        decay = 0.001 * (step + 1)
+        assert groups == {(scale, rate * scale, decayed) for scale in (1.0, 0.1) for decayed in (0.0, decay)}
+    assert sorted(training.method.seen) == [0, 1, 2]
+    assert torch.equal(training.method.seen[2], training.treatments[0].parameter.grad)
 
 
 class OwnCentres(SimSiam):
     """A slip: the mean of this rank's images alone."""
 
-    def loss(self, views, step, ranks):
-        answer = super().loss(views, step, ranks)
-        self._newest = self._newest + ranks.rank * 2.0**-20
+    def loss(self, batch, step):
+        answer = super().loss(batch, step)
+        self._newest = self._newest + self.context.ranks.rank * 2.0**-20
         return answer
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import time
@@ -42,6 +43,13 @@ def run(tiny_recipe, tiny_store, tmp_path):
 
 
 @pytest.fixture
+def log(caplog):
+    """Its `text` is what the job has logged."""
+    caplog.set_level(logging.INFO, logger="selfsup")
+    return caplog
+
+
+@pytest.fixture
 def uninterrupted(run):
     whole = run("whole")
     assert train(whole, 4)
@@ -69,8 +77,8 @@ def test_a_run_stopped_in_mid_epoch_and_continued_equals_an_uninterrupted_one(ru
 
 def test_step_k_uses_the_schedules_of_step_k(run, monkeypatch):
     training, asked = Pretraining(run()), []
-    monkeypatch.setattr(training.method, "before_step", lambda step: asked.append(("before", step)))
-    monkeypatch.setattr(training.method, "after_step", lambda step: asked.append(("after", step)))
+    monkeypatch.setattr(training.method, "before_step", lambda step: asked.append(("before", step.number)))
+    monkeypatch.setattr(training.method, "after_step", lambda step: asked.append(("after", step.number)))
     for step in range(7):
         training.train_step(training.batches[step])
         assert {group["lr"] for group in training.optimizer.param_groups} == {training.learning_rate(step)}
@@ -106,7 +114,7 @@ def test_a_late_job_for_an_earlier_segment_undoes_nothing(run):
     (early.folder / boundary_name(1)).unlink()
     before = sorted(path.name for path in early.partial.iterdir())
     assert train(early, 1) and not (early.folder / boundary_name(1)).exists()
-    with pytest.raises(UserError, match=r"has reached epoch 2\.8 already; to train up to 2 once more would undo that"):
+    with pytest.raises(UserError, match=r"has already reached epoch 2\.8; training up to 2 again would undo that"):
         train(early, 2)
     assert sorted(path.name for path in early.partial.iterdir()) == before
     assert not (early.folder / "failed.json").exists()
@@ -193,7 +201,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(run, monkeypatch):
     assert not list(run().partial.glob("*"))
 
 
-def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted, monkeypatch, capsys):
+def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted, monkeypatch, log):
     """A disk that is full for a moment costs nothing; torch.save fails on the checkpoint of step 1 alone."""
     honest, calls = torch.save, []
 
@@ -206,7 +214,7 @@ def test_a_write_in_the_background_that_fails_is_made_up_for(run, uninterrupted,
     monkeypatch.setattr(torch, "save", full_at_first)
     briefly = run(checkpoint_minutes=1e-9)
     assert train(briefly, 4)
-    told = capsys.readouterr().out
+    told = log.text
     assert "step_000000001.pt: the checkpoint cannot be written" in told
     assert "trying again with the newest state" in told
     assert equal_states(state_of(briefly), uninterrupted)
@@ -256,15 +264,15 @@ def test_an_encoder_is_at_random_initialisation_what_training_starts_from(run, t
     assert all(torch.equal(value, start[name]) for name, value in untrained.items())
 
 
-def test_a_change_of_numerics_is_told(run, capsys):
+def test_a_change_of_numerics_is_told(run, log):
     assert not train(run(), 4, stop=StopAfter(2))
     assert train(run(compute=on_cpu(threads=1)), 1)
-    assert "other numerics" in capsys.readouterr().out
+    assert "other numerics" in log.text
 
 
 @pytest.mark.parametrize(("before", "told"), [("0.1", True), (None, False)])
 def test_the_library_that_decodes_and_resizes_is_of_the_numerics_and_older_checkpoints_lack_it(
-    run, monkeypatch, capsys, before, told
+    run, monkeypatch, log, before, told
 ):
     numerics = on_cpu().numerics()
     assert numerics["torchvision"] == torchvision.__version__
@@ -275,14 +283,14 @@ def test_the_library_that_decodes_and_resizes_is_of_the_numerics_and_older_check
         patch.setattr(Compute, "numerics", lambda self: old)
         assert not train(run(), 4, stop=StopAfter(2))
     assert train(run(), 4)
-    found = capsys.readouterr().out
+    found = log.text
     assert ("other numerics" in found) == told
     assert f"torchvision: wanted {torchvision.__version__}, found {before}" in found or not told
     _, training = trained_encoder(run().folder / boundary_name(4), run().recipe, 0)
     assert len(training["attempts"]) == 2 and training["numerics_changes"] == int(told)
 
 
-def test_a_boundary_that_an_older_version_left_in_partial_comes_back_without_training(run, capsys):
+def test_a_boundary_that_an_older_version_left_in_partial_comes_back_without_training(run, log):
     finished = run()
     assert train(finished, 2)
     whole, record = (finished.folder / boundary_name(2)).read_bytes(), finished.folder / "segments.json"
@@ -290,20 +298,20 @@ def test_a_boundary_that_an_older_version_left_in_partial_comes_back_without_tra
     for name in (boundary_name(2), card_name(2)):
         (finished.folder / name).rename(finished.partial / name)
     record.write_text(json.dumps({**json.loads(record.read_text()), "boundaries": [], "cards": {}}))
-    capsys.readouterr()
+    log.clear()
     assert train(finished, 2)
     assert (finished.folder / boundary_name(2)).read_bytes() == whole and (finished.folder / card_name(2)).exists()
-    assert "steps" not in capsys.readouterr().out
+    assert "steps" not in log.text
 
 
-def test_a_boundary_without_any_card_is_believed_if_its_own_checksums_hold(run, capsys):
+def test_a_boundary_without_any_card_is_believed_if_its_own_checksums_hold(run, log):
     lost = run()
     assert train(lost, 2)
     record, card = lost.folder / "segments.json", lost.folder / card_name(2)
     before = json.loads(card.read_text())
     record.write_text(json.dumps({**json.loads(record.read_text()), "cards": {}}))
     card.unlink()
-    assert train(lost, 2) and "was finished before" in capsys.readouterr().out
+    assert train(lost, 2) and "was finished before" in log.text
     assert json.loads(card.read_text()).items() <= before.items()
     record.write_text(json.dumps({**json.loads(record.read_text()), "cards": {}}))
     card.unlink()
@@ -401,7 +409,7 @@ def test_a_checkpoint_of_another_dataset_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no card"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, uninterrupted, damage, capsys):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, uninterrupted, damage, log):
     damaged = run("damaged", checkpoint_minutes=1e-9)
     assert not train(damaged, 4, stop=StopAfter(8))
     newest = damaged.partial / "step_000000009.pt"
@@ -415,7 +423,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, unint
         newest.with_suffix(".json").unlink()
     assert train(damaged, 4)
     assert equal_states(state_of(damaged), uninterrupted)
-    assert "step_000000009.pt" in capsys.readouterr().out
+    assert "step_000000009.pt" in log.text
     assert newest.with_suffix(".damaged").exists()
 
 
@@ -426,7 +434,7 @@ def test_nothing_is_begun_anew_when_all_checkpoints_are_damaged(run):
     only.write_bytes(b"")
     with pytest.raises(UserError, match="no valid checkpoint is left"):
         train(run(), 4)
-    with pytest.raises(UserError, match=r"has reached epoch 0\.6, but no checkpoint of it is left: restore one"):
+    with pytest.raises(UserError, match=r"has reached epoch 0\.6, but has no checkpoint left: restore one"):
         train(run(), 4)
 
 

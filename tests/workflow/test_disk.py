@@ -99,7 +99,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_harms_none(pretraining,
 UNPRIVILEGED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
-import pretrain, torch, selfsup.training.pretraining, selfsup.engine.compute, selfsup.data.store
+import pretrain, torch, selfsup.training.segment, selfsup.engine.compute, selfsup.data.store
 from selfsup.errors import run_script
 if os.geteuid() == 0:
     os.setgid(65534)

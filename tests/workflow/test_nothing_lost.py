@@ -130,7 +130,7 @@ def test_a_forced_segment_that_is_finished_is_found_finished(finished):
     cards = [f"{RUN}/pretrain/epoch_000{epoch}.json" for epoch in (1, 2, 3)]
     texts = [json.loads(finished.read(card)) for card in cards]
     printed = "".join(finished.run("--force", card) for card in cards)
-    assert printed.count("was finished before: its card is written anew") == 3
+    assert printed.count("was finished before: its card is written again") == 3
     assert [json.loads(finished.read(card)) for card in cards] == texts and steps_done(finished) == steps
     assert not damaged.exists() and (pretrain / "epoch_0002.damaged").exists()
     assert "Nothing to be done" in finished.run("results/demo.csv")
@@ -255,7 +255,10 @@ def test_a_segment_whose_checkpoints_are_all_gone_is_never_begun_anew_unasked(fi
     for path in finished.path(RUN).rglob("e*.*"):
         path.unlink() if path.parent == finished.path(RUN) or path.name.startswith("epoch_") else None
     printed = finished.run(f"{RUN}/encoder.safetensors", ok=False)
-    assert "epoch_0002.pt is not there, nor anything later: restore it" in printed and steps_done(finished) == 15
+    assert (
+        "epoch_0002.pt is missing, and there is no later checkpoint: restore it" in printed
+        and steps_done(finished) == 15
+    )
 
 
 def test_an_older_layout_without_verdict_and_table_gets_its_table(finished):

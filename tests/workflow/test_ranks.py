@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -89,8 +90,8 @@ def test_a_rank_that_fails_speaks_first_and_takes_the_other_along(two_ranks):
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and time.monotonic() - began < 60
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert errors[0] == "error: image 17 is damaged"
-    assert len(errors) == 2 and "the connection to another rank broke" in errors[1]
+    assert re.fullmatch(r"error: rank 1 of 2 at \d\d:\d\d:\d\d: image 17 is damaged", errors[0])
+    assert len(errors) == 2 and re.match(r"error: rank 0 of 2 at .*the connection to another rank broke", errors[1])
     assert "Traceback" not in told
     assert json.loads((two_ranks.run / "failed.json").read_text())["message"] == "image 17 is damaged"
     assert rows(two_ranks.run)[0].startswith("failed: the connection to another rank broke")
@@ -129,7 +130,7 @@ def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
     """SIGKILL of the launcher alone: its ranks would go on unseen, and block the next attempt."""
     process = two_ranks("slow", "--checkpoint-minutes", "60")
     for line in process.stdout:
-        if line.startswith("pretraining "):
+        if " rank 0 | pretraining " in line:
             break
     process.kill()
     told, _ = process.communicate(timeout=60)  # its ranks hold the pipe: they have left
@@ -158,7 +159,7 @@ def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_s
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 75 and time.monotonic() - began < 60, told
     other = "1" if unlucky == "0" else "0"
-    assert f"rank {other} of 2: stopped by {number.name}, waiting for another rank for" in told
+    assert f" rank {other} | stopped by {number.name}, waiting for another rank for" in told
     assert "Traceback" not in told and not list(two_ranks.run.rglob("failed.json"))
     assert two_ranks.run.joinpath("lock.json").exists() == (unlucky == "0")  # who is suspended gives nothing up
     again = two_ranks("nothing")
@@ -184,7 +185,7 @@ def test_a_stop_asked_for_while_a_rank_waits_for_one_that_never_started_ends_it_
     began = time.monotonic()
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 75 and time.monotonic() - began < 30, told
-    assert "rank 0 of 2: stopped by SIGTERM, waiting for another rank" in told
+    assert " rank 0 | stopped by SIGTERM, waiting for another rank" in told
     assert rows(two_ranks.run) == ["stopped by SIGTERM, waiting for another rank"]
     assert sorted(path.name for path in two_ranks.run.iterdir()) == ["ledger.csv"]
 

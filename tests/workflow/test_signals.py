@@ -155,7 +155,7 @@ def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75 and time.monotonic() - began < 60, printed
-    assert printed.startswith("stopped by SIGTERM before the first step (waiting for another process of this node")
+    assert "| stopped by SIGTERM before the first step (waiting for another process of this node" in printed
     (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
     assert row["how_it_ended"].startswith("stopped by SIGTERM before the first step")
     assert not (tmp_path / "run" / "lock.json").exists()

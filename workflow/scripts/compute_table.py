@@ -12,6 +12,7 @@ from pathlib import Path
 from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
+from selfsup.logs import logger
 from selfsup.reports.costs import costs_paid, to_csv
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     rows = list(costs_paid(config, arguments.results))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, to_csv(rows))
-    print(f"wrote {arguments.output}: {len(rows)} stages of runs")
+    logger.info(f"wrote {arguments.output}: {len(rows)} stages of runs")
 
 
 if __name__ == "__main__":

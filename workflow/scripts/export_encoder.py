@@ -4,10 +4,10 @@
         --checkpoint results/digits/seed0/pretrain/epoch_0030.pt
     python workflow/scripts/export_encoder.py --recipe digits --random-init --output encoder.safetensors
 
-Reads the last boundary of a pretraining and the ledger beside it; with --random-init nothing: the weights that training
-with this seed starts from. Writes --output and the card, the same path ending in .json: recipe, data, protocol of the
-evaluation, what the training took, versions, figures of finished evaluations. Loads the file back, into torchvision
-too, and compares features.
+Reads a boundary of a pretraining and the ledger beside it. With --random-init it reads nothing, and writes the weights
+from which training with this seed starts. Writes --output and the card, the same path ending in .json: recipe, data,
+protocol of the evaluation, cost of the training, versions, figures of finished evaluations. Then loads the file, into
+torchvision's network too, and compares features.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from selfsup.engine.checkpoint import load_checkpoint, prune
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
+from selfsup.logs import logger
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.provenance import numerics_differences
@@ -50,14 +51,14 @@ def main() -> None:
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
-        prune(arguments.checkpoint.parent / "partial")  # the run is over: what is kept there was for continuing it
+        prune(arguments.checkpoint.parent / "partial")  # the run is over, so nothing is left to continue
     unfinished = arguments.checkpoint and card["training"]["epoch"] < recipe["epochs"]
     after = f", after {card['training']['epoch']:g} of {recipe['epochs']} epochs" if unfinished else ""
-    print(f"exported {arguments.output}, SHA-256 {checksum[:16]}{after}")
+    logger.info("exported %s, SHA-256 %s%s", arguments.output, checksum[:16], after)
 
 
 def trained_encoder(path: Path, recipe: dict, seed: int):
-    """Return the checkpoint's encoder and what the card says of its training."""
+    """Return the checkpoint's encoder and the card's part about its training."""
     state = load_checkpoint(path)
     lines = differences(pretraining_part(recipe), pretraining_part(state["recipe"]))
     if lines or state["seed"] != seed:

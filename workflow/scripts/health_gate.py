@@ -19,6 +19,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.bands import BANDS, collapsed, has_epoch, outside, read_bands, recorded_for
 from selfsup.cards import read_card
 from selfsup.errors import UserError, run_script
+from selfsup.logs import logger
 from selfsup.recipe import parse_recipe
 
 
@@ -44,7 +45,7 @@ def main() -> None:
         )
     write_atomically(arguments.output, json.dumps(verdict, indent=1) + "\n")
     figures = "  ".join(f"{name} {value:.4g}" for name, value in verdict["figures"].items())
-    print(f"epoch {verdict['epoch']}: {verdict['verdict']}  {figures}".rstrip())
+    logger.info(f"epoch {verdict['epoch']}: {verdict['verdict']}  {figures}".rstrip())
 
 
 def judge(arguments: argparse.Namespace, card: dict[str, Any]) -> dict[str, Any]:

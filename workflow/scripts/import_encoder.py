@@ -18,6 +18,7 @@ from selfsup.arguments import existing_path
 from selfsup.errors import run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.importing import PUBLISHERS, imported_backbone
+from selfsup.logs import logger
 from selfsup.recipe import parse_recipe
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     told = "".join(f", {value} {key}" for key, value in published.facts.items())
-    print(f"imported {arguments.weights}{told}: {arguments.output}, SHA-256 {checksum[:16]}")
+    logger.info(f"imported {arguments.weights}{told}: {arguments.output}, SHA-256 {checksum[:16]}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
     python workflow/scripts/linear_eval.py --recipe digits --data data/digits \\
         --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
 
-One process per device, as pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
-checkpoints in <output>/partial. Writes <output>/metrics.csv (one line: top-1 and top-5 of the last epoch, in %),
-<output>/history.csv (a line per epoch), ledger.csv and record.json (what the figures were made from: an evaluation that
-was finished before writes its files anew, in a second), and has the figures in the encoder's card; with the recipe's
-linear.further also <output>/further.csv (a line per classifier: peak_lr, initial_weights, top-1 and top-5 of the last
-epoch, empty where it diverged). Exit status as pretrain.py's.
+One process per device, like pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
+checkpoints in <output>/partial. Writes into <output>:
+    metrics.csv   one line: top-1 and top-5 of the last epoch, in %; the encoder's card gets the figures too
+    history.csv   a line per epoch
+    further.csv   with the recipe's linear.further: a line per classifier with peak_lr, initial_weights, top-1 and top-5
+                  of the last epoch, which are empty if it diverged
+    ledger.csv    a line per attempt
+    record.json   what the figures were made from; an evaluation that was finished before only writes its files again
+The exit status is that of pretrain.py.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from selfsup.errors import run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
+from selfsup.logs import logger
 from selfsup.recipe import canonical, evaluation_part, parse_recipe
 
 
@@ -42,93 +46,116 @@ def main() -> int:
             if attempt.place.is_main:
                 record.restore(arguments.output, files)
                 record.collect(arguments.encoder)
-                print(f"{arguments.output} was finished before: its files are written anew", flush=True)
-            attempt.ended("was finished before")
+                logger.info("%s was finished before: its files are written again", arguments.output)
+            attempt.set_ending("was finished before")
             return 0
         return evaluate(arguments, recipe, attempt.place, attempt)
 
 
 def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
-    """Return 64 hexadecimal digits that name an evaluation: its part of the recipe, the seed, the encoder's checksum.
+    """Return 64 hexadecimal digits that name an evaluation, from its recipe part, the seed and the encoder's checksum.
 
-    Not the encoder's whole card, to which an evaluation adds its figures.
+    The encoder's whole card would not do, because evaluations add their figures to it.
     """
     try:
         weights = json.loads(encoder.with_suffix(".json").read_text())["encoder_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        weights = ""  # reading the encoder will say what is wrong
+        weights = ""  # loading the encoder will report the problem
     text = canonical({"recipe": evaluation_part(recipe), "seed": seed, "encoder": weights})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
-    # From here on torch is loaded; whatever could be refused without it has been.
+    # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
-    from selfsup.engine.checkpoint import prune
     from selfsup.engine.compute import start_compute
-    from selfsup.engine.saving import Saver
     from selfsup.evaluation.encoder import load_encoder
     from selfsup.evaluation.linear import LinearEvaluation
 
-    tell = print if place.local_rank == 0 else lambda *line, **options: None
-    store = open_store(arguments.data, arguments.local_copy, alive=attempt.waiting, tell=tell)
+    store = open_store(
+        arguments.data, arguments.local_copy, heartbeat=attempt.heartbeat_before_work, quiet=place.local_rank > 0
+    )
     encoder, card = load_encoder(arguments.encoder, recipe)
     compute = start_compute(arguments, place)
-    attempt.know(**compute.ledger_columns())
-    identity = {"fingerprint": fingerprint(recipe, arguments.seed, arguments.encoder), "data": store.fingerprint}
-    identity |= {"version": version} if (version := record.VERSIONS["linear"]) > 1 else {}  # of 1, as saved before
+    attempt.set_columns(**compute.ledger_columns())
     evaluation = LinearEvaluation(
-        encoder.to(compute.device), store, recipe, seed=arguments.seed, compute=compute, identity=identity
+        encoder.to(compute.device),
+        store,
+        recipe,
+        seed=arguments.seed,
+        compute=compute,
+        identity=state_identity(arguments, recipe, store.fingerprint),
     )
-    partial = arguments.output / "partial"
-    source = evaluation.resume(partial)
-    if source and place.is_main:
-        print(f"continuing after {source}: step {evaluation.step} of {evaluation.total_steps}", flush=True)
-    saver = Saver(compute.ranks, attempt, arguments.checkpoint_minutes)
-    tell = Teller(evaluation.step / evaluation.steps_per_epoch, recipe["linear"]["epochs"])
-    with contextlib.closing(saver):
-        for row in evaluation.train(attempt, saver, partial):
-            if place.is_main:
-                tell(row)
-    if evaluation.finished and recipe["linear"]["test_precision"] == "compute":
-        changed = evaluation.changed_predictions()
-        if place.is_main:
-            print(f"{changed} of {len(store.test)} predictions differ from those of a test forward in fp32", flush=True)
-    if place.is_main:
-        if evaluation.finished:
-            made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data, arguments.output)
-            files = results(evaluation.rows, evaluation.further_rows, card, recipe, store, arguments.seed)
-            record.keep(arguments.output, made_from, files)
-            record.collect(arguments.encoder)
-            attempt.saved(evaluation.step)
-            prune(partial)
-            attempt.ended("reached its goal")
-        else:
-            reason = attempt.stop.reason or "another rank's request"
-            print(f"stopped by {reason} after step {evaluation.step}: saved, to be continued", flush=True)
-            attempt.ended(f"stopped by {reason}")
+    train(evaluation, arguments, recipe, attempt)
+    if evaluation.finished:
+        finish(evaluation, arguments, recipe, store, card, attempt)
+    elif place.is_main:
+        reason = attempt.stop.reason or "another rank's request"
+        logger.info("stopped by %s after step %d: saved, to be continued", reason, evaluation.step)
+        attempt.set_ending(f"stopped by {reason}")
     compute.ranks.close()
     return 0 if evaluation.finished else attempt.stop.exit_status
 
 
-class Teller:
-    """Prints a line for a row now and then, with the time left."""
+def state_identity(arguments: argparse.Namespace, recipe: dict, data: str) -> dict:
+    """Return what a saved state must be of to be continued. data: the store's fingerprint."""
+    identity = {"fingerprint": fingerprint(recipe, arguments.seed, arguments.encoder), "data": data}
+    version = record.VERSIONS["linear"]
+    return identity | ({"version": version} if version > 1 else {})  # states of version 1 do not name it
+
+
+def train(evaluation, arguments: argparse.Namespace, recipe: dict, attempt: Attempt) -> None:
+    """Continue a LinearEvaluation to its end, or until the job is asked to stop."""
+    from selfsup.engine.saving import Saver
+
+    ranks, partial = evaluation.compute.ranks, arguments.output / "partial"
+    source = evaluation.resume(partial)
+    if source and ranks.is_main:
+        logger.info("continuing after %s: step %d of %d", source, evaluation.step, evaluation.total_steps)
+    progress = EpochLines(evaluation.step / evaluation.steps_per_epoch, recipe["linear"]["epochs"])
+    with contextlib.closing(Saver(ranks, attempt, arguments.checkpoint_minutes)) as saver:
+        for row in evaluation.train(attempt, saver, partial):
+            if ranks.is_main:
+                progress.log(row)
+
+
+def finish(evaluation, arguments: argparse.Namespace, recipe: dict, store, card: dict, attempt: Attempt) -> None:
+    """Write the results of a finished LinearEvaluation. Collective."""
+    from selfsup.engine.checkpoint import prune
+
+    is_main = evaluation.compute.ranks.is_main
+    if recipe["linear"]["test_precision"] == "compute":
+        changed = evaluation.changed_predictions()
+        if is_main:
+            logger.info("%d of %d predictions differ from those of a test forward in fp32", changed, len(store.test))
+    if is_main:
+        made_from = record.identity(recipe, arguments.seed, arguments.encoder, arguments.data, arguments.output)
+        files = results(evaluation.rows, evaluation.further_rows, card, recipe, store, arguments.seed)
+        record.keep(arguments.output, made_from, files)
+        record.collect(arguments.encoder)
+        attempt.step_saved(evaluation.step)
+        prune(arguments.output / "partial")
+        attempt.set_ending("reached its goal")
+
+
+class EpochLines:
+    """Logs the row of an epoch now and then, with the time left."""
 
     def __init__(self, done: float, epochs: int):
+        """done: epochs before this process began."""
         self._done, self._epochs = done, epochs
         self._began = self._last = time.monotonic()
 
-    def __call__(self, row: dict) -> None:
+    def log(self, row: dict) -> None:
         from selfsup.training.clock import LINES_AT_FIRST_S, duration
 
         now, epoch = time.monotonic(), row["epoch"]
         if epoch < self._epochs and now - self._last < LINES_AT_FIRST_S:
             return
         self._last, left = now, (now - self._began) / (epoch - self._done) * (self._epochs - epoch)
-        print(
+        logger.info(
             f"linear epoch {epoch}/{self._epochs}  loss {row['train_loss']:.4g}  lr {row['lr']:.4g}  "
-            f"top-1 {row['top1']:.2f} %  {row['images_per_s']:,.0f} images/s  left {duration(left)}",
-            flush=True,
+            f"top-1 {row['top1']:.2f} %  {row['images_per_s']:,.0f} images/s  left {duration(left)}"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run, runs_known
 from selfsup.errors import UserError, run_script
+from selfsup.logs import logger
 from selfsup.reports.figures import draw_curves, read_run, write_figure
 from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import finished_boundaries
@@ -41,7 +42,7 @@ def main() -> None:
     figure = draw_curves(f"{title}; dashed: ends of segments", runs, steps)
     stem = arguments.output.with_name(arguments.output.name.removesuffix(".svg"))
     paths = write_figure(figure, stem, {"Title": title})
-    print(f"drew {' and '.join(map(str, paths))}")
+    logger.info(f"drew {' and '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

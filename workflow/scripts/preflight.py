@@ -2,18 +2,16 @@
 
     python workflow/scripts/preflight.py --data data/digits --results results --output preflight.txt --ranks 1
 
-Started like pretrain.py, a process per device. Writes --output, a line with a verdict for each check and what to do
-where it failed. Exit status 0 even then: the table is the result; 1 when it could not be made.
+Started like pretrain.py, one process per device. Writes --output: a line with a verdict for each check, and what to do
+about failed ones. Exit status 0 even if checks fail, because the table is the result; 1 if it could not be made.
 """
 
 import argparse
-import os
 from pathlib import Path
 
-from selfsup.arguments import add_compute_arguments, start_local_ranks
+from selfsup.arguments import add_compute_arguments, own_place, start_local_ranks
 from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
-from selfsup.job.place import discover_place
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
     add_compute_arguments(parser)
     arguments = parser.parse_args()
     start_local_ranks(arguments)
-    place = discover_place(os.environ)
+    place = own_place()
 
     from selfsup.engine.compute import start_compute
     from selfsup.preflight import Preflight, to_text

@@ -17,6 +17,7 @@ from pathlib import Path
 from selfsup.data.sources import Packing, download_cifar10, prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
+from selfsup.logs import logger
 
 
 def main() -> None:
@@ -24,13 +25,13 @@ def main() -> None:
     if arguments.download_only:
         if arguments.source != "cifar10":
             raise UserError(f"--download-only is for cifar10, not {arguments.source}")
-        print(f"downloaded {download_cifar10(arguments.output)}")
+        logger.info(f"downloaded {download_cifar10(arguments.output)}")
         return
     packing = Packing(arguments.resize, arguments.skip_damaged, arguments.expect, arguments.cpus)
     fingerprint = prepare(arguments.source, arguments.path, arguments.output, packing)
     store = PackedStore(arguments.output)
     counts = f"{len(store.classes):,} classes, {len(store.train):,} train and {len(store.test):,} test images"
-    print(f"packed {arguments.source} into {arguments.output}: {counts}, fingerprint {fingerprint[:16]}")
+    logger.info(f"packed {arguments.source} into {arguments.output}: {counts}, fingerprint {fingerprint[:16]}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,13 +3,13 @@
     python workflow/scripts/pretrain.py --recipe digits --data data/digits \\
         --run-folder results/digits/seed0/pretrain --until-epoch 10
 
-One process per device: alone, --local-ranks of them on this machine, or started by srun or torchrun. Reads the packed
-dataset, the boundaries before this one and the rolling checkpoints in <run-folder>/partial. Writes
+One process per device: a single one, --local-ranks of them on this machine, or as many as srun or torchrun start. Reads
+the packed dataset, earlier boundaries and the rolling checkpoints in <run-folder>/partial. Writes
 <run-folder>/epoch_<N>.pt and .json, rolling checkpoints, history.csv, knn.csv and ledger.csv.
 
-Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, all work saved; 1 error, or stopped for good
-by a file STOP in <run-folder> or beside it. After an error that no retry mends, failed.json says which; delete it to
-try again.
+Exit status: 0 boundary reached; 75 stopped by a signal or the time limit, with all work saved; 1 error, or stopped for
+good by a file STOP in <run-folder> or beside it. An error that no retry can fix is recorded in failed.json; delete that
+file to try again.
 """
 
 import argparse
@@ -37,20 +37,22 @@ def main() -> int:
 
 
 def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
-    # From here on torch is loaded; whatever could be refused without it has been.
+    # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
     from selfsup.engine.compute import start_compute
-    from selfsup.training.pretraining import Run, train_segment
+    from selfsup.training.pretraining import Run
+    from selfsup.training.segment import train_segment
 
     if recipe["global_batch"] % (place.size * recipe["micro_batches"]):
         raise PermanentError(
-            f"global_batch {recipe['global_batch']} cannot be shared equally by {place.size} ranks of "
-            f"{recipe['micro_batches']} micro-batches"
+            f"global_batch {recipe['global_batch']} cannot be shared equally by {place.size} ranks with "
+            f"{recipe['micro_batches']} micro-batches each"
         )
-    tell = print if place.local_rank == 0 else lambda *line, **options: None
-    store = open_store(arguments.data, arguments.local_copy, alive=attempt.waiting, tell=tell)
+    store = open_store(
+        arguments.data, arguments.local_copy, heartbeat=attempt.heartbeat_before_work, quiet=place.local_rank > 0
+    )
     compute = start_compute(arguments, place)
-    attempt.know(**compute.ledger_columns())
+    attempt.set_columns(**compute.ledger_columns())
     run = Run(
         recipe=recipe,
         seed=arguments.seed,
@@ -65,7 +67,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
     reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous)
     compute.ranks.close()
     if reached:
-        attempt.ended("reached its goal")
+        attempt.set_ending("reached its goal")
     return 0 if reached else attempt.stop.exit_status
 
 
@@ -77,10 +79,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run-folder", required=True, type=Path, help="folder of this run's checkpoints")
     parser.add_argument("--until-epoch", required=True, type=int, help="epoch at which this segment ends")
     parser.add_argument(
-        "--previous", type=epoch_of, default=0, help="epoch of the boundary before, or its file; default: no such one"
+        "--previous", type=epoch_of, default=0, help="epoch of the boundary before, or its file; default: none"
     )
-    parser.add_argument("--knn", type=Path, help="file of k-NN at milestones; default <run-folder>/knn.csv")
-    parser.add_argument("--tensorboard", action="store_true", help="write <run-folder>/tensorboard too")
+    parser.add_argument("--knn", type=Path, help="file for k-NN at milestones; default <run-folder>/knn.csv")
+    parser.add_argument("--tensorboard", action="store_true", help="also write <run-folder>/tensorboard")
     add_compute_arguments(parser)
     return parser.parse_args()
 

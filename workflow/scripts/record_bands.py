@@ -17,6 +17,7 @@ from selfsup.bands import CONFIDENCE, record
 from selfsup.cards import read_card
 from selfsup.config import Experiment
 from selfsup.errors import UserError, run_script
+from selfsup.logs import logger
 from selfsup.recipe import fingerprint, pretraining_part
 from selfsup.segments import boundaries, boundary_name
 from selfsup.settings.typed import suggest
@@ -49,7 +50,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     header = HEADER.format(experiment=experiment.name, output=arguments.output)
     write_atomically(arguments.output, header + text)
-    print(f"wrote {arguments.output}: epochs {', '.join(map(str, ends))}, seeds {experiment.seeds}")
+    logger.info(f"wrote {arguments.output}: epochs {', '.join(map(str, ends))}, seeds {experiment.seeds}")
 
 
 def card_of(boundary: Path, experiment: Experiment) -> dict:

@@ -18,6 +18,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.augment import Draws, Views, apply, crop, draw
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
+from selfsup.logs import logger
 from selfsup.recipe import parse_recipe
 
 IMAGES, EPOCHS = 8, 2
@@ -38,7 +39,7 @@ def main() -> None:
     content = io.BytesIO()
     grid.save(content, format="PNG")
     write_atomically(arguments.output, content.getvalue())
-    print(f"{arguments.output}: {len(images)} images, {len(columns) - 1} views each")
+    logger.info(f"{arguments.output}: {len(images)} images, {len(columns) - 1} views each")
 
 
 def views(recipe: dict, images: list, indices: np.ndarray, sizes: np.ndarray, seed: int, epoch: int) -> Views:

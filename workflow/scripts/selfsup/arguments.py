@@ -1,4 +1,4 @@
-"""Command-line arguments that several scripts share. Imports no torch: what is refused, is refused at once."""
+"""Command-line arguments that several scripts share. Imports no torch, so that errors in them are reported at once."""
 
 import argparse
 import os
@@ -7,12 +7,13 @@ from pathlib import Path
 
 from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
-from selfsup.job.place import discover_place
+from selfsup.job.place import Place, discover_place, node_name
 from selfsup.jobs import DEFAULTS, SWITCHES
+from selfsup.logs import start_logging
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --recipe and --seed: what is computed."""
+    """Add --recipe and --seed, which say what is computed."""
     parser.add_argument(
         "--recipe",
         required=True,
@@ -22,7 +23,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how, and for how long, it is computed."""
+    """Add what a job computes with, and for how long."""
+    _add_device_arguments(parser)
+    _add_switches(parser)
+    _add_time_arguments(parser)
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default=DEFAULTS["device"])
     parser.add_argument(
         "--precision",
@@ -40,18 +47,24 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         "--local-ranks",
         type=int,
         default=1,
-        help="processes to start on this machine, one per device; default 1. Under srun or torchrun theirs count",
+        help="processes to start on this machine, one per device; default 1; ignored under srun or torchrun",
     )
     parser.add_argument(
         "--local-copy",
         metavar="FOLDER",
-        help="of each node's own disk: copy the dataset there first, once; $VARIABLES are the node's",
+        help="on each node's own disk: copy the dataset there first, once; $VARIABLES are the node's",
     )
+
+
+def _add_switches(parser: argparse.ArgumentParser) -> None:
     for name, (default, text) in SWITCHES.items():
         flag, state = f"--{name.replace('_', '-')}", "on" if default else "off"
         parser.add_argument(
             flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text}; default {state}"
         )
+
+
+def _add_time_arguments(parser: argparse.ArgumentParser) -> None:
     minutes = DEFAULTS["checkpoint_minutes"]
     parser.add_argument(
         "--checkpoint-minutes", type=float, default=minutes, help=f"between rolling checkpoints; default {minutes}"
@@ -60,7 +73,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=float,
         metavar="MINUTES",
-        help="save and leave with status 75 before so many minutes are over; none by default, but Slurm's own limit",
+        help="save and exit with status 75 before this many minutes are over; default: only Slurm's own limit",
     )
     parser.add_argument(
         "--hang-minutes",
@@ -71,34 +84,41 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_local_ranks(arguments: argparse.Namespace) -> None:
-    """Where --local-ranks asks for several and nobody else has, start them and leave with their exit status."""
+    """If --local-ranks asks for several ranks, start them and exit with their status; not under srun or torchrun."""
     if arguments.local_ranks > 1 and "RANK" not in os.environ and discover_place(os.environ).size == 1:
         sys.exit(run_local_ranks(arguments.local_ranks))
 
 
+def own_place() -> Place:
+    """Return this process's place among the ranks, which its log lines name from now on."""
+    place = discover_place(os.environ)
+    start_logging(place.rank, place.size, node_name() if place.several_nodes else None)
+    return place
+
+
 def begin_attempt(arguments: argparse.Namespace, folder: Path, *, stage: str, goal: str, fingerprint: str) -> Attempt:
-    """Start the local ranks that are asked for, and return this process's attempt at the job. See `Attempt`."""
+    """Start the requested local ranks, and return this process's attempt at the job. See `Attempt`."""
     start_local_ranks(arguments)
     return Attempt(
         folder,
         stage=stage,
         goal=goal,
         fingerprint=fingerprint,
-        place=discover_place(os.environ),
+        place=own_place(),
         time_limit_s=arguments.time_limit and arguments.time_limit * 60,
         hang_s=arguments.hang_minutes * 60,
     )
 
 
 def seed(text: str) -> int:
-    """Read a seed, a word of the random draws' key; argparse tells the user of one that is none."""
+    """Read a seed, which is a 32-bit word of the random draws' key; argparse reports an invalid one."""
     if not text.isdigit() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is no seed, wanted 0 to 4294967295")
+        raise argparse.ArgumentTypeError(f"{text} is not a seed, wanted 0 to 4294967295")
     return int(text)
 
 
 def existing_path(text: str) -> Path:
-    """Read a path; argparse tells the user of one that does not exist."""
+    """Read a path; argparse reports one that does not exist."""
     path = Path(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{path} does not exist")

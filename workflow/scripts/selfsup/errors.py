@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Callable
 
+from selfsup.logs import logger, start_logging
 from selfsup.signals import ignore_stop_signals
 
 # A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there.
@@ -27,7 +28,7 @@ class PermanentError(UserError):
 
 
 class StoppedError(UserError):
-    """The job was asked to stop while it had nothing to save yet. exit_status: what tells retries whether to go on."""
+    """The job was asked to stop while it had nothing to save yet. exit_status: tells whether a retry should go on."""
 
     def __init__(self, message: str, exit_status: int):
         super().__init__(message)
@@ -35,34 +36,35 @@ class StoppedError(UserError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's first line, or what the system said before it: torch hides a full disk behind its own words."""
-    told: BaseException | None = error
-    while told is not None and not (isinstance(told, OSError) and told.strerror):
-        told = told.__context__
-    return FULL.get(told.errno, "") + told.strerror if told else str(error).splitlines()[0]
+    """Return the system's reason for an error, or else its first line: torch hides a full disk behind its own words."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__context__
+    return FULL.get(cause.errno, "") + cause.strerror if cause else str(error).splitlines()[0]
 
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Call a script's `main` and leave the process with its exit status.
 
-    A UserError becomes one line without a traceback, and so does what a disk or its permissions refuse.
+    A UserError becomes one line without a traceback, and so does an operation that a disk or its permissions refuse.
     """
+    start_logging()
     try:
         status = main()
     except StoppedError as stop:
-        print(stop, flush=True)
+        logger.info("%s", stop)
         status = stop.exit_status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        logger.error("%s", error)
         status = 1
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         problem = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        print(f"error: {problem}: check path, permissions and free space, then start again", file=sys.stderr)
+        logger.error("%s: check path, permissions and free space, then start again", problem)
         status = 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        logger.warning("stopped by Ctrl-C")
         status = 130
     ignore_stop_signals()  # the status is decided; Slurm's next signal is not to
     sys.exit(status or 0)

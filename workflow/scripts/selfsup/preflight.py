@@ -1,8 +1,7 @@
-"""The checks of preflight.py. Each is done by all ranks; rank 0 gets everybody's findings and gives the verdict."""
+"""The checks of preflight.py. All ranks take part in each; rank 0 collects the findings and gives the verdict."""
 
 import contextlib
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,18 +15,18 @@ from selfsup import provenance
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
 from selfsup.errors import UserError
-from selfsup.job.place import Place
+from selfsup.job.place import Place, node_name
 from selfsup.models import BatchNorm, configure_batch_norm
 
-MEGABYTES = {"cuda": 256, "cpu": 16}  # of the all-reduce that is timed: on GPUs more than a ResNet-50's gradients
+MEGABYTES = {"cuda": 256, "cpu": 16}  # in the timed all-reduce: on GPUs more than the gradients of a ResNet-50
 ROUNDS = 5
-SKEW_S = 5.0  # clocks of nodes may differ by so much: heartbeats count in tens of seconds
-VISIBLE_S = 60.0  # a network file system may take so long to show a new file to another node
+SKEW_S = 5.0  # allowed between the nodes' clocks: heartbeats come every ten seconds
+VISIBLE_S = 60.0  # a network file system may take this long to show a new file to another node
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the table. advice: what to do, where `good` is false."""
+    """One line of the table. advice: what to do if `good` is false."""
 
     check: str
     good: bool
@@ -36,18 +35,24 @@ class Verdict:
 
 
 class Preflight:
-    """The checks of one job. ranks: how many processes config.yaml asks for. data: packed datasets."""
+    """The checks of one job. world_size: the number of ranks that config.yaml asks for. data: packed datasets."""
 
     def __init__(
-        self, compute: Compute, place: Place, ranks: int, data: list[Path], results: Path, time_limit_s: float | None
+        self,
+        compute: Compute,
+        place: Place,
+        world_size: int,
+        data: list[Path],
+        results: Path,
+        time_limit_s: float | None,
     ):
-        self._compute, self._place, self._wanted = compute, place, ranks
+        self._compute, self._place, self._wanted = compute, place, world_size
         self._data, self._results, self._time_limit_s = data, results, time_limit_s
-        self._host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self._host = node_name()
         self._hosts = compute.ranks.gather(self._host)
 
     def run(self) -> list[Verdict]:
-        """Do all checks, in an order in which the first failure explains the later ones."""
+        """Do all checks, ordered so that the first failure explains later ones."""
         checks = [self._ranks(), self._devices(), self._software(), self._all_reduce(), self._batch_norm()]
         checks += [self._store(folder) for folder in self._data]
         return [*checks, self._shared_folder(), self._clocks(), self._limit()]
@@ -59,7 +64,7 @@ class Preflight:
         )
         good = self._compute.ranks.size == self._wanted and len(set(nodes.values())) == 1
         return Verdict(
-            "ranks", good, found, f"wanted {self._wanted}, as many on each node: see the srun line in the log"
+            "ranks", good, found, f"wanted {self._wanted}, equally many on each node: see the srun line in the log"
         )
 
     def _devices(self) -> Verdict:
@@ -68,12 +73,12 @@ class Preflight:
         everyones = self._compute.ranks.gather(f"{name}, {self._compute.precision}")
         kinds = Counter(everyones)
         found = "; ".join(f"{count} x {kind}" for kind, count in kinds.items())
-        advice = "devices of several kinds wait for the slowest: set cluster.constraint"
+        advice = "all devices wait for the slowest kind: set cluster.constraint"
         return Verdict("devices", len(kinds) == 1, found, advice)
 
     def _software(self) -> Verdict:
         mine = {**provenance.versions(), "code": provenance.code_revision()[:12], "driver": _driver()}
-        return self._same_everywhere("software", mine, "nodes compute with different software: mend modules or PATH")
+        return self._same_everywhere("software", mine, "the nodes have different software: fix modules or PATH")
 
     def _all_reduce(self) -> Verdict:
         ranks, device = self._compute.ranks, self._compute.device
@@ -91,7 +96,7 @@ class Preflight:
         speed = f"{gigabytes / seconds:.2f} GB/s" if ranks.size > 1 else "a single rank"
         found = f"{MEGABYTES[device.type]} MB in {1000 * seconds:.1f} ms, {speed} of each rank's network"
         return Verdict(
-            "all-reduce", not ranks.any(not right), found, "the sum over ranks is wrong: report it; do not train"
+            "all-reduce", not ranks.any(not right), found, "the sum over ranks is wrong: report this, do not train"
         )
 
     def _batch_norm(self) -> Verdict:
@@ -102,7 +107,10 @@ class Preflight:
         statistics = self._compute.ranks.gather([norm.running_mean.tolist(), norm.running_var.tolist()])
         good = all(one == statistics[0] for one in statistics)
         return Verdict(
-            "batch norm", good, "statistics " + ("equal on all ranks" if good else "differ"), "report it; do not train"
+            "batch norm",
+            good,
+            "statistics " + ("equal on all ranks" if good else "differ"),
+            "report this, do not train",
         )
 
     def _store(self, folder: Path) -> Verdict:
@@ -119,9 +127,11 @@ class Preflight:
         slowest = max(self._compute.ranks.gather(milliseconds))
         if problems:
             return Verdict(
-                f"store {folder}", False, problems[0], "put data_dir where all nodes see it, pack the dataset"
+                f"store {folder}", False, problems[0], "put data_dir where all nodes see it; pack the dataset"
             )
-        verdict = self._same_everywhere(f"store {folder}", mine, "nodes see different files: use one shared data_dir")
+        verdict = self._same_everywhere(
+            f"store {folder}", mine, "the nodes see different files: use one shared data_dir"
+        )
         return Verdict(verdict.check, verdict.good, f"{verdict.found}; first image in {slowest:.0f} ms", verdict.advice)
 
     def _shared_folder(self) -> Verdict:
@@ -139,7 +149,7 @@ class Preflight:
             paths = [self._results / f".preflight_{rank}" for rank in range(ranks.size)]
             while not problem and (unseen := [path for path in paths if not path.exists()]) and time.monotonic() < end:
                 with contextlib.suppress(OSError):
-                    os.listdir(self._results)  # refreshes what a network file system remembers of the folder
+                    os.listdir(self._results)  # refreshes a network file system's cache of the folder
                 time.sleep(0.2)
         ranks.barrier()
         with contextlib.suppress(OSError):
@@ -147,9 +157,9 @@ class Preflight:
         problems = [text for text in ranks.gather(problem) if text]
         if unseen and not problems:
             hosts = sorted({self._hosts[int(path.name.rsplit("_", 1)[1])] for path in unseen})
-            problems = [f"what {', '.join(hosts)} wrote is not seen on {self._host}"]
+            problems = [f"files written on {', '.join(hosts)} do not appear on {self._host}"]
         found = problems[0] if problems else f"{self._results.absolute()}: written by every rank, seen by the first"
-        return Verdict("results folder", not problems, found, "run in a folder that all nodes share, with space left")
+        return Verdict("results folder", not problems, found, "run in a folder with free space that all nodes share")
 
     def _clocks(self) -> Verdict:
         self._compute.ranks.barrier()
@@ -161,11 +171,11 @@ class Preflight:
 
     def _limit(self) -> Verdict:
         end = os.environ.get("SLURM_JOB_END_TIME", "")
-        told = [f"--time-limit {self._time_limit_s / 60:.0f} min"] if self._time_limit_s else []
-        told += [f"Slurm: {int(end) - time.time():.0f} s left"] if end.isdigit() else []
+        limits = [f"--time-limit {self._time_limit_s / 60:.0f} min"] if self._time_limit_s else []
+        limits += [f"Slurm: {int(end) - time.time():.0f} s left"] if end.isdigit() else []
         needed = "SLURM_JOB_ID" in os.environ
-        found = ", ".join(told) or ("not known" if needed else "none, and none is needed here")
-        return Verdict("time limit", bool(told) or not needed, found, "the job cannot save in time: pass --time-limit")
+        found = ", ".join(limits) or ("not known" if needed else "none, and none is needed here")
+        return Verdict("time limit", bool(limits) or not needed, found, "a job cannot save in time: pass --time-limit")
 
     def _same_everywhere(self, check: str, mine: Mapping[str, Any], advice: str) -> Verdict:
         everyones = self._compute.ranks.gather(dict(mine))
@@ -185,7 +195,7 @@ class Preflight:
 
 
 def to_text(verdicts: list[Verdict]) -> str:
-    """Return the table: a verdict a line, and beneath a failed one what to do."""
+    """Return the table: a line for each verdict, and below a failed one what to do."""
     width = max(len(one.check) for one in verdicts)
     lines = []
     for one in verdicts:

@@ -35,16 +35,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
-def numerics(device: torch.device, precision: str, threads: int, ranks: int) -> dict[str, str | int]:
+def numerics(device: torch.device, precision: str, threads: int, world_size: int) -> dict[str, str | int]:
     """Return the conditions under which runs agree to the bit. Not part of a fingerprint: a resume may change them."""
     if device.type == "cuda":
-        nccl = ".".join(map(str, torch.cuda.nccl.version())) if ranks > 1 else "none"
+        nccl = ".".join(map(str, torch.cuda.nccl.version())) if world_size > 1 else "none"
         hardware = {"device": torch.cuda.get_device_name(device), "cudnn": str(torch.backends.cudnn.version())}
         hardware |= {"nccl": nccl}
     else:
         hardware = {"device": "cpu", "instructions": torch.backends.cpu.get_cpu_capability()}
     software = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}  # it decodes and resizes
-    return {"ranks": ranks, "threads": threads, "precision": precision, **software, **hardware}
+    return {"ranks": world_size, "threads": threads, "precision": precision, **software, **hardware}
 
 
 def numerics_differences(wanted: Mapping, found: Mapping) -> list[str]:

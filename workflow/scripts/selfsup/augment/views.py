@@ -52,13 +52,6 @@ class Views:
     def __getitem__(self, view: int) -> torch.Tensor:
         return self.images[view]
 
-    def chunk(self, parts: int) -> Iterator["Views"]:
-        """Yield the batch in equal parts."""
-        count = len(self.images[0])
-        for rows in np.arange(count).reshape(parts, -1):
-            part = slice(rows[0], rows[-1] + 1)
-            yield Views(tuple(image[part] for image in self.images), self.parameters.part(part))
-
 
 def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) -> tuple[torch.Tensor, ...]:
     """Cut the sample's crop out of an image, resize and flip it, for each view: for images of any size, one by one.

@@ -39,7 +39,7 @@ RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the images; CIFAR-10 ta
 
 
 @dataclass(frozen=True)
-class Batch:
+class LoadedBatch:
     """One rank's part of a global batch, before its views are made. total: all ranks' n.
 
     indices, labels: int64 [n]. pictures: None, where the split's images are all of one size and on the device; uint8
@@ -53,13 +53,13 @@ class Batch:
     pictures: tuple[torch.Tensor, ...] | torch.Tensor | None
     total: int
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> "LoadedBatch":
         """Return the batch in page-locked memory; called by torch's DataLoader."""
         return replace(self, labels=self.labels.pin_memory(), pictures=_pinned(self.pictures))
 
 
 class Batches(Dataset):
-    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: where views will be made."""
+    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: makes the views."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Batches(Dataset):
         seed: int,
         stage: str,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         device: torch.device = CPU,
     ):
         recipe = Recipe.of(recipe)
         self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
         self._resident = fits_on(device, split)
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._world_size = rank, world_size
         self._batch = recipe.global_batch if stage == "pretrain" else recipe.linear.batch
         drop_last = stage == "pretrain" or recipe.linear.drop_last
         self.steps_per_epoch = len(split) // self._batch if drop_last else -(-len(split) // self._batch)
@@ -87,9 +87,9 @@ class Batches(Dataset):
         places = np.arange(place * self._batch, min((place + 1) * self._batch, size))
         return epoch, shuffled(places, seed=self._seed, stream=stream, epoch=epoch, size=size)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> LoadedBatch:
         epoch, everyones = self.global_indices(step)
-        indices = np.array_split(everyones, self._ranks)[self._rank]
+        indices = np.array_split(everyones, self._world_size)[self._rank]
         draws = draw(
             self._recipe,
             seed=self._seed,
@@ -99,7 +99,7 @@ class Batches(Dataset):
             stage=self._stage,
         )
         labels = torch.from_numpy(self._split.labels[indices])
-        return Batch(step, indices, labels, draws, self._pictures(indices, draws), len(everyones))
+        return LoadedBatch(step, indices, labels, draws, self._pictures(indices, draws), len(everyones))
 
     def _pictures(self, indices: np.ndarray, draws: Draws) -> tuple[torch.Tensor, ...] | torch.Tensor | None:
         if self._split.raw is not None:
@@ -110,7 +110,7 @@ class Batches(Dataset):
         with one_thread():  # so that a crop's bits are the same in a worker and in the process that trains
             return stack_crops([crop(self._split.image(i), draws, n, augment=augment) for n, i in enumerate(indices)])
 
-    def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[LoadedBatch]:
         """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one).
 
         Raises UserError where a worker cannot hand its batch over, or is killed.
@@ -148,11 +148,11 @@ class ViewMaker:
         self._recipe, self._device, self._memory_format = Recipe.of(recipe), device, memory_format
         self._images = torch.from_numpy(split.raw).to(device) if fits_on(device, split) else None
 
-    def __call__(self, batch: Batch) -> Views:
+    def __call__(self, batch: LoadedBatch) -> Views:
         views = self._made(batch)
         return replace(views, images=tuple(view.contiguous(memory_format=self._memory_format) for view in views))
 
-    def _made(self, batch: Batch) -> Views:
+    def _made(self, batch: LoadedBatch) -> Views:
         pictures = batch.pictures
         if pictures is None:
             pictures = self._images.index_select(0, sent(batch.indices, self._device))
@@ -185,7 +185,7 @@ class _Prepared(Dataset):
     def __init__(self, batches: Batches):
         self._batches = batches
 
-    def __getitem__(self, step: int) -> "Batch | _Parcel | UserError":
+    def __getitem__(self, step: int) -> "LoadedBatch | _Parcel | UserError":
         try:
             batch = self._batches[step]
             return batch if get_worker_info() is None else _Parcel.of(batch)
@@ -200,17 +200,17 @@ class _Parcel:
     content: bytes
 
     @classmethod
-    def of(cls, batch: Batch) -> "_Parcel":
+    def of(cls, batch: LoadedBatch) -> "_Parcel":
         """Raises UserError where there is no room for it, or no way."""
         try:
             return cls(bytes(ForkingPickler.dumps(batch)))
         except (OSError, RuntimeError) as error:
             raise UserError(_no_way(batch, error)) from error
 
-    def opened(self) -> Batch:
+    def opened(self) -> LoadedBatch:
         return pickle.loads(self.content)
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> LoadedBatch:
         """Return the batch in page-locked memory; called by torch's DataLoader."""
         return self.opened().pin_memory()
 
@@ -234,7 +234,7 @@ def _taken(loader: DataLoader) -> Iterator:
         ) from error
 
 
-def _no_way(batch: Batch, error: Exception) -> str:
+def _no_way(batch: LoadedBatch, error: Exception) -> str:
     """Return in one line why a worker cannot hand a batch over. Torch tells of a lack of room by RuntimeError."""
     reason = str(error).splitlines()[0]
     if "Too many open files" in reason:
@@ -249,7 +249,7 @@ def _no_way(batch: Batch, error: Exception) -> str:
     )
 
 
-def _megabytes(batch: Batch) -> float:
+def _megabytes(batch: LoadedBatch) -> float:
     pictures = batch.pictures if isinstance(batch.pictures, tuple) else (batch.pictures,)
     return sum(part.nbytes for part in (batch.labels, *pictures) if part is not None) / 1e6
 

@@ -4,6 +4,7 @@ For clusters whose shared file system is slower than the nodes' disks. Whatever 
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 24
 LINE_S = 30.0  # between two lines about a copy that takes long
@@ -25,21 +28,22 @@ class NoCopyError(Exception):
 
 
 def open_store(
-    shared: Path, local: str | None, *, alive: Callable[[str], None] = lambda what: None, tell: Callable = print
+    shared: Path, local: str | None, *, heartbeat: Callable[[str], None] = lambda what: None, quiet: bool = False
 ) -> PackedStore:
     """Open the dataset in `shared`, or its copy in the folder `local` of this node's own disk, made if needed.
 
-    local: may name $VARIABLES of this node; None for no copy. alive: told now and then what goes on. tell: prints a
-    line. The copy is known by the content's fingerprint and the files' sizes, and appears whole or not at all. Raises
-    UserError as PackedStore does.
+    local: may name $VARIABLES of this node; None for no copy. heartbeat: called now and then with what goes on. quiet:
+    do not report that there is no copy; for a node's other ranks. The copy is known by the content's fingerprint and
+    the files' sizes, and appears whole or not at all. Raises UserError as PackedStore does.
     """
     store = PackedStore(shared)
     if local is None:
         return store
     try:
-        return _copy_of(store, _node_folder(local), alive, tell)
+        return _copy_of(store, _node_folder(local), heartbeat)
     except (NoCopyError, OSError) as error:
-        tell(f"no copy of {shared} on this node ({error}): its images are read from {shared}", flush=True)
+        if not quiet:
+            logger.info("no copy of %s on this node (%s): its images are read from %s", shared, error, shared)
         return store
 
 
@@ -51,12 +55,12 @@ def _node_folder(local: str) -> Path:
     return Path(folder)
 
 
-def _copy_of(store: PackedStore, folder: Path, alive: Callable, tell: Callable) -> PackedStore:
+def _copy_of(store: PackedStore, folder: Path, heartbeat: Callable) -> PackedStore:
     copy = folder / f"{store.folder.resolve().name}-{store.fingerprint[:16]}"
-    with _one_at_a_time(copy.with_suffix(".lock"), alive):
+    with _one_at_a_time(copy.with_suffix(".lock"), heartbeat):
         found = _whole(copy, store)
         if found is None:
-            _make(store, copy, alive, tell)
+            _make(store, copy, heartbeat)
             found = _whole(copy, store)
     if found is None:
         raise NoCopyError(f"{copy} is not equal to it, though just copied")
@@ -73,7 +77,7 @@ def _whole(copy: Path, store: PackedStore) -> PackedStore | None:
     return found if ours and (found.fingerprint, found.files) == (store.fingerprint, store.files) else None
 
 
-def _make(store: PackedStore, copy: Path, alive: Callable, tell: Callable) -> None:
+def _make(store: PackedStore, copy: Path, heartbeat: Callable) -> None:
     total, unfinished = sum(store.files.values()), copy.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed, with the space that it took
     shutil.rmtree(copy, ignore_errors=True)
@@ -84,14 +88,14 @@ def _make(store: PackedStore, copy: Path, alive: Callable, tell: Callable) -> No
     try:
         began = last = time.monotonic()
         for done in _copy_files(store, unfinished):
-            alive(f"copying the dataset to {copy.parent}")
+            heartbeat(f"copying the dataset to {copy.parent}")
             if time.monotonic() - last > LINE_S:
                 last = time.monotonic()
                 left = (last - began) / done * (total - done)
-                tell(f"copying to {copy}: {done / 1e9:.1f} of {total / 1e9:.1f} GB  left {left:.0f} s", flush=True)
+                logger.info(f"copying to {copy}: {done / 1e9:.1f} of {total / 1e9:.1f} GB  left {left:.0f} s")
         os.replace(unfinished, copy)
         seconds = time.monotonic() - began
-        tell(f"copied {store.folder} to {copy}: {total / 1e9:.2f} GB in {seconds:.1f} s", flush=True)
+        logger.info(f"copied {store.folder} to {copy}: {total / 1e9:.2f} GB in {seconds:.1f} s")
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -109,7 +113,7 @@ def _copy_files(store: PackedStore, folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _one_at_a_time(path: Path, alive: Callable) -> Iterator[None]:
+def _one_at_a_time(path: Path, heartbeat: Callable) -> Iterator[None]:
     """Hold a lock among this node's processes; the kernel gives it up when its holder dies."""
     with open(path, "a") as file:
         while True:
@@ -117,6 +121,6 @@ def _one_at_a_time(path: Path, alive: Callable) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                alive("waiting for another process of this node, which copies the dataset")
+                heartbeat("waiting for another process of this node, which copies the dataset")
                 time.sleep(POLL_S)
         yield

@@ -7,6 +7,7 @@ damaged files reads those alone again once they are mended.
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -31,6 +32,8 @@ from selfsup.data.listing import SHOWN, Listing, Member, Picture
 from selfsup.data.store import HEAD_BYTES, StoreWriter, check_kind, decode, decoded_size, named, write_bytes_header
 from selfsup.data.zip_listing import read_zipped
 from selfsup.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 16  # pictures handed to a thread at once: some MB, and far fewer hand-overs than pictures
 CHUNKS_AHEAD = 3  # of each thread: a thread with large pictures does not hold up the others
@@ -306,7 +309,7 @@ def _report(folder: Path, damaged: Mapping[str, list[tuple[Picture, str]]], tota
         return
     write_atomically(path, "\n".join(lines) + "\n")
     if skip:
-        print(f"{len(lines):,} of {total:,} images are damaged and left out: {path}", flush=True)
+        logger.info(f"{len(lines):,} of {total:,} images are damaged and left out: {path}")
         return
     head = lines[0] if len(lines) == 1 else "\n  ".join([f"the first {min(SHOWN, len(lines))}:", *lines[:SHOWN]])
     raise UserError(

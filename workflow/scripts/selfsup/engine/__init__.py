@@ -1,1 +1,1 @@
-"""What every job that computes needs: ranks, device, gradients, checkpoints, saving, host memory."""
+"""Parts that every computing job shares: ranks, device, gradients, checkpoints, saving, host memory."""

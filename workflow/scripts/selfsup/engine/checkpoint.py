@@ -1,12 +1,13 @@
-"""Checkpoints that describe themselves, appear whole or not at all, and are checked before they are believed.
+"""Checkpoints that describe themselves, appear whole or not at all, and are verified before use.
 
-A checkpoint is `<name>.pt`, loaded without pickle's freedom (weights_only), and `<name>.json` beside it with its
-SHA-256, its card. In `partial/` of a run lie the rolling ones, `step_<N>.pt`; beside it the segments' boundaries,
-`epoch_<N>.pt`, whose cards the run's record keeps too (`selfsup.segments`).
+A checkpoint is `<name>.pt`, loaded with weights_only so that it cannot run code, and its card, `<name>.json`, with the
+SHA-256. Rolling checkpoints are `partial/step_<N>.pt` in the run's folder. The boundaries of segments,
+`epoch_<N>.pt`, lie in that folder itself; the run's record holds their cards too (`selfsup.segments`).
 """
 
 import contextlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -22,6 +23,8 @@ from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
 from selfsup.segments import epoch_of, is_boundary, recorded_cards, write_card
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 KEPT_ROLLING = 2
 
@@ -31,9 +34,10 @@ class DamagedCheckpointError(UserError):
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's card: of a boundary the record's, which is written first; else the one beside it, or, for a
-    boundary that has lost both, one made from the file itself. Raises OSError, ValueError, KeyError or BadZipFile where
-    there is none.
+    """Return a checkpoint's card.
+
+    For a boundary the record's copy comes first, because it is written first, then the file beside the checkpoint, then
+    a card made from the checkpoint itself. Raises OSError, ValueError, KeyError or BadZipFile if there is none.
     """
     boundary = is_boundary(path)
     if boundary and (recorded := recorded_cards(path.parent).get(str(epoch_of(path.name)))):
@@ -41,7 +45,7 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.with_suffix(".json").read_text())
         if not isinstance(card, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         return card
     except (FileNotFoundError, ValueError):
         if not boundary:
@@ -50,14 +54,14 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def known_card(path: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's card, if one can be had."""
+    """Return a checkpoint's card, or None if it has none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return read_card(path)
     return None
 
 
 def _card_from(path: Path) -> dict[str, Any]:
-    """Return the card of a boundary that has lost it; the checksums inside the file have to be right."""
+    """Return a card made from a boundary's file, whose inner checksums must be right."""
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise ValueError("the file is damaged")
@@ -69,8 +73,11 @@ def _card_from(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     path: Path, state: Mapping[str, Any], card: Mapping[str, Any], note: Callable[[Path, Mapping], None] = write_card
 ) -> None:
-    """Write `state` to `path`: flushed, then renamed. Before the renaming `note` is given the path and `card` with the
-    file's checksum; by default it writes the JSON beside it."""
+    """Write `state` to a temporary file, flush it, and rename it to `path`.
+
+    note: called before the renaming with the path and the card, to which the file's checksum is added; by default it
+    writes the JSON file beside the checkpoint.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
@@ -80,19 +87,19 @@ def save_checkpoint(
             os.fsync(file.fileno())
         note(path, {**card, "format": FORMAT, "sha256": sha256(temporary)})
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk is either, by the moment it is met
+    except (OSError, RuntimeError) as error:  # a full disk raises one or the other
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: the checkpoint cannot be written ({reason_of(error)}): free space or mend permissions, "
+            f"{path}: the checkpoint cannot be written ({reason_of(error)}): free space or fix permissions, "
             "then start again"
         ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint.
+    """Read and verify a checkpoint.
 
-    Raises DamagedCheckpointError for a file whose content is wrong; PermanentError for one of a newer format; UserError
-    where it cannot be read now (a file system that is away, no memory), which says nothing of the file.
+    Raises DamagedCheckpointError if its content is wrong; PermanentError if its format is newer than this code;
+    UserError if it cannot be read now (the file system is away, memory is short), which says nothing about the file.
     """
     try:
         card = read_card(path)
@@ -114,12 +121,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the valid checkpoint of the highest step, or None where no file exists.
+    """Return the valid checkpoint with the highest step, or None if no file exists.
 
-    A damaged file is named and set aside as `<name>.damaged`. Raises DamagedCheckpointError when all are damaged.
+    Damaged files are reported and renamed to `<name>.damaged`. Raises DamagedCheckpointError if all are damaged.
     """
     damaged = []
-    # One without a card has no step; it comes first, to be named and set aside like any damaged one.
+    # A file without a card has no step; it comes first, to be reported and set aside like a damaged one.
     existing = sorted((path for path in candidates if path.exists()), key=step_of, reverse=True)
     for path in sorted(existing, key=lambda path: step_of(path) >= 0):
         try:
@@ -129,19 +136,19 @@ def newest_checkpoint(candidates: list[Path]) -> tuple[Path, dict[str, Any]] | N
             set_aside(path, error)
     if damaged:
         raise DamagedCheckpointError(
-            f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to begin anew"
+            f"{damaged[-1]}: no valid checkpoint is left here: restore one, or delete the run's folder to start over"
         )
     return None
 
 
 def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError with a readable difference when a checkpoint is of another recipe, revision, seed or dataset."""
+    """Raise UserError with the differences if a checkpoint is of another recipe, revision, seed or dataset."""
     lines = differences(pretraining_part(wanted["recipe"]), pretraining_part(found["recipe"]))
     keys = [key for key in ("revision", "seed", "dataset_fingerprint") if wanted[key] != found[key]]
     lines += [f"{key}: wanted {wanted[key]}, found {found[key]}" for key in keys]
     others = len(keys)
     if lines:
-        # A seed or a dataset of another run is a slip on the command line: no reason to block the right command.
+        # A wrong seed or dataset is a slip on the command line, which must not block the right command.
         kind = PermanentError if len(lines) > others or wanted["revision"] != found["revision"] else UserError
         raise kind(
             f"{path} belongs to another run; "
@@ -151,8 +158,11 @@ def check_belongs(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def take_over(rolling: Path, boundary: Path) -> None:
-    """Make a boundary of a rolling checkpoint at its step, whole or not at all: where segments were cut anew, or where
-    an older version of this software has left the newest boundary in `partial/` alone."""
+    """Copy a rolling checkpoint to the boundary at the same step, whole or not at all.
+
+    Needed after the segments' boundaries have been changed, or when an older version of this software has left the
+    newest boundary only in `partial/`.
+    """
     temporary = boundary.with_suffix(".tmp")
     shutil.copy2(rolling, temporary)
     with open(temporary, "rb") as file:
@@ -161,9 +171,9 @@ def take_over(rolling: Path, boundary: Path) -> None:
 
 
 def prune(partial: Path, keep: Path | None = None) -> None:
-    """Delete what `keep`, just written, makes needless: boundaries before it and rolling ones older than the last two.
+    """Delete what `keep`, just written, makes needless: earlier boundaries, and rolling ones except the newest two.
 
-    What is newer than `keep` stays. Without `keep` the run is over, and all that lies in `partial` goes.
+    Checkpoints newer than `keep` stay. Without `keep` the run is over, and all checkpoints in `partial` are deleted.
     """
     rolling, boundaries = sorted(partial.glob("step_*.pt")), set(partial.glob("epoch_*.pt"))
     if keep is None:
@@ -176,24 +186,24 @@ def prune(partial: Path, keep: Path | None = None) -> None:
     for path in needless:
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)
-    for path in partial.glob("*.tmp"):  # of a process that was killed while it wrote
+    for path in partial.glob("*.tmp"):  # of a process that was killed while writing
         path.unlink(missing_ok=True)
 
 
 def newest_by_card(candidates: list[Path]) -> Path | None:
-    """Return the existing checkpoint of the highest step by their cards, unread, for a message."""
+    """Return the existing checkpoint with the highest step by its card, not read or verified, for a message."""
     return max(filter(Path.exists, candidates), key=step_of, default=None)
 
 
 def step_of(path: Path) -> int:
-    """Return the step that a checkpoint's JSON file states, or -1 where it says nothing."""
+    """Return the step on a checkpoint's card, or -1 if there is none."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return int((known_card(path) or {})["step"])
     return -1
 
 
 def set_aside(path: Path, problem: object, then: str = "looking for an older one") -> None:
-    """Rename a damaged checkpoint, and say so."""
+    """Rename a damaged checkpoint, and report it."""
     aside = path.with_suffix(".damaged")
     path.rename(aside)
-    print(f"warning: {problem}; set aside as {aside.name}, {then}", flush=True)
+    logger.warning("%s; set aside as %s, %s", problem, aside.name, then)

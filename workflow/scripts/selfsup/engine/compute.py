@@ -1,4 +1,4 @@
-"""With what a job computes: ranks, device, precision, threads, loader workers."""
+"""The means by which a job computes: ranks, device, precision, threads, loader workers."""
 
 import argparse
 import os
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from selfsup import provenance
-from selfsup.arguments import SWITCHES
 from selfsup.engine.device import choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.job.place import Place
+from selfsup.jobs import SWITCHES
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What a job computes with. threads: of each rank; workers: further processes that read for a rank.
+    """The means by which a job computes. threads: of each rank; workers: processes that load batches for a rank.
 
-    The switches are `selfsup.arguments.SWITCHES`.
+    The switches are those of `selfsup.jobs.SWITCHES`.
     """
 
     ranks: Ranks
@@ -34,35 +34,35 @@ class Compute:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of pictures and of the weights of convolutions."""
+        """The memory format of pictures and of convolutions' weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def numerics(self) -> dict[str, str | int]:
-        """Return the conditions under which results agree to the bit. Recomputed activations are the same ones."""
+        """Return the conditions for results that agree to the bit. `recompute` is not among them: it changes no bit."""
         switches = {name: getattr(self, name) for name in ("channels_last", "compile", "deterministic", "tf32")}
         return provenance.numerics(self.device, self.precision, self.threads, self.ranks.size) | switches
 
     def ledger_columns(self) -> dict[str, str | int]:
-        """Return what the ledger tells of it."""
+        """Return the ledger's columns about it."""
         numerics = self.numerics()
         columns = {key: numerics[key] for key in ("ranks", "threads", "precision", "torch", "device")}
         return {**columns, "devices": self.ranks.size, "code_revision": provenance.code_revision()}
 
 
 def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
-    """Take the device and join the other ranks."""
+    """Set up the device and join the other ranks."""
     torch.set_num_threads(arguments.cpus)
-    # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits. For speed there is bf16. Matrix products keep
-    # all bits in any case: pictures are cropped by them, classifiers and neighbours judged.
+    # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits, and bf16 is there for speed. Matrix products
+    # never use TensorFloat-32, because they crop pictures and compute the figures of classifiers and neighbours.
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = arguments.tf32, False
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, at the price of writing all twice
-    torch.backends.cudnn.benchmark = not arguments.deterministic  # by trial, once for each shape: all are fixed here
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it would only help to find bugs, and slows down
+    torch.backends.cudnn.benchmark = not arguments.deterministic  # worth its trials, because shapes do not change
     device = choose_device(arguments.device, place.local_rank, place.shared_node)
     if device.type == "cpu":
-        keep_freed_memory()  # a GPU's memory is kept by torch itself
+        keep_freed_memory()  # torch itself keeps a GPU's
     workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
     precision = choose_precision(arguments.precision, device)
     switches = {name: getattr(arguments, name) for name in SWITCHES}

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and whether this build of torch can use it."""
+"""The device and the precision to compute in, and whether this build of torch supports the device."""
 
 import os
 import re
@@ -13,7 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(wanted: str, local_rank: int, shared_node: bool = True) -> torch.device:
-    """Return the device for "auto", "cuda" or "cpu". Raises UserError where there is none or no build for it."""
+    """Return the device for "auto", "cuda" or "cpu". Raises UserError if it is missing or not supported."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UserError(
@@ -28,7 +28,7 @@ def choose_device(wanted: str, local_rank: int, shared_node: bool = True) -> tor
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     devices = torch.cuda.device_count()
-    index = 0 if devices == 1 and not shared_node else local_rank  # srun --gpus-per-task shows each task its own
+    index = 0 if devices == 1 and not shared_node else local_rank  # srun --gpus-per-task shows each task only its own
     if index >= devices:
         raise UserError(
             f"local rank {local_rank} has no GPU: this node shows {devices}; set devices_per_node to {devices} or fewer"
@@ -43,7 +43,7 @@ def choose_device(wanted: str, local_rank: int, shared_node: bool = True) -> tor
 
 
 def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) -> str | None:
-    """Return in one line why a torch build has no code for a GPU, and which build has, or None.
+    """Return one line that says that a torch build has no code for a GPU and what to use instead, or None if it has.
 
     capability: compute capability, (7, 0) for a V100. built_for: torch.cuda.get_arch_list(), like ["sm_75", "sm_90"].
     """
@@ -64,23 +64,23 @@ def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) 
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return "bf16", "fp16" or "fp32". "auto" is what the hardware computes in: emulated bf16 does not count.
+    """Return "bf16", "fp16" or "fp32". "auto": the fastest that the hardware supports; emulated bf16 does not count.
 
-    Asked of the processor, not measured: a job that continues another must not choose otherwise on a busy machine.
+    It is looked up, not measured, so that a job that continues another never chooses differently on a busy machine.
     """
     if wanted != "auto":
         if wanted == "fp16" and device.type == "cpu":
             raise UserError("precision is fp16, which is for GPUs: set precision: fp32 or bf16 on a CPU")
         return wanted
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has it not
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in torch 2.6
         return "bf16" if _computes_in_bf16(capabilities) else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _computes_in_bf16(capabilities: Mapping) -> bool:
-    """Whether a processor multiplies bf16 in hardware. capabilities: torch.cpu.get_capabilities()."""
-    return bool(capabilities.get("avx512_bf16", False))  # those with AMX have it too; others were not measured
+    """Return whether a processor multiplies bf16 in hardware. capabilities: torch.cpu.get_capabilities()."""
+    return bool(capabilities.get("avx512_bf16", False))  # true with AMX as well; others were not measured
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -90,7 +90,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @contextmanager
 def full_fp32() -> Iterator[None]:
-    """Inside, convolutions in fp32 keep all bits of their factors, whatever `compute.tf32` says."""
+    """Inside, fp32 convolutions use all bits of their inputs, whatever `compute.tf32` says."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,4 +1,4 @@
-"""Ranks: one process per device, and what they say to each other."""
+"""Ranks, one process per device, and the communication between them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +13,12 @@ from selfsup.errors import UserError
 from selfsup.job.place import Place
 from selfsup.job.waiting import waiting_for_ranks
 
-TIMEOUT = timedelta(minutes=30)  # the watchdog, which tells the stacks, is quicker
-LAST_S = 3.0  # the rank that failed is to speak first
+TIMEOUT = timedelta(minutes=30)  # longer than the watchdog's, which prints the stacks
+LAST_S = 3.0  # the others wait for so long, so that the rank that failed prints its message first
 
 
 class Ranks:
-    """The processes of a run, as seen by one of them. Methods are collective: every rank calls them, in one order."""
+    """The processes of a run, as seen by one of them. The methods are collective: all ranks call them in one order."""
 
     def __init__(self, place: Place | None = None, device: torch.device | None = None):
         place = place or Place()
@@ -30,7 +30,7 @@ class Ranks:
                 dist.init_process_group(
                     backend, init_method=place.url, rank=self.rank, world_size=self.size, timeout=TIMEOUT
                 )
-                # Decisions travel over a group of the host's own: on NCCL they would make the host wait for the device.
+                # Decisions travel over a group on the host: over NCCL the host would have to wait for the device.
                 self._control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
 
     @property
@@ -45,7 +45,7 @@ class Ranks:
         return tensor
 
     def start_all_reduce(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """Begin to make `tensor` the sum over ranks in place. Returns what waits for it; until then, leave it alone."""
+        """Start to sum `tensor` over ranks in place. Returns a function that waits; do not use `tensor` before."""
         with _others_may_die():
             work = dist.all_reduce(tensor, async_op=True)
 
@@ -56,9 +56,9 @@ class Ranks:
         return wait
 
     def start_any(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
-        """Begin to ask which of the flags, equally many on all ranks, are set on any rank; does not touch the device.
+        """Start to find out which flags are set on any rank; all ranks give as many. Does not touch the device.
 
-        Returns what waits for the answer.
+        Returns a function that waits for the answer.
         """
         answer = torch.tensor(flags, dtype=torch.uint8)
         if self.size == 1:
@@ -87,10 +87,10 @@ class Ranks:
         return torch.stack(parts)
 
     def gather_with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return all ranks' rows, [size N, ...] for [N, ...] on each, through which gradients flow back.
+        """Return all ranks' rows, [size N, ...] from [N, ...] on each rank; gradients flow back through it.
 
-        For losses that compare with the whole batch: the mean over ranks of the gradients is then the gradient that one
-        rank with all rows would compute.
+        For losses over the whole batch: the gradients' mean over ranks equals the gradient that a single rank with all
+        rows would compute.
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self)
 
@@ -123,7 +123,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, a plain one, in the order of ranks; does not touch the device."""
+        """Return the values of all ranks, no tensors, in the order of ranks; does not touch the device."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -137,9 +137,9 @@ class Ranks:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make each gradient the mean over ranks: of few parameters, after their backward pass.
+        """Replace each gradient by its mean over ranks: for few parameters, after their backward pass.
 
-        For whole networks there is `selfsup.engine.gradients`, whose rule for a missing gradient holds here too.
+        For whole networks use `selfsup.engine.gradients`; the rule for missing gradients is the same.
         """
         if self.size == 1:
             return
@@ -155,7 +155,7 @@ class Ranks:
             one.grad.copy_(mean.view_as(one))
 
     def close(self) -> None:
-        """Leave the group, after all ranks have come here."""
+        """Leave the group once all ranks have called this."""
         if self.size > 1:
             self.barrier()
             dist.destroy_process_group()
@@ -163,7 +163,7 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: the rows of all ranks. Backward: what all ranks' losses say of this rank's rows, summed."""
+    """Forward: the rows of all ranks. Backward: the gradients of all ranks' losses by this rank's rows, summed."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
@@ -191,7 +191,7 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def _port_may_be_taken(place: Place) -> Iterator[None]:
-    """Tell of a port that rank 0 cannot listen at: no other rank is to blame for that."""
+    """Report a port at which rank 0 cannot listen as such: no other rank is to blame."""
     try:
         yield
     except dist.DistNetworkError as error:
@@ -199,13 +199,13 @@ def _port_may_be_taken(place: Place) -> Iterator[None]:
             raise
         raise UserError(
             f"port {place.port} of {place.address}, where rank 0 listens, is taken by another process "
-            f"({place.port_from}): see which by `ss -ltnp sport = :{place.port}` there, and end it, or wait for its end"
+            f"({place.port_from}): find it by `ss -ltnp sport = :{place.port}` there, and end it, or wait until it ends"
         ) from error
 
 
 @contextmanager
 def _others_may_die() -> Iterator[None]:
-    """Turn the library's report of a connection that broke into one line, after the rank at fault has spoken."""
+    """Turn torch's report of a broken connection into one line, after the rank at fault has printed its own."""
     try:
         with waiting_for_ranks():
             yield

@@ -1,4 +1,4 @@
-"""A method's state must be equal on all ranks: a checkpoint keeps rank 0's alone, and the others continue from it."""
+"""A method's state must be equal on all ranks: a checkpoint holds only rank 0's, and all ranks continue from it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ from selfsup.errors import PermanentError
 
 
 def check_equal_on_all_ranks(state: Mapping[str, Any], ranks: Ranks) -> None:
-    """Raise PermanentError on every rank, with the first part of a method's state whose bits differ between ranks.
+    """Raise PermanentError on every rank, naming the first part of a method's state whose bits differ between ranks.
 
-    state: a method's state_dict. Collective. Takes its copy to the host and a digest, under a second for a ResNet-50.
+    state: a method's state_dict. Collective. Copies the state to the host and hashes it: under a second for ResNet-50.
     """
     if ranks.size == 1:
         return
@@ -23,8 +23,8 @@ def check_equal_on_all_ranks(state: Mapping[str, Any], ranks: Ranks) -> None:
     for rank, name in enumerate(ranks.gather(different)):
         if name is not None:
             raise PermanentError(
-                f"{name}, of the method's state, differs between rank 0 and rank {rank}, and a checkpoint keeps rank "
-                "0's alone: compute it from all ranks' values, by ranks.mean or ranks.all_gather (docs/extend.md)"
+                f"{name}, of the method's state, differs between rank 0 and rank {rank}, but a checkpoint holds only "
+                "rank 0's: compute it from all ranks' values, by ranks.mean or ranks.all_gather (docs/extend.md)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Gradients as means over ranks, summed while the backward pass goes on."""
+"""Averages gradients over ranks, summing them while the backward pass is still running."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ BUCKET_ELEMENTS = 8 * 2**20  # of an all-reduce: 32 MB in float32, enough to fil
 
 
 class GradientAverager:
-    """Makes the gradients of `parameters` means over ranks.
+    """Replaces the gradients of `parameters` by their means over ranks.
 
-    The buckets are a function of the parameter list alone, in every step: torch's DDP cuts them anew after its first
-    backward pass, which changes the order of sums, and so the bits, after a resume. Their sums start in one order on
-    all ranks: from the last parameters to the first, as the backward pass reaches them.
+    The buckets depend on the parameter list alone. torch's DDP rebuilds its buckets after the first backward pass,
+    which changes the order of the sums, and with it the bits after a resume. All ranks start the buckets' sums in the
+    same order, from the last parameters to the first, as the backward pass reaches them.
 
-    A gradient that this rank lacks and another has counts as zeros: all ranks update the parameter alike. One that no
-    rank has stays away, as on a single rank: an optimiser leaves its parameter alone.
+    A gradient that only some ranks have counts as zeros on the others, so that all ranks update the parameter alike. A
+    parameter without a gradient on any rank keeps none, as on a single rank, and the optimiser leaves it alone.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks):
@@ -33,7 +33,7 @@ class GradientAverager:
 
     @contextmanager
     def last_backward(self) -> Iterator[None]:
-        """Inside, gradients become final: every bucket is summed once it is whole. At the end all are means."""
+        """For a step's last backward pass: buckets are summed once complete; at the end all gradients are means."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._waiting = list(self._buckets)
@@ -64,7 +64,7 @@ class GradientAverager:
 
 
 class _Bucket:
-    """Some parameters, whose gradients lie in one piece of memory. missing: how many are not final yet."""
+    """Parameters whose gradients are summed in one piece of memory. missing: how many gradients are not final yet."""
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.parameters, self.missing, self.sum = parameters, 0, None
@@ -76,13 +76,13 @@ class _Bucket:
 
     @cached_property
     def _views(self) -> list[torch.Tensor]:
-        """The gradients, in their parameters' own layout: lists are worked on at once only where layouts are alike."""
+        """The gradients in their parameters' layouts: torch's foreach functions are fast only if the layouts agree."""
         pieces = self._memory.split([one.numel() for one in self.parameters])
         return [piece.as_strided(one.shape, one.stride()) for piece, one in zip(pieces, self.parameters, strict=True)]
 
     @torch.no_grad()
     def filled(self) -> torch.Tensor:
-        """Return the memory with this rank's gradients in it; parameters without one count as zeros."""
+        """Return the memory, filled with this rank's gradients, and zeros for parameters without one."""
         pairs = [(view, one.grad) for view, one in zip(self._views, self.parameters, strict=True)]
         if present := [pair for pair in pairs if pair[1] is not None]:
             torch._foreach_copy_(*map(list, zip(*present, strict=True)))
@@ -92,14 +92,14 @@ class _Bucket:
         return self._memory
 
     @torch.no_grad()
-    def wait(self, ranks: int) -> None:
-        """Wait for the sum, and make it the mean."""
+    def wait(self, world_size: int) -> None:
+        """Wait for the sum, and divide it by the number of ranks."""
         self.sum()
-        self.sum = None  # it holds the process group, which must be gone before the process is
-        self._memory /= ranks
+        self.sum = None  # it refers to the process group, which must be destroyed before the process ends
+        self._memory /= world_size
 
     def give(self, anywhere: list[bool]) -> None:
-        """Give the means to the parameters that have a gradient on any rank."""
+        """Set the means as gradients of the parameters that have a gradient on any rank."""
         for view, one, found in zip(self._views, self.parameters, anywhere, strict=True):
             if found:
                 one.grad = view

@@ -1,5 +1,6 @@
-"""When a job saves, and how: copied to the host's memory at once, written to disk while the training goes on."""
+"""When and how a job saves: the state is copied to the host at once, and written to disk while training goes on."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,11 @@ from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
 from selfsup.segments import write_card
 
+logger = logging.getLogger(__name__)
+
 
 class Decision(IntEnum):
-    """What all ranks do after a step. The highest of their wishes counts."""
+    """What all ranks do after a step: the highest of the values that they ask for."""
 
     GO_ON = 0
     SAVE = 1
@@ -25,7 +28,7 @@ class Decision(IntEnum):
 
 
 class Saver:
-    """Decides after each step, and writes checkpoints from rank 0. Its methods are collective but for `finish`."""
+    """Decides after each step whether to save or stop, and writes rank 0's checkpoints. Collective, except `finish`."""
 
     def __init__(self, ranks: Ranks, attempt: Attempt, minutes: float):
         """minutes: between rolling checkpoints."""
@@ -33,10 +36,10 @@ class Saver:
         self._saved = time.monotonic()
         self._copy: Any = None
         self._thread: threading.Thread | None = None
-        self._problem: UserError | None = None  # of the write in the background; looked at before the next one
+        self._problem: UserError | None = None  # of the background write; examined before the next write
 
     def decide(self) -> Decision:
-        """Return what to do now; the same on every rank."""
+        """Return what to do now, the same on all ranks."""
         due = self._ranks.is_main and (time.monotonic() - self._saved > self._interval or self._problem is not None)
         wish = Decision.STOP if self._attempt.stop.reason else Decision.SAVE if due else Decision.GO_ON
         return Decision(self._ranks.highest(wish))
@@ -51,21 +54,19 @@ class Saver:
         then: Callable[[], None],
         note: Callable[[Path, Mapping], None] = write_card,
     ) -> None:
-        """Write `state()` to `path`, and `card` beside it, or where `note` puts it; `then` is called when the file is
-        safe.
+        """Write `state()` to `path`, and `card`, which has a "step", by `note`; call `then` once the file is on disk.
 
-        wait: until it is on disk, after which the job ends; else that happens in the background. card: has the "step".
-        A write in the background that has failed is made up for by this one, which then waits and raises UserError if
-        it fails as well.
+        wait: return when the file is on disk, because the job ends after it; otherwise write in the background. If the
+        previous background write has failed, this one waits too, and raises UserError if it fails as well.
         """
         began = time.monotonic()
         if wait:
-            self._attempt.settled()
+            self._attempt.stop_listening()
         if self._ranks.is_main:
             failed = self.finish()
             if failed:
-                print("trying again with the newest state", flush=True)
-            self._attempt.check_ours()
+                logger.info("trying again with the newest state")
+            self._attempt.check_lock()
             if wait or failed:
                 self._write(path, state(), card, then, began, note)
             else:
@@ -73,22 +74,22 @@ class Saver:
                 work = (path, self._copy, card, then, began, note)
                 self._thread = threading.Thread(target=self._write_in_background, args=work, name="checkpoint")
                 self._thread.start()
-            self._attempt.stalled(time.monotonic() - began)
+            self._attempt.add_stall(time.monotonic() - began)
         self._saved = time.monotonic()
 
     def close(self) -> None:
-        """Wait for the write in the background, whatever the training has come to: the lock is given up after it."""
-        self._attempt.settled()
+        """Wait for the background write, however the training ended: the lock is released after it."""
+        self._attempt.stop_listening()
         self.finish()
 
     def finish(self) -> bool:
-        """Wait for the write in the background. Returns whether it has failed."""
+        """Wait for the background write. Returns whether it has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         problem, self._problem = self._problem, None
         if problem is not None:
-            print(f"warning: {problem}", flush=True)
+            logger.warning("%s", problem)
         return problem is not None
 
     def _write_in_background(self, path: Path, *work) -> None:
@@ -96,7 +97,7 @@ class Saver:
             self._write(path, *work)
         except UserError as error:
             self._problem = error
-        except Exception as error:  # of the files beside the checkpoint; lost in a thread otherwise
+        except Exception as error:  # from `note` or `then`; a thread would lose it
             self._problem = UserError(f"{path}: {type(error).__name__}: {error}")
 
     def _write(
@@ -110,16 +111,16 @@ class Saver:
     ) -> None:
         waited = time.monotonic() - began
         save_checkpoint(path, state, card, note)
-        self._attempt.saved(card["step"])
+        self._attempt.step_saved(card["step"])
         then()
         megabytes, seconds = path.stat().st_size / 1e6, time.monotonic() - began
-        print(f"saved {path.name}: {megabytes:.1f} MB in {seconds:.2f} s, training held up {waited:.2f} s", flush=True)
+        logger.info("saved %s: %.1f MB in %.2f s, training held up %.2f s", path.name, megabytes, seconds, waited)
 
 
 def host_copy(value: Any, former: Any = None) -> Any:
-    """Return a copy of nested dicts and lists with all tensors in the host's memory, reusing `former` where it fits.
+    """Return a copy of nested dicts and lists with all tensors in host memory, reusing `former`'s memory if it fits.
 
-    From a GPU all tensors travel at once, into page-locked memory, and the call waits for the last of them.
+    Tensors on a GPU are copied asynchronously into page-locked memory, and the call waits for the last copy.
     """
     copied = _copied(value, former)
     if torch.cuda.is_initialized():

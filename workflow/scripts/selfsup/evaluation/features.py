@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, fast: a linear evaluation does little else."""
+"""Fast features of a frozen encoder, on which a linear evaluation spends nearly all of its time."""
 
 import torch
 
@@ -8,13 +8,13 @@ from selfsup.models import Backbone, fold_batch_norms
 
 
 class FrozenFeatures:
-    """A frozen encoder with its batch norms folded, in the precision and layout that a job computes with.
+    """A frozen encoder with its batch norms folded, in the precision and memory format of a job.
 
-    Its weights are cast once: autocast would cast those of a frozen network anew in every forward pass.
+    Its weights are cast once: autocast would cast a frozen network's weights again in every forward pass.
     """
 
     def __init__(self, encoder: Backbone, compute: Compute):
-        """encoder: in eval mode; a copy is taken."""
+        """encoder: in eval mode; it is copied."""
         self._format, self._dtype = compute.memory_format, DTYPES.get(compute.precision, torch.float32)
         self._network = fold_batch_norms(encoder, self._dtype).to(compute.device, memory_format=self._format)
 

@@ -1,7 +1,7 @@
-"""Linear classifiers trained beside the headline's, on the same features: other learning rates, other initial weights.
+"""Linear classifiers with other learning rates or initial weights, trained on the same features as the headline's.
 
-An epoch's cost is the encoder's forward pass, so that ten rates cost little more than one. They share no tensor and no
-collective with the headline's classifier, whose bits are the same with and without them.
+Nearly all of an epoch's cost is the encoder's forward pass, so that ten learning rates cost little more than one. These
+classifiers share no tensor and no collective with the headline's, whose bits are the same with and without them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ NOT_A_NUMBER = {"top1": float("nan"), "top5": float("nan")}
 
 
 class FurtherClassifiers:
-    """K linear classifiers as one wide layer: a step has as many operations for ten as for one.
+    """K linear classifiers in one wide layer, so that a step has as many operations for ten as for one.
 
     Each follows the headline's protocol with its own peak learning rate. Parameters: float32 [K, classes, features] and
     [K, classes].
@@ -36,10 +36,10 @@ class FurtherClassifiers:
     def train_step(
         self, features: torch.Tensor, labels: torch.Tensor, *, images: int, step: int, total_steps: int, ranks: Ranks
     ) -> None:
-        """Do one step of each. features: float32 [n, D], this rank's part of a global batch of so many images."""
+        """Do one step of each. features: float32 [n, D], this rank's part of a global batch of `images` images."""
         count, classes = self._bias.shape
         logits = F.linear(features, self._weight.flatten(0, 1), self._bias.flatten()).view(-1, classes)
-        # Each classifier has a summand of its own, so that its gradient is what it would be alone.
+        # Each classifier has its own term in the sum, so that its gradient is the same as if it were trained alone.
         share = F.cross_entropy(logits, labels.repeat_interleave(count), reduction="sum") / images
         (share * ranks.size).backward()
         ranks.average_gradients(self._parameters)
@@ -51,7 +51,7 @@ class FurtherClassifiers:
 
     @torch.no_grad()
     def _descend(self, rates: torch.Tensor) -> None:
-        """torch.optim.SGD's step, with a rate for each classifier: float32 [K]."""
+        """Do torch.optim.SGD's step with a learning rate for each classifier, float32 [K]."""
         linear = self._linear
         for parameter, momentum in zip(self._parameters, self._momenta, strict=True):
             gradient = parameter.grad.add_(parameter, alpha=linear["weight_decay"])
@@ -62,10 +62,10 @@ class FurtherClassifiers:
 
     @torch.no_grad()
     def rows(self, features: torch.Tensor, labels: torch.Tensor, images: int, ranks: Ranks) -> list[dict[str, float]]:
-        """Return a row for each: what it has of its own, and top1, top5 on the test set in %. Collective.
+        """Return a row for each: peak_lr, initial_weights, and top1 and top5 on the test set in %. Collective.
 
-        features, labels: this rank's part of so many test images. A classifier that diverged has NaN: it is not the
-        headline, and does not end the job.
+        features, labels: this rank's part of `images` test images. A diverged classifier has NaN, and does not end the
+        job, because it is not the headline.
         """
         rows = []
         for one, weight, bias in zip(self._linear["further"], self._weight, self._bias, strict=True):

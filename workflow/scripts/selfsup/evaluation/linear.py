@@ -1,7 +1,7 @@
 """Linear evaluation: a linear classifier on the frozen encoder (paper, section 6.5).
 
-The encoder stays in eval mode. The headline is the last epoch's; the best epoch is recorded and decides nothing, nor do
-the classifiers with other learning rates or initial weights that may be trained beside it (`linear.further`).
+The encoder stays in eval mode. The headline is the figure of the last epoch. The best epoch is recorded, but not used;
+nor are the classifiers with other learning rates or initial weights that may be trained as well (`linear.further`).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import centre_view
-from selfsup.data.loader import Batch, Batches, ViewMaker
+from selfsup.data.loader import Batches, LoadedBatch, ViewMaker
 from selfsup.data.store import PackedStore
 from selfsup.engine.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
 from selfsup.engine.compute import Compute
@@ -35,7 +35,7 @@ TEST_BATCH = 256
 
 
 def protocol(recipe: Mapping) -> str:
-    """Return the protocol in words, for the table; what the pretraining did beside the common is in it too."""
+    """Return the protocol in words, for the table; it also mentions micro-batches of the pretraining."""
     linear, parts = recipe["linear"], recipe["micro_batches"]
     rate = f"lr {linear['peak_lr']:g} cosine to {linear['lr_floor']:g}"
     words = [f"linear, {linear['epochs']} epochs", f"batch {linear['batch']}", rate, "last epoch"]
@@ -45,9 +45,9 @@ def protocol(recipe: Mapping) -> str:
 class LinearEvaluation:
     """The state of a linear evaluation: classifiers, optimiser, rows so far. `step` counts its steps from 0.
 
-    encoder: frozen, in eval mode, on the device. Test features are computed once a job: they and the encoder are fixed.
-    identity: what a saved state must share with this evaluation to be continued. further_rows: of the further
-    classifiers, once `finished`.
+    encoder: frozen, in eval mode, on the device. Test features are computed once per job: the encoder is fixed.
+    identity: a saved state with another identity is not continued. further_rows: of the further classifiers, once
+    `finished`.
     """
 
     def __init__(
@@ -61,13 +61,11 @@ class LinearEvaluation:
         identity: Mapping[str, Any],
     ):
         self.compute, self.step, self.rows, self.further_rows = compute, 0, [], []
-        self._encoder, self._linear, self._identity = encoder, recipe["linear"], dict(identity)
-        self.features = FrozenFeatures(encoder, compute)
-        self._n_test = len(store.test)
-        ranks = compute.ranks
-        self.batches = Batches(
-            store.train, recipe, seed=seed, stage="linear", rank=ranks.rank, ranks=ranks.size, device=compute.device
-        )
+        self._store, self._recipe, self._linear, self._identity = store, recipe, recipe["linear"], dict(identity)
+        self._encoder, self.features = encoder, FrozenFeatures(encoder, compute)
+        self._test_features = self._exact_test_features = self._test_labels = torch.empty(0)
+        place = {"rank": compute.ranks.rank, "world_size": compute.ranks.size, "device": compute.device}
+        self.batches = Batches(store.train, recipe, seed=seed, stage="linear", **place)
         self.make_views = ViewMaker(store.train, recipe, compute.device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self._linear["epochs"]
@@ -76,14 +74,15 @@ class LinearEvaluation:
                 f"linear.batch is {self._linear['batch']}, more than the {len(store.train)} training images of "
                 f"{store.folder}: make it smaller"
             )
-        self._store, self._recipe = store, recipe
-        self._test_features = self._exact_test_features = self._test_labels = torch.empty(0)
-        draws = [0, *(one["initial_weights"] for one in self._linear["further"])]
-        classifiers = [_initial_classifier(seed, draw, encoder.out_features, len(store.classes)) for draw in draws]
-        self._classifier = classifiers[0].to(compute.device)
-        self._further = None
-        if self._linear["further"]:
-            self._further = FurtherClassifiers(classifiers[1:], self._linear, compute.device)
+        self._build_classifiers(seed, encoder.out_features)
+        self._losses = torch.zeros((), device=compute.device)  # this rank's share, summed over the epoch so far
+
+    def _build_classifiers(self, seed: int, features: int) -> None:
+        device, further = self.compute.device, self._linear["further"]
+        draws = [0, *(one["initial_weights"] for one in further)]
+        classifiers = [_initial_classifier(seed, draw, features, len(self._store.classes)) for draw in draws]
+        self._classifier = classifiers[0].to(device)
+        self._further = FurtherClassifiers(classifiers[1:], self._linear, device) if further else None
         self._optimizer = torch.optim.SGD(
             self._classifier.parameters(),
             lr=self._linear["peak_lr"],
@@ -91,25 +90,24 @@ class LinearEvaluation:
             nesterov=self._linear["nesterov"],
             weight_decay=self._linear["weight_decay"],
         )
-        self._losses = torch.zeros((), device=compute.device)  # this rank's share, summed since the epoch's begin
 
     @property
     def finished(self) -> bool:
         return self.step == self.total_steps
 
     def train(self, attempt: Attempt, saver: Saver, partial: Path) -> Iterator[dict[str, float]]:
-        """Go on from `step`; yield a row after each epoch: epoch, lr, train_loss, top1, top5 (in %), images_per_s.
+        """Continue from `step`; yield a row after each epoch: epoch, lr, train_loss, top1, top5 (in %), images_per_s.
 
-        Ends early, all work saved in `partial`, when asked to stop: then not `finished`.
+        When asked to stop, it saves all work in `partial` and ends early, without being `finished`.
         """
-        attempt.begin(self.step, self._linear["batch"])
+        attempt.begin_steps(self.step, self._linear["batch"])
         if not self._extract_test_features(attempt):
             return
         began, first = time.monotonic(), self.step
         pinned = self.compute.device.type == "cuda"
         for batch in self.batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
             rate = self.train_step(batch)
-            attempt.at(self.step)
+            attempt.step_done(self.step)
             epoch, place = divmod(self.step, self.steps_per_epoch)
             if place == 0:
                 images = (self.step - first) * self._linear["batch"]
@@ -128,7 +126,7 @@ class LinearEvaluation:
 
     @torch.no_grad()
     def changed_predictions(self) -> int:
-        """Return of how many test images the class is another one by the encoder in fp32, batch norms unfolded.
+        """Return for how many test images the encoder in fp32 with unfolded batch norms predicts another class.
 
         0 with `test_precision: fp32`. Collective.
         """
@@ -136,7 +134,7 @@ class LinearEvaluation:
         return int(self.compute.ranks.all_reduce((classes[0] != classes[1]).sum()))
 
     def resume(self, partial: Path) -> Path | None:
-        """Continue from the newest state in `partial`, if it is of this evaluation; others are worth nothing."""
+        """Continue from the newest state in `partial` if it is of this evaluation; delete states of others."""
         path = state = None
         if self.compute.ranks.is_main:
             with contextlib.suppress(DamagedCheckpointError):
@@ -151,15 +149,15 @@ class LinearEvaluation:
 
     @torch.no_grad()
     def _extract_test_features(self, attempt: Attempt) -> bool:
-        """Compute this rank's part of the test features, each image on one rank. Returns False when asked to stop.
+        """Compute this rank's part of the test features, each image on one rank. Returns False if asked to stop.
 
-        In fp32 by the encoder as it is; `test_precision: compute` has them made as the training's, and both kept.
+        They are computed in fp32 by the unchanged encoder; with `test_precision: compute` also as in training.
         """
         compute, split = self.compute, self._store.test
         ranks = compute.ranks
         mine = np.arange(ranks.rank, len(split), ranks.size)
         exact, fast = [], []
-        for start in range(0, -(-len(split) // ranks.size), TEST_BATCH):  # as often on every rank
+        for start in range(0, -(-len(split) // ranks.size), TEST_BATCH):  # equally often on all ranks
             if ranks.any(attempt.stop.reason is not None):
                 return False
             pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
@@ -167,14 +165,14 @@ class LinearEvaluation:
                 exact.append(self._encoder(pictures))
             if self._linear["test_precision"] == "compute":
                 fast.append(self.features(pictures))
-            attempt.alive(f"test image {start}")
+            attempt.heartbeat(f"test image {start}")
         self._exact_test_features = torch.cat(exact)
         self._test_features = torch.cat(fast) if fast else self._exact_test_features
         self._test_labels = torch.from_numpy(split.labels[mine]).to(compute.device)
         return True
 
-    def train_step(self, batch: Batch) -> float:
-        """Do one step and return its learning rate; `_losses` grows by this rank's share of the mean cross entropy."""
+    def train_step(self, batch: LoadedBatch) -> float:
+        """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`."""
         compute, linear = self.compute, self._linear
         rate = learning_rate(
             batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
@@ -183,7 +181,7 @@ class LinearEvaluation:
         features = self.features(pictures)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        # The sum over the global batch's size, not the mean over this rank's part: a short last batch has uneven parts.
+        # Divided by the size of the global batch, not of this rank's part: the parts of a short last batch are uneven.
         share = F.cross_entropy(self._classifier(features), labels, reduction="sum") / batch.total
         (share * compute.ranks.size).backward()
         compute.ranks.average_gradients(self._classifier.parameters())
@@ -204,8 +202,8 @@ class LinearEvaluation:
         return {"epoch": epoch, "lr": rate, "train_loss": train_loss, **top, "images_per_s": images_per_s}
 
     def _test_set(self) -> tuple[torch.Tensor, torch.Tensor, int, Ranks]:
-        """Return this rank's features and labels, how many images there are, and who has the others."""
-        return self._test_features, self._test_labels, self._n_test, self.compute.ranks
+        """Return this rank's features and labels, the number of images on all ranks, and the ranks."""
+        return self._test_features, self._test_labels, len(self._store.test), self.compute.ranks
 
     def _save(self, partial: Path, saver: Saver, *, wait: bool) -> None:
         path, losses = partial / f"step_{self.step:09d}.pt", self.compute.ranks.all_gather(self._losses).cpu()
@@ -227,7 +225,7 @@ class LinearEvaluation:
         ranks, losses = self.compute.ranks, state["losses"]
         if len(losses) == ranks.size:
             self._losses.copy_(losses[ranks.rank])
-        elif ranks.is_main:  # another number of ranks: the sum is what counts
+        elif ranks.is_main:  # the number of ranks has changed: only the sum counts
             self._losses.copy_(losses.sum())
 
 

@@ -1,4 +1,4 @@
-"""How a job behaves on its machine: place among ranks, lock, ledger, stops, watchdog. Imports no torch.
+"""A job on its machine: its place among the ranks, lock, ledger, reasons to stop, watchdog. Imports no torch.
 
-What can be refused is refused before torch is loaded, so that a retry which has nothing to do ends within a second.
+A job that must not run is refused before torch is loaded, so that a retry with nothing to do ends within a second.
 """

@@ -1,12 +1,13 @@
-"""One attempt of a job at a stage of a run: what must hold before it begins, and what it leaves however it ends.
+"""One attempt at a stage of a run: the conditions for starting it, and the records it leaves however it ends.
 
-A stage has a folder: `pretrain` or `linear`. In it lie lock.json while a job works, ledger.csv, failed.json after an
-error that no retry mends, and STOP where a person wants the run to stop.
+A stage (pretraining, an evaluation) has a folder. It holds lock.json while a job works there, ledger.csv, failed.json
+after an error that no retry can fix, and STOP if a person wants the run to stop.
 """
 
 import contextlib
 import csv
 import json
+import logging
 import os
 import socket
 import threading
@@ -25,16 +26,18 @@ from selfsup.job.stopping import MARGIN_S, StopRequest, stop_file
 from selfsup.job.waiting import Listener
 from selfsup.job.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
+
 FAILED_FILE = "failed.json"
-HANG_S = 600.0  # longest silence between two steps: a checkpoint of a large model on a slow disk, a compilation
+HANG_S = 600.0  # between two steps at most: long enough to compile, or to write a large checkpoint to a slow disk
 
 
 class Attempt:
-    """A context in which a stage is worked at. Raises UserError on entry where it must not be.
+    """The context in which a job works on a stage. Raises UserError on entry if it must not.
 
-    folder: the stage's. stage, goal: in words, for messages and ledger. fingerprint: of what is computed; failed.json
-    of another one does not count. stop: asked for reasons to stop, instead of signals, files and clocks. Every rank
-    makes one; lock, ledger and heartbeat are rank 0's.
+    folder: the stage's. stage, goal: in words, for messages and ledger. fingerprint: names what is computed; a
+    failed.json with another fingerprint does not count. stop: asked for reasons to stop, instead of signals, files and
+    clocks. Every rank makes an attempt; only rank 0 keeps lock, ledger and heartbeat.
     """
 
     def __init__(
@@ -54,10 +57,10 @@ class Attempt:
         self._time_limit_s, self._given_stop = time_limit_s, stop
         self._row = {"stage": stage, "goal": goal, "host": socket.gethostname(), "started": now()}
         self._row["job_id"] = os.environ.get("SLURM_JOB_ID", "")
-        self._how = "ended"
-        self._figures: dict[str, Any] = {}
+        self._ending = "ended"
+        self._columns: dict[str, Any] = {}  # of the ledger's row
         self._batch, self._began = 0, time.monotonic()
-        self._listener: Listener | None = None  # where there are other ranks to wait for
+        self._listener: Listener | None = None  # if there are other ranks to wait for
         self._watchdog: Watchdog | None = None
 
     def __enter__(self) -> "Attempt":
@@ -67,30 +70,30 @@ class Attempt:
         try:
             self._refuse_if_stopped_or_failed()
             if self.place.is_main:
-                self._lock.acquire(lambda: self.waiting("waiting for the lock of another job"))
+                self._lock.acquire(lambda: self.heartbeat_before_work("waiting for the lock of another job"))
         except UserError as error:
             if self.place.is_main:
                 note_refused(self.folder, self._row, f"refused: {_first_line(error)}")
             raise
         if self.place.is_main:
-            for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
+            for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while writing
                 leftover.unlink(missing_ok=True)
             self._ledger = Ledger(self.folder)
             self._ledger.open(self._row)
             self._leaving = threading.Event()
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
-        self._watchdog = Watchdog(self._hang_s, f"rank {self.place.rank} of {self.place.size} on {self._row['host']}")
+        self._watchdog = Watchdog(self._hang_s)
         if self.place.size > 1 and not self._given_stop:
             self._listener = Listener(self.stop, self._leave, is_main=self.place.is_main)
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
-        self.settled()
+        self.stop_listening()
         self._watchdog.close()
         self.stop.close()
         if isinstance(error, PermanentError):
-            with contextlib.suppress(OSError):  # the error itself is what the user has to see
+            with contextlib.suppress(OSError):  # the user has to see the error itself
                 self._write_failed(str(error))
         if self.place.is_main:
             self._close_books(error)
@@ -99,71 +102,71 @@ class Attempt:
         self._leaving.set()
         self._heart.join()
         if self._lock.is_mine():
-            with contextlib.suppress(OSError):  # the disk may be full, which is what the error tells
-                self._ledger.update(_ending(error) or self._how, **self._known())
+            with contextlib.suppress(OSError):  # the disk may be full, and the error says so
+                self._ledger.update(_ending(error) or self._ending, **self._known_columns())
             self._lock.release()
 
-    def know(self, **columns: Any) -> None:
+    def set_columns(self, **columns: Any) -> None:
         """Fill columns of the ledger that were not known at the start."""
-        self._figures.update(columns)
+        self._columns.update(columns)
 
-    def begin(self, step: int, batch: int, reached: int = 0) -> None:
-        """The first step is about to be done.
+    def begin_steps(self, step: int, batch: int, reached: int = 0) -> None:
+        """Record that the steps begin, with `step` of them done before.
 
-        batch: images of all ranks in a step. reached: steps that earlier attempts had done, as far as files tell.
+        batch: images per step, over all ranks. reached: how many steps the files show that earlier attempts have done.
         """
         self._batch, self._began = batch, time.monotonic()
-        self._figures.update(start_step=step, end_step=step, saved_step=step, checkpoints=0, stall_s=0.0)
+        self._columns.update(start_step=step, end_step=step, saved_step=step, checkpoints=0, stall_s=0.0)
         if self.place.is_main:
-            self._ledger.learn(reached, step)
-            self._ledger.update(**self._known())
+            self._ledger.complete_killed(reached, step)
+            self._ledger.update(**self._known_columns())
         self._watchdog.beat(f"continuing at step {step}")
 
-    def at(self, step: int) -> None:
-        """`step` steps are done."""
-        self._figures["end_step"] = step
+    def step_done(self, step: int) -> None:
+        """Record that `step` steps are done."""
+        self._columns["end_step"] = step
         self._watchdog.beat(f"step {step}")
 
-    def alive(self, what: str) -> None:
-        """Something goes on that is no step."""
+    def heartbeat(self, what: str) -> None:
+        """Show the watchdog that work other than steps goes on. what: the part just done."""
         self._watchdog.beat(what)
 
-    def waiting(self, what: str) -> None:
-        """As `alive`, while there is nothing to save yet. Raises StoppedError when the job is asked to stop."""
+    def heartbeat_before_work(self, what: str) -> None:
+        """Like `heartbeat`, while there is nothing to save yet: raises StoppedError if the job is asked to stop."""
         if self.stop.reason:
             raise StoppedError(f"stopped by {self.stop.reason} before the first step ({what})", self.stop.exit_status)
         if self._watchdog:
             self._watchdog.beat(what)
 
-    def settled(self) -> None:
-        """The job is about to end, and rank 0 may write for long: nobody leaves any more because he waits for it."""
+    def stop_listening(self) -> None:
+        """From now on do not leave because of waiting too long: the job is ending, and rank 0 may write for long."""
         if self._listener:
             self._listener.close()
 
-    def saved(self, step: int) -> None:
-        """All that is done up to `step` is safe on disk."""
-        self._figures["saved_step"] = step
+    def step_saved(self, step: int) -> None:
+        """Record that the work up to `step` is safe on disk."""
+        self._columns["saved_step"] = step
 
-    def stalled(self, seconds: float) -> None:
-        """The training has waited so long for a checkpoint."""
-        self._figures["stall_s"] += seconds
-        self._figures["checkpoints"] += 1
+    def add_stall(self, seconds: float) -> None:
+        """Record a checkpoint for which the training had to wait so long."""
+        self._columns["stall_s"] += seconds
+        self._columns["checkpoints"] += 1
 
-    def ended(self, how: str) -> None:
-        """How the attempt has ended, in a few words for the ledger; an exception tells for itself."""
-        self._how = how
+    def set_ending(self, how: str) -> None:
+        """Set what the ledger says of the attempt's end, in a few words; an exception takes precedence."""
+        self._ending = how
 
-    def check_ours(self) -> None:
-        """Raise UserError if another job has taken the run over, as it may when this one stood still for long."""
+    def check_lock(self) -> None:
+        """Raise UserError if another job has taken the run over, as it may after this one was suspended for long."""
         if self.place.is_main and not self._lock.is_mine():
             raise UserError(
-                f"{self.folder} was taken over by another job while this one stood still: nothing was written"
+                f"{self.folder} was taken over by another job while this one was suspended: nothing was written"
             )
 
     def _refuse_if_stopped_or_failed(self) -> None:
         file = stop_file(self.folder)
         if file:
-            raise UserError(f"{file} is there, so the run stays stopped: delete it and start again to continue")
+            raise UserError(f"{file} is there, so the run stays stopped: to continue, delete it and start again")
         path = self.folder / FAILED_FILE
         try:
             failed = read_card(path)
@@ -171,7 +174,7 @@ class Attempt:
             return
         if failed.get("fingerprint") == self._fingerprint:
             raise UserError(
-                f"{self._stage} failed for good on {failed.get('when')}: {failed.get('message')}. When that is mended, "
+                f"{self._stage} failed for good on {failed.get('when')}: {failed.get('message')}. When that is fixed, "
                 f"delete {path} and start again"
             )
 
@@ -181,44 +184,42 @@ class Attempt:
         write_atomically(self.folder / FAILED_FILE, json.dumps(failed, indent=1) + "\n")
 
     def _leave(self, waited: float) -> None:
-        """End the process, which waits for other ranks in vain. See `selfsup.job.waiting` for what may be under way."""
+        """End the process, which waits for a rank that does not arrive; why that is safe: `selfsup.job.waiting`."""
         try:
             for thread in threading.enumerate():
                 if not thread.daemon and thread not in (threading.main_thread(), threading.current_thread()):
                     thread.join(MARGIN_S)  # the checkpoint's writer
-            self._how = f"stopped by {self.stop.reason}, waiting for another rank"
-            with contextlib.suppress(OSError):  # of a terminal that is gone
-                name = f"rank {self.place.rank} of {self.place.size}"
-                print(f"{name}: {self._how} for {waited:.0f} s{self._unsaved()}", flush=True)
+            self._ending = f"stopped by {self.stop.reason}, waiting for another rank"
+            logger.info("%s for %.0f s%s", self._ending, waited, self._unsaved())
             if self.place.is_main:
                 self._close_books(None)
         finally:
             os._exit(self.stop.exit_status)
 
     def _unsaved(self) -> str:
-        """Rank 0, which saves, tells what is lost."""
-        done, saved = (self._figures.get(key, 0) for key in ("end_step", "saved_step"))
-        return f": steps {saved} to {done} are to be done again" if self.place.is_main and done > saved else ""
+        """Say which steps are lost, on rank 0 alone, which saves."""
+        done, saved = (self._columns.get(key, 0) for key in ("end_step", "saved_step"))
+        return f": steps {saved} to {done} have to be done again" if self.place.is_main and done > saved else ""
 
-    def _known(self) -> dict[str, Any]:
-        figures = dict(self._figures)
-        if "start_step" in figures:
+    def _known_columns(self) -> dict[str, Any]:
+        columns = dict(self._columns)
+        if "start_step" in columns:
             seconds = max(time.monotonic() - self._began, 1e-9)
-            images = (figures["end_step"] - figures["start_step"]) * self._batch
-            figures.update(images_per_s=round(images / seconds, 1), stall_s=round(figures["stall_s"], 3))
-        return figures
+            images = (columns["end_step"] - columns["start_step"]) * self._batch
+            columns.update(images_per_s=round(images / seconds, 1), stall_s=round(columns["stall_s"], 3))
+        return columns
 
     def _beat(self) -> None:
         launcher = os.environ.get(LAUNCHER)
         while not self._leaving.wait(BEAT_S):
             if launcher and int(launcher) != os.getppid():
                 self.stop.request("the end of its launcher")
-            with contextlib.suppress(OSError):  # a disk that is full or away for a moment; the next beat tries again
+            with contextlib.suppress(OSError):  # the disk is full or away for a moment; the next beat tries again
                 if not self._lock.beat():
                     self.stop.request("another job, which has taken the run over")
                     return
             with contextlib.suppress(OSError, ValueError, KeyError, csv.Error):  # or a ledger edited by hand
-                self._ledger.update(**self._known())
+                self._ledger.update(**self._known_columns())
 
 
 def _ending(error: BaseException | None) -> str | None:

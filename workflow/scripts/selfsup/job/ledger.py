@@ -1,7 +1,7 @@
 """ledger.csv: a row for every attempt at a stage, killed ones included.
 
-The row is there from the start and is kept up while the job lives; a killed job cannot close its row, so the next one
-does. What is not known at the start (devices, numerics) comes when it is.
+The row is written at the start and updated while the job lives; a killed job cannot close its row, so the next one
+does. Columns not known at the start (devices, numerics) are filled later.
 """
 
 import csv
@@ -22,22 +22,22 @@ COLUMNS = (
     "goal",
     "how_it_ended",
     "started",  # ISO 8601, UTC
-    "ended",  # of a running or killed attempt: when it was last heard of
+    "ended",  # of a running or killed attempt: its last sign of life
     "host",
     "job_id",
     "devices",
     "device",
-    "device_hours",  # devices times hours, waiting and starting included
-    "gpu_hours",  # the same where the devices are GPUs, else 0
+    "device_hours",  # devices times hours, including waiting and starting
+    "gpu_hours",  # the same if the devices are GPUs, else 0
     "start_step",
     "end_step",
     "saved_step",
     "steps_done",
-    "steps_lost",  # done after the last save, to be done again
-    "steps_redone",  # done before by an earlier attempt, and lost
-    "images_per_s",  # from the first step of the attempt to its end, saving included
+    "steps_lost",  # done after the last save: the next attempt repeats them
+    "steps_redone",  # steps that an earlier attempt had done and lost
+    "images_per_s",  # from the first step of the attempt to its end, including saving
     "checkpoints",
-    "stall_s",  # the training waited so long for its checkpoints
+    "stall_s",  # how long the training waited for its checkpoints
     "ranks",
     "threads",
     "precision",
@@ -55,13 +55,13 @@ class Ledger:
         self._row: dict[str, Any] = {}
 
     def open(self, row: Mapping[str, Any]) -> None:
-        """Begin this attempt's row, and close those of attempts that were killed."""
+        """Begin this attempt's row, and close the rows of attempts that were killed."""
         rows = read_ledger(self._path)
         for one in rows:
             if one["how_it_ended"] == RUNNING:
                 one["how_it_ended"] = KILLED
         self._number = len(rows) + 1
-        self._row = _reckoned({"attempt": self._number, "how_it_ended": RUNNING, "started": now(), **row}, rows)
+        self._row = _with_derived({"attempt": self._number, "how_it_ended": RUNNING, "started": now(), **row}, rows)
         self._write([*rows, self._row])
 
     def update(self, how: str = RUNNING, **known: Any) -> None:
@@ -73,18 +73,18 @@ class Ledger:
         rows = read_ledger(self._path)
         earlier = [one for one in rows if int(one["attempt"]) < self._number]
         others = [one for one in rows if int(one["attempt"]) > self._number]  # refused meanwhile
-        self._row = _reckoned({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
+        self._row = _with_derived({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
         self._write([*earlier, self._row, *others])
 
-    def learn(self, reached: int, continued_at: int) -> None:
-        """Complete the row of the last attempt that took a step, if it was killed: it had done `reached` at least.
+    def complete_killed(self, reached: int, continued_at: int) -> None:
+        """Complete the row of the last attempt that did a step, if it was killed: it did at least `reached` steps.
 
-        Its own row stops at its last heartbeat. continued_at: the step of the checkpoint that it has left.
+        Its own row ends at its last heartbeat. continued_at: the step of the checkpoint that it left.
         """
         with self._busy:
-            self._learn(reached, continued_at)
+            self._complete_killed(reached, continued_at)
 
-    def _learn(self, reached: int, continued_at: int) -> None:
+    def _complete_killed(self, reached: int, continued_at: int) -> None:
         rows = read_ledger(self._path)
         earlier = [one for one in rows if int(one["attempt"]) < self._number and one["start_step"]]
         before = earlier[-1] if earlier else None
@@ -92,7 +92,7 @@ class Ledger:
             return
         place, start = rows.index(before), int(before["start_step"])
         end = max(start, reached, continued_at, int(before["end_step"] or 0))
-        rows[place] = _reckoned(
+        rows[place] = _with_derived(
             {**before, "start_step": start, "end_step": end, "saved_step": continued_at}, rows[:place]
         )
         self._write(rows)
@@ -102,17 +102,17 @@ class Ledger:
 
 
 def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
-    """Add the row of an attempt that was refused before it could begin; the folder is another job's."""
+    """Add the row of an attempt that was refused before it began; another job may own the folder."""
     path = folder / LEDGER_FILE
     rows = read_ledger(path)
-    full = _reckoned({"attempt": len(rows) + 1, **row, "ended": now(), "how_it_ended": reason}, [])
+    full = _with_derived({"attempt": len(rows) + 1, **row, "ended": now(), "how_it_ended": reason}, [])
     text = _text([full]).split("\n", 1)[1] if rows else _text([full])
     with open(path, "a", newline="") as file:
         file.write(text)
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ledger, oldest first, values as text; none where there is no ledger."""
+    """Return the rows of a ledger, oldest first, with values as text; no rows if there is no ledger."""
     try:
         with open(path, newline="") as file:
             return [row for row in csv.DictReader(file) if (row.get("attempt") or "").isdigit()]
@@ -121,12 +121,12 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def begun(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of attempts that took something; one that was refused at the door has no device and no step."""
+    """Return the rows of attempts that used a device or did steps; a refused attempt has neither."""
     return [row for row in rows if row["devices"] or row["start_step"]]
 
 
 def ledger_totals(path: Path) -> dict[str, float | int]:
-    """Return what all attempts of a ledger took together: how many, how many of them were killed, hours, steps."""
+    """Return totals over the attempts of a ledger: their number, how many were killed, hours, steps."""
     rows = begun(read_ledger(path))
     killed = sum(row["how_it_ended"] == KILLED for row in rows)
     hours = {key: round(sum(float(row[key] or 0) for row in rows), 6) for key in ("gpu_hours", "device_hours")}
@@ -135,12 +135,12 @@ def ledger_totals(path: Path) -> dict[str, float | int]:
 
 
 def now() -> str:
-    """Return this moment as ISO 8601 in UTC, to the second."""
+    """Return the current time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _reckoned(row: dict[str, Any], earlier: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the row with the figures that follow from the others."""
+def _with_derived(row: dict[str, Any], earlier: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row with the columns that are computed from others."""
     row = {**row, "ended": row.get("ended") or row["started"]}
     hours = (datetime.fromisoformat(row["ended"]) - datetime.fromisoformat(row["started"])).total_seconds() / 3600
     devices = int(row.get("devices") or 0)

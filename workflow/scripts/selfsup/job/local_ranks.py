@@ -1,7 +1,7 @@
-"""Several ranks on this machine without a launcher from outside: the script starts itself once for each.
+"""Several ranks on this machine without torchrun or srun: the script starts itself once for each rank.
 
-torchrun does it too, but gives its processes 30 s to save after a signal, turns their exit status into its own, and
-ends every failure in a traceback of its own.
+torchrun would do, but it gives its processes only 30 s to save after a signal, replaces their exit status by its own,
+and adds a traceback of its own to every failure.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ import time
 from selfsup.job.stopping import EXIT_RESUBMIT
 from selfsup.signals import take_stop_signals
 
-LAUNCHER = "SELFSUP_LAUNCHER"  # its process id, for ranks to notice that it is gone
-GRACE_S = 20.0  # for the others to leave by themselves once a rank has failed or stopped: all do it together
+LAUNCHER = "SELFSUP_LAUNCHER"  # the launcher's process id: ranks stop when it is gone
+GRACE_S = 20.0  # once a rank has failed or stopped, the others have this long to end by themselves
 POLL_S = 0.05
 
 
 def run_local_ranks(count: int) -> int:
-    """Start this script `count` times with the same arguments, a rank each, and return the exit status of them all.
+    """Start this script `count` times with the same arguments, once for each rank, and return one exit status for all.
 
-    0 when all end well; 75 when they were asked to stop; else the status of the one that failed first.
+    It is 0 if all ranks end well, 75 if they were asked to stop, else the status of the rank that failed first.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,7 +46,7 @@ def _wait_for(ranks: list[subprocess.Popen]) -> int:
     failed, patience = 0, None
     while True:
         ended = [status for status in (process.poll() for process in ranks) if status is not None]
-        if patience is None or time.monotonic() < patience:  # those that are killed below have not failed
+        if patience is None or time.monotonic() < patience:  # ranks killed below have not failed
             failed = failed or next((status for status in ended if status not in (0, EXIT_RESUBMIT)), 0)
         if len(ended) == len(ranks):
             return _exit_status(failed) or max(ended)
@@ -59,4 +59,4 @@ def _wait_for(ranks: list[subprocess.Popen]) -> int:
 
 
 def _exit_status(status: int) -> int:
-    return 128 - status if status < 0 else status  # as a shell tells of a process that a signal has ended
+    return 128 - status if status < 0 else status  # as a shell reports a process killed by a signal

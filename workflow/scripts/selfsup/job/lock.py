@@ -1,6 +1,6 @@
-"""One job at a time in a folder: a lock that names its holder and shows by a heartbeat that the holder lives.
+"""One job at a time in a folder: a lock that names its holder, whose heartbeat shows that it is alive.
 
-File locks of the operating system do not hold on every cluster's file system, and tell a refused job nothing.
+The operating system's file locks do not work on every cluster's file system, and do not say who holds them.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from selfsup.errors import UserError
 
 LOCK_FILE = "lock.json"
 BEAT_S = 10.0
-STALE_S = 120.0  # without a beat the holder is dead: a file system, or a processor, may stand still for a while
-WATCHED_S = 2.5 * BEAT_S  # and none was seen for so long by the clock of the one who asks: clocks of hosts differ
+STALE_S = 120.0  # without a beat for so long the holder is dead; a file system or a processor may stall for a while
+WATCHED_S = 2.5 * BEAT_S  # and who waits for the lock must see no beat for so long itself: the hosts' clocks differ
 POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. `process_started` tells a process from a later one of the same number."""
+    """Who holds a lock. `process_started` distinguishes a process from a later one with the same number."""
 
     token: str
     host: str
@@ -60,29 +60,30 @@ class Lock:
         self._path, self._me = folder / LOCK_FILE, this_process(stage)
 
     def acquire(self, waiting: Callable[[], None] = lambda: None) -> None:
-        """Take the lock. Waits, up to STALE_S, where it cannot be known at once whether the holder lives.
+        """Take the lock. Waits, up to STALE_S, if it is not known at once whether the holder is alive.
 
-        waiting: called every second of that; what it raises ends the wait. Raises UserError naming a holder that lives.
+        waiting: called every second of the wait; an exception from it ends the wait. Raises UserError naming a living
+        holder.
         """
         while not self._create():
             seen = _read(self._path)
-            if seen is not None:  # else it was just released
+            if seen is not None:  # else the lock was just released
                 self._set_aside(*self._wait_until_dead(*seen, waiting))
 
     def beat(self) -> bool:
-        """Show that the holder lives. Returns whether this process still holds the lock."""
+        """Show that the holder is alive. Returns whether this process still holds the lock."""
         if not self.is_mine():
             return False
-        os.utime(self._path)  # the file server's clock, not this host's
+        os.utime(self._path)  # by the file server's clock, not this host's
         return True
 
     def is_mine(self) -> bool:
-        """Return whether this process still holds the lock: after a long suspension another may have taken it."""
+        """Return whether this process still holds the lock; another may have taken it during a long suspension."""
         seen = _read(self._path)
         return seen is not None and seen[0] is not None and seen[0].token == self._me.token
 
     def release(self) -> None:
-        """Give the lock up, unless another has taken it."""
+        """Release the lock, unless another process has taken it."""
         if self.is_mine():
             self._path.unlink(missing_ok=True)
 
@@ -90,7 +91,7 @@ class Lock:
         whole = self._path.with_name(f"{LOCK_FILE}.{self._me.token}.new")
         try:
             whole.write_text(json.dumps(asdict(self._me)))
-            os.link(whole, self._path)  # appears whole or not at all, and for one of several only
+            os.link(whole, self._path)  # atomic: only one of several processes succeeds
         except FileExistsError:
             return False
         except OSError:  # a file system without hard links
@@ -111,7 +112,7 @@ class Lock:
     def _wait_until_dead(
         self, holder: Holder | None, beat: float, waiting: Callable[[], None]
     ) -> tuple[Holder | None, float]:
-        """Return holder and last beat once the holder is known to be dead or gone; raise UserError when it lives."""
+        """Return holder and last beat once the holder is known to be dead; raise UserError if it is alive."""
         began = time.monotonic()
         while True:
             alive = _lives(holder, self._me)
@@ -130,7 +131,7 @@ class Lock:
             time.sleep(POLL_S)
 
     def _set_aside(self, holder: Holder | None, beat: float) -> None:
-        """Remove a dead holder's lock, and no other's: another job may have taken it over meanwhile."""
+        """Remove a dead holder's lock, but not the lock of another job that has taken it over meanwhile."""
         aside = self._path.with_name(f"{LOCK_FILE}.{self._me.token}")
         try:
             os.rename(self._path, aside)
@@ -138,12 +139,12 @@ class Lock:
             return
         found = _read(aside)
         if found is not None and (found[0] != holder or found[1] > beat):
-            with contextlib.suppress(OSError):  # a third job's lock stands there already
+            with contextlib.suppress(OSError):  # a third job holds the lock already
                 os.link(aside, self._path)
         aside.unlink(missing_ok=True)
 
     def _now(self) -> float:
-        """The time by the clock that stamps the lock's beats."""
+        """Return the time by the clock that dates the beats."""
         probe = self._path.with_name(f"{LOCK_FILE}.{self._me.token}.now")
         probe.touch()
         try:
@@ -154,12 +155,12 @@ class Lock:
 
 @contextlib.contextmanager
 def held(folder: Path, stage: str) -> Iterator[None]:
-    """A context that holds a folder's lock, with a heartbeat. Raises UserError naming a holder that lives."""
+    """A context that holds a folder's lock, with a heartbeat. Raises UserError naming a living holder."""
     lock, leaving = Lock(folder, stage), threading.Event()
 
     def beat() -> None:
         while not leaving.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a disk that is full or away for a moment
+            with contextlib.suppress(OSError):  # the disk is full or away for a moment
                 lock.beat()
 
     lock.acquire()
@@ -174,15 +175,15 @@ def held(folder: Path, stage: str) -> Iterator[None]:
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Return who holds a folder's lock, dead or alive; None where there is none."""
+    """Return who holds a folder's lock, dead or alive; None if it is not locked."""
     seen = _read(folder / LOCK_FILE)
     return seen[0] if seen else None
 
 
 def living_holder(folder: Path) -> Holder | None:
-    """Return the holder of a folder's lock if it is known at once to live: a process of this host, or a fresh beat.
+    """Return the holder of a folder's lock if it is alive: a process of this host, or one with a recent beat.
 
-    Looks only; for those who want to know, on any host, whether a run is going on.
+    Changes nothing and does not wait, and so may be called on any host to learn whether a run is going on.
     """
     seen = _read(folder / LOCK_FILE)
     if seen is None or seen[0] is None:
@@ -193,16 +194,16 @@ def living_holder(folder: Path) -> Holder | None:
 
 
 def _lives(holder: Holder | None, me: Holder) -> bool | None:
-    """Return whether a holder of this host lives; None for one of another host, or of nobody known."""
+    """Return whether a holder on this host is alive; None for a holder on another host, or an unknown one."""
     if holder is None or holder.host != me.host:
         return None
     return _process_started(holder.pid) == holder.process_started
 
 
 def _read(path: Path) -> tuple[Holder | None, float] | None:
-    """Return holder and last beat; no holder for a file that a killed process has left empty; None without a file."""
+    """Return holder and last beat; no holder if a killed process left the file empty; None if there is no file."""
     try:
-        with open(path) as file:  # opened, not only asked: a network file system answers from a cache otherwise
+        with open(path) as file:  # opened, because a network file system would answer stat() from a cache
             beat = os.fstat(file.fileno()).st_mtime
             try:
                 return Holder(**json.load(file)), beat
@@ -213,17 +214,17 @@ def _read(path: Path) -> tuple[Holder | None, float] | None:
 
 
 def _host() -> str:
-    """This host, and the process numbers that count on it: containers may share a name."""
+    """Return this host's name, with its process namespace if that is a container's: containers may share a name."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return socket.gethostname()
-    initial = 0xEFFFFFFC  # the kernel's number of a machine's own namespace
+    initial = 0xEFFFFFFC  # the kernel's number for the machine's own namespace
     return socket.gethostname() + ("" if namespace == initial else f" (pid namespace {namespace})")
 
 
 def _process_started(pid: int) -> str | None:
-    """Return when a process of this host has started, in kernel ticks; "" where that is not told; None if gone."""
+    """Return when a process of this host started, in kernel ticks; "" if that is unknown; None if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]

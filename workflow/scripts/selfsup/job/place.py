@@ -1,7 +1,8 @@
-"""Where a process stands among the ranks of its run: told by srun, by torchrun or by `run_local_ranks`, or alone."""
+"""The place of a process among the ranks of its run, as srun, torchrun or `run_local_ranks` state it, or alone."""
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,10 +18,10 @@ PORT_FROM_JOB = "Slurm's numbers of the job and its step give it; a former job's
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands: its rank of `size`, its place on its node, and where rank 0 listens.
+    """The rank of a process among `size`, its rank on its own node, and the address at which rank 0 listens.
 
-    `shared_node`: its node's other ranks see the same devices; srun may show each task a device of its own.
-    `port_from`: in words, what has chosen the port.
+    `shared_node`: the ranks of a node see the same devices; srun may show each task only a device of its own.
+    `port_from`: what has chosen the port, in words. `several_nodes`: the ranks run on more than one machine.
     """
 
     rank: int = 0
@@ -30,6 +31,7 @@ class Place:
     port: int = 0
     shared_node: bool = True
     port_from: str = "MASTER_PORT"
+    several_nodes: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -37,15 +39,15 @@ class Place:
 
     @property
     def url(self) -> str:
-        """Where rank 0 listens, for torch; an IPv6 address stands in brackets there."""
+        """The address at which rank 0 listens, as torch wants it: an IPv6 address in brackets."""
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"tcp://{host}:{self.port}"
 
 
 def discover_place(environment: Mapping[str, str]) -> Place:
-    """Read the process's place from torchrun's or srun's variables; none of them means a single process.
+    """Read a process's place from the variables of torchrun or srun; without any of them it is a single process.
 
-    Raises UserError when only a part of them is set: guessing would start a run with the wrong number of ranks.
+    Raises UserError when only some of them are set: a guess could start a run with the wrong number of ranks.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         values = _all_of(TORCHRUN, environment, "torchrun")
@@ -55,6 +57,7 @@ def discover_place(environment: Mapping[str, str]) -> Place:
             int(values["LOCAL_RANK"]),
             values["MASTER_ADDR"],
             int(values["MASTER_PORT"]),
+            several_nodes=int(values["WORLD_SIZE"]) > int(values.get("LOCAL_WORLD_SIZE", values["WORLD_SIZE"])),
         )
     if _in_slurm_step(environment):
         values = _all_of(SLURM, environment, "srun")
@@ -68,8 +71,14 @@ def discover_place(environment: Mapping[str, str]) -> Place:
             port,
             shared_node=False,
             port_from=PORT_FROM_JOB,
+            several_nodes=int(environment.get("SLURM_STEP_NUM_NODES", 1)) > 1,
         )
     return Place()
+
+
+def node_name() -> str:
+    """Return this machine's name: Slurm's name for the node, if Slurm has started the process."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def first_host(node_list: str) -> str:
@@ -86,15 +95,15 @@ def _in_slurm_step(environment: Mapping[str, str]) -> bool:
 
 
 def _refuse_first_of_several_shells(environment: Mapping[str, str]) -> None:
-    """Refuse to wait for the other tasks of `srun -n4 --pty bash`: only the first is a shell that a person types into.
+    """Refuse the shell of `srun -n4 --pty bash`: its other three tasks have no terminal to start their ranks from.
 
-    Steps that are started from there have no terminal, though its variable.
+    Steps started from such a shell inherit its variable, but not its terminal.
     """
     count = int(environment["SLURM_STEP_NUM_TASKS"])
     if count > 1 and "SLURM_PTY_PORT" in environment and _has_terminal():
         raise UserError(
-            f"this terminal is the first of {count} tasks of `srun --pty`; the others have none, and would be waited "
-            "for: open it by srun --ntasks=1 --pty bash, or start the processes by srun without --pty"
+            f"this terminal is the first of {count} tasks of `srun --pty`; the others have no terminal, and this one "
+            "would wait for them: open it with srun --ntasks=1 --pty bash, or start the processes by srun without --pty"
         )
 
 
@@ -111,6 +120,6 @@ def _all_of(names: tuple[str, ...], environment: Mapping[str, str], launcher: st
     if missing:
         raise UserError(
             f"half an environment of {launcher}: {', '.join(missing)} not set; start with {launcher}, or unset "
-            "the others for a single process"
+            "the other variables for a single process"
         )
     return environment

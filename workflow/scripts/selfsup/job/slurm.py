@@ -1,4 +1,4 @@
-"""What Slurm knows of a job, asked on the login node."""
+"""Questions to Slurm about jobs, asked on the login node."""
 
 import contextlib
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selfsup.job.lock import living_holder, read_holder, this_process
 
-PATIENCE_S = 20  # a controller that is away makes its clients wait
+PATIENCE_S = 20  # clients wait for a controller that does not answer
 ENDED = (
     "BOOT_FAIL",
     "CANCELLED",
@@ -25,14 +25,14 @@ ENDED = (
 
 
 def holder_at_work(folder: Path) -> str | None:
-    """Return in words the job that works in `folder`, or will again, or None.
+    """Return, in words, the job that works in `folder` or will continue to; None if there is no such job.
 
-    Asks Slurm for the job that a lock names: it may be suspended or in the queue again, and give no sign of life.
+    Asks Slurm about the job that the lock names: if it is suspended or queued again, it shows no sign of life.
     """
     holder = read_holder(folder)
     if holder is None:
         return None
-    if holder.host == this_process("look").host:  # its process tells more than the allocation that it was part of
+    if holder.host == this_process("look").host:  # the process says more than its allocation
         return str(holder) if living_holder(folder) else None
     state = job_state(holder.job_id) if holder.job_id else None
     if state is not None:
@@ -41,12 +41,12 @@ def holder_at_work(folder: Path) -> str | None:
 
 
 def job_state(job_id: str) -> str | None:
-    """Return Slurm's word for a job's state, or None where there is no Slurm or it knows no such job."""
+    """Return a job's state in Slurm's word, or None if there is no Slurm or no such job."""
     return job_states([job_id], PATIENCE_S).get(job_id)
 
 
 def job_states(job_ids: Sequence[str], patience_s: float) -> dict[str, str]:
-    """Return Slurm's words for the states of the jobs that it knows; none where there is no answer in time."""
+    """Return the states of the jobs that Slurm knows, in its words; none if it does not answer in time."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         command = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}", "--format=%A %T"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
@@ -57,14 +57,14 @@ def job_states(job_ids: Sequence[str], patience_s: float) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job in the queue. comment: what Snakemake's executor says of it, its rule and wildcards."""
+    """A job in the queue. comment: its rule and wildcards, as Snakemake's executor writes them."""
 
     job_id: str
     comment: str
 
 
 def waiting_jobs(folder: Path, patience_s: float) -> list[Waiting]:
-    """Return this user's jobs that were submitted in `folder` and have not begun; none without an answer in time."""
+    """Return this user's jobs submitted in `folder` that have not begun; none if Slurm does not answer in time."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         command = ["squeue", "--noheader", "--me", "--states=PENDING,CONFIGURING", "--format=%A|%k|%Z"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
@@ -74,9 +74,9 @@ def waiting_jobs(folder: Path, patience_s: float) -> list[Waiting]:
 
 
 def queue_seconds(job_ids: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, int]:
-    """Return how long each job waited in the queue, in s, by sacct; none where accounting is not kept.
+    """Return how many seconds each job waited in the queue, by sacct; none if the site keeps no accounts.
 
-    A job that was requeued counts its last wait: Slurm keeps no other under its number.
+    For a requeued job it is the last wait: Slurm keeps no other under its number.
     """
     with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
         command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(job_ids)}"]

@@ -1,6 +1,6 @@
 """Reasons to end a job early without losing work: signals, the time limit, the file STOP, a launcher that is gone.
 
-The loop asks for the reason after each step, all ranks agree, save, and leave with status 75.
+After each step the loop asks for a reason; if any rank has one, all ranks save and leave with status 75.
 """
 
 import errno
@@ -17,18 +17,18 @@ from selfsup.signals import ignore_stop_signals, take_stop_signals
 EXIT_RESUBMIT = 75  # EX_TEMPFAIL: the profile's retries submit the job again
 EXIT_FOR_GOOD = 1
 STOP_FILE = "STOP"
-LOOK_EVERY_S = 2.0  # for the file: a network file system would feel a question per step
-MARGIN_S = 120.0  # saved this long before a time limit, as the profile's --signal=USR1@120
+LOOK_EVERY_S = 2.0  # for the file: a look after every step would burden a network file system
+MARGIN_S = 120.0  # between saving and the time limit, as in the profile's --signal=USR1@120
 
 
 class StopRequest:
-    """Remembers the first reason to stop; later ones change nothing, for the stop is under way.
+    """Remembers the first reason to stop; later ones change nothing, because the job is stopping already.
 
-    `exit_status` tells whether a retry should go on: 75, or 1 where the file STOP is there.
+    `exit_status` tells whether a retry should continue: 75 if so, 1 if there is a file STOP.
 
-    Slurm sends SIGUSR1 ahead of the time limit (--signal) and SIGTERM at it, more than once; SIGCONT comes too and is
-    no reason. folder: where a file STOP, or one beside the folder, ends the run for good; None looks for none.
-    time_limit_s: from now; Slurm's own SLURM_JOB_END_TIME counts as well.
+    Slurm sends SIGUSR1 before the time limit (--signal) and SIGTERM at the limit, more than once; it also sends
+    SIGCONT, which is not a reason to stop. folder: a file STOP in it or beside it ends the run for good; None: look for
+    no such file. time_limit_s: counted from now; Slurm's own SLURM_JOB_END_TIME holds as well.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, in a few words, or None."""
+        """The reason to stop in a few words, or None."""
         now = time.monotonic()
         if self._reason is None and now >= self._end:
             self._reason = "the approaching time limit"
@@ -55,11 +55,11 @@ class StopRequest:
         return self._reason
 
     def request(self, reason: str) -> None:
-        """Ask to stop, unless that has been asked already."""
+        """Ask the job to stop, unless it has been asked already."""
         self._reason = self._reason or reason
 
     def close(self) -> None:
-        """Let no further signal end the process while it is leaving; Slurm's second SIGTERM would."""
+        """Ignore further signals while the process ends: Slurm's second SIGTERM would kill it."""
         ignore_stop_signals()
 
     def _remember(self, number: int, frame) -> None:
@@ -69,7 +69,7 @@ class StopRequest:
 
 
 def _let_go_of_a_closed_terminal() -> None:
-    """Print into nothing from now on, where output went to a terminal that is gone: a line must not end the saving."""
+    """Redirect output from a closed terminal to /dev/null: a line that cannot be written must not end the saving."""
     for stream in (sys.__stdout__, sys.__stderr__):
         try:
             termios.tcgetattr(stream.fileno())
@@ -81,13 +81,13 @@ def _let_go_of_a_closed_terminal() -> None:
 
 
 def stop_file(folder: Path) -> Path | None:
-    """Return the file STOP of a stage's folder or of the run that it belongs to, where there is one."""
+    """Return the file STOP of a stage's folder or of the run to which the stage belongs, if there is one."""
     run = folder.parent.parent if folder.parent.name == "random_init" else folder.parent
     return next((path for path in (folder / STOP_FILE, run / STOP_FILE) if path.exists()), None)
 
 
 def _end_of_time(time_limit_s: float | None, environment: Mapping[str, str]) -> float:
-    """Return the moment, by the monotonic clock, to stop at: a margin before the limit, a tenth of a short one."""
+    """Return when to stop, on the monotonic clock: MARGIN_S before the limit, or a tenth of a short limit."""
     limits = [time_limit_s] if time_limit_s is not None else []
     if environment.get("SLURM_JOB_END_TIME", "").isdigit():
         limits.append(int(environment["SLURM_JOB_END_TIME"]) - time.time())

@@ -1,10 +1,10 @@
-"""A request to stop that finds its process waiting for other ranks: one of them may never come.
+"""Stopping a process that waits for another rank, which may never arrive.
 
-While the main thread waits inside a collective, or for the others' start, no signal handler of Python's runs; a thread
-hears the signals instead. A process that has waited for long then leaves, and nothing can be half saved by that: files
-appear by a rename alone, only the main thread and the checkpoint's writer begin any, the writer is awaited, and the
-main thread, which is inside the wait, is not let out of it any more. What is lost is what was done since the newest
-checkpoint, for a step that not all ranks have finished cannot be saved.
+While the main thread waits inside a collective, or for the other ranks to start, Python runs no signal handler; a
+thread receives the signals instead. If the wait goes on for too long, the process exits. This cannot leave a half
+written file: files only appear by a rename; only the main thread and the checkpoint's writer write them; the process
+waits for the writer before it exits, and the main thread cannot leave its wait any more. Lost is the work since the
+newest checkpoint, because a step that some rank has not finished cannot be saved.
 """
 
 import signal
@@ -18,16 +18,16 @@ from selfsup.job.stopping import StopRequest
 from selfsup.signals import STOP_SIGNALS
 
 PATIENCE_S = 20.0  # ranks differ by less within a step, and Slurm kills 30 s after SIGTERM (KillWait)
-MORE_OF_OTHERS_S = 5.0  # so that rank 0, which has the ledger and the lock, leaves first
+MORE_OF_OTHERS_S = 5.0  # so that rank 0, which holds the lock and writes the ledger, exits first
 POLL_S = 0.5
 
-_exit = threading.Lock()  # of the wait; kept by the process that leaves
+_exit = threading.Lock()  # held to end a wait; a process that exits never releases it
 _since: float | None = None
 
 
 @contextmanager
 def waiting_for_ranks() -> Iterator[None]:
-    """Inside, this process waits for what other ranks do and has nothing of its own under way."""
+    """Inside, this process only waits for other ranks: it is writing nothing and may be ended."""
     global _since
     _since = time.monotonic()
     try:
@@ -38,47 +38,47 @@ def waiting_for_ranks() -> Iterator[None]:
 
 
 class Listener:
-    """Hears the signals that ask to stop, and calls `leave(seconds)` once the process waits in vain for so long.
+    """Receives the signals that ask to stop, and calls `leave(seconds)` if the process has then waited too long.
 
-    Made and closed by the main thread. leave: ends the process.
+    To be made and closed by the main thread. leave: ends the process; it is given how long the process has waited.
     """
 
     def __init__(self, stop: StopRequest, leave: Callable[[float], None], *, is_main: bool):
         self._stop, self._leave = stop, leave
         self._patience = PATIENCE_S + (0 if is_main else MORE_OF_OTHERS_S)
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._ear.settimeout(POLL_S)
+        self._reading, self._writing = socket.socketpair()
+        self._writing.setblocking(False)
+        self._reading.settimeout(POLL_S)
         self._closed = threading.Event()
-        self._former = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        self._former = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more: what is asked for from now on is under way."""
+        """Stop listening: the job is ending anyway."""
         if not self._closed.is_set():
             signal.set_wakeup_fd(self._former)
             self._closed.set()
 
     def _listen(self) -> None:
         asked = None
-        with self._ear, self._mouth:
+        with self._reading, self._writing:
             while not self._closed.is_set():
-                self._hear()
+                self._receive()
                 if self._stop.reason is not None:
                     asked = asked or time.monotonic()
-                    self._leave_if_in_vain(asked)
+                    self._leave_if_stuck(asked)
 
-    def _hear(self) -> None:
-        """Tell of the signals that came since the last call; waits a moment for them."""
+    def _receive(self) -> None:
+        """Request a stop for the signals since the last call, after waiting a moment for them."""
         with suppress(TimeoutError):
-            for number in self._ear.recv(64):
+            for number in self._reading.recv(64):
                 if number in STOP_SIGNALS:
                     self._stop.request(signal.Signals(number).name)
 
-    def _leave_if_in_vain(self, asked: float) -> None:
+    def _leave_if_stuck(self, asked: float) -> None:
         since = _since
         if since is None or time.monotonic() - max(since, asked) < self._patience:
             return
         with _exit:
-            if _since == since and not self._closed.is_set():  # else the others came at the last moment
+            if _since == since and not self._closed.is_set():  # else the others arrived at the last moment
                 self._leave(time.monotonic() - since)

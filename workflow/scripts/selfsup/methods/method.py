@@ -63,6 +63,11 @@ class Batch:
     indices: np.ndarray
     host_labels: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, views: Views, indices: np.ndarray, labels: torch.Tensor | None = None) -> "Batch":
+        """Return a batch of views. indices, labels: of its images, int64 [n], on the host."""
+        return cls(views.images, views.parameters, indices, labels)
+
     @cached_property
     def labels(self) -> torch.Tensor | None:
         """The images' labels, int64 [n], on the device; None where the dataset has none."""

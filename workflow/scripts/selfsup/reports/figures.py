@@ -32,6 +32,7 @@ FROM_ZERO = (
     "projection_spread",
     "alignment",
 )  # their distance from 0 counts
+NOT_CURVES = ("step", "epoch", "bank", "queries", "skipped")
 LINEAR = "linear accuracy, test images (%)"
 COLUMNS = 3
 SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
@@ -76,7 +77,7 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     told = [steps for run in runs if (steps := run.steps_per_epoch()) is not None]
     steps_per_epoch = steps_per_epoch or min(told, default=None)
     runs_by_epoch, along = (runs, "epoch of pretraining") if steps_per_epoch else ([], "step of pretraining")
-    panels = [name for name in PANELS if any(run.has(name) for run in runs)]
+    panels = _panels(runs)
     linear = any(len(run.linear) for run in runs)
     rows = -(-(len(panels) + linear) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * SIZE_INCHES[0], rows * SIZE_INCHES[1] + 0.6), layout="constrained")
@@ -85,7 +86,7 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     for axis, name in zip(axes, panels, strict=False):
         for run in runs:
             _draw(axis, run, name, steps_per_epoch or 1)
-        _finish(axis, PANELS[name], runs_by_epoch, along)
+        _finish(axis, PANELS.get(name, name.replace("_", " ")), runs_by_epoch, along)
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
             highest = axis.dataLim.y1  # matplotlib's own margin is a share of the values' range, which may be narrow
@@ -99,6 +100,12 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
         axis.remove()
     axes[0].legend(fontsize=7)
     return figure
+
+
+def _panels(runs: list[RunCurves]) -> list[str]:
+    """Return the columns that some run has measured: the known ones, then a method's own scalars and schedules."""
+    own = [name for run in runs for frame in (run.history, run.knn) for name in frame if name not in NOT_CURVES]
+    return [name for name in dict.fromkeys([*PANELS, *own]) if any(run.has(name) for run in runs)]
 
 
 def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float) -> None:

@@ -1,1 +1,1 @@
-"""Training: the loop, checkpoints, ranks and devices, the clock."""
+"""Pretraining: the step, the loop, the segments, health figures, and reports."""

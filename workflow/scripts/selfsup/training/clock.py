@@ -1,4 +1,4 @@
-"""What is told of a long run: to people a line per interval with speed and time left, to a file rows."""
+"""Reports of a long run: progress lines with speed and time left for people, and rows in a CSV file."""
 
 import csv
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from selfsup.training.tensorboard import Events
 
-NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # said in other words, or only to the file
-LINES_AT_FIRST_S = 5.0  # between two progress lines in the first minute; afterwards one a minute is enough
+NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # shown in another form, or only in the file
+LINES_AT_FIRST_S = 5.0  # between two progress lines in the first minute; after it one a minute is enough
 LINES_LATER_S = 60.0
 
 
 class Progress:
-    """Speed and remaining time of a segment and of the whole run, from this process's own steps."""
+    """Speed and remaining time of a segment and of the whole run, estimated from the steps of this process."""
 
     def __init__(self, *, start: int, segment_end: int, run_end: int, steps_per_epoch: int, batch: int):
         self._start, self._segment_end, self._run_end = start, segment_end, run_end
@@ -23,7 +23,7 @@ class Progress:
         self._rate_step, self._waited = start, 0.0
 
     def counted(self, batches: Iterable) -> Iterator:
-        """Yield the batches, and count how long each was waited for."""
+        """Yield the batches, and measure the time spent waiting for them."""
         began = time.monotonic()
         for batch in batches:
             self._waited += time.monotonic() - began
@@ -31,26 +31,29 @@ class Progress:
             began = time.monotonic()
 
     def since_last_row(self, step: int) -> dict[str, float]:
-        """Return images per second, and the share of the time that batches were waited for; `step` steps are done."""
+        """Return images per second and the share of time spent waiting for batches, since the last call.
+
+        step: how many steps are done.
+        """
         seconds = max(time.monotonic() - self._last_rate, 1e-9)
         share, self._waited = self._waited / seconds, 0.0
         return {"images_per_s": self.images_per_s(step), "data_wait": round(share, 4)}
 
     def images_per_s(self, step: int) -> float:
-        """Return the images per second since the last call; `step` steps are done."""
+        """Return the images per second since the last call. step: how many steps are done."""
         now = time.monotonic()
         rate = (step - self._rate_step) * self._batch / max(now - self._last_rate, 1e-9)
         self._last_rate, self._rate_step = now, step
         return rate
 
     def due(self, step: int) -> bool:
-        """Return whether it is time for a line; a segment's last step always has one."""
+        """Return whether a line is due; a segment's last step always gets one."""
         now = time.monotonic()
         interval = LINES_AT_FIRST_S if now - self._began < LINES_LATER_S else LINES_LATER_S
         return step == self._segment_end or now - self._last_line >= interval
 
     def line(self, step: int, row: Mapping[str, float]) -> str:
-        """Return the progress line after `step` steps. row: what history.csv has for the newest of them."""
+        """Return the progress line after `step` steps. row: the newest step's row of history.csv."""
         self._last_line = time.monotonic()
         per_step = (self._last_line - self._began) / max(step - self._start, 1)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in NOT_IN_LINES)
@@ -63,19 +66,19 @@ class Progress:
 
 
 class History:
-    """A CSV of a run with a row per logged step, cut back to the checkpoint's step on a resume.
+    """A CSV file with a row per logged step. A resume removes the rows after the checkpoint's step.
 
-    Columns are those of the rows, in the order in which they first appear; a row has blanks for what it does not tell.
+    The columns are those of all rows, in the order of their first appearance; missing values are blank.
     """
 
     def __init__(self, path: Path, *, start: int, also: Events | None = None):
-        """Rows of steps before `start` are kept. also: gets every appended row too."""
+        """Keep the rows of steps before `start`. also: gets every appended row too."""
         self._path, self._also = path, also
         self._columns, rows = _read(path)
         self._rewrite([row for row in rows if int(row["step"]) < start])
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row; on disk when the call returns, as far as the operating system goes."""
+        """Add a row, handed to the operating system when the call returns."""
         new = [name for name in row if name not in self._columns]
         if new:
             _, rows = _read(self._path)
@@ -96,7 +99,7 @@ class History:
 
 
 def steps_logged(path: Path) -> int:
-    """Return how many steps a history.csv tells of, those included whose work was lost."""
+    """Return how many steps a history.csv shows as done, including those whose work was lost."""
     return max((int(row["step"]) + 1 for row in _read(path)[1]), default=0)
 
 
@@ -107,7 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the whole rows; a killed process may leave half a row at the end."""
+    """Return the columns and the complete rows; a killed process may leave half a row at the end."""
     try:
         text = path.read_text()
     except FileNotFoundError:

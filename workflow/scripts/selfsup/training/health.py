@@ -1,7 +1,7 @@
-"""Is the encoder still alive? Cheap figures now and then, and at milestones k-NN, effective rank, uniformity.
+"""Figures that show whether an encoder has collapsed: cheap ones often; k-NN, effective rank, uniformity at milestones.
 
-All of it is a function of the weights alone: fixed training images, fixed draws, eval mode. It changes no bit of the
-training, and a resumed run writes what an uninterrupted one does.
+They depend on the weights alone: the training images and draws are fixed, and the networks are in eval mode. They
+change no bit of the training, and a resumed run writes the same figures as an uninterrupted one.
 """
 
 import math
@@ -17,27 +17,28 @@ from selfsup.methods import Method
 from selfsup.models.modes import evaluation_mode
 from selfsup.random_draws import Stream, shuffled
 from selfsup.training.clock import History
+from selfsup.training.run import Run
 from selfsup.training.tensorboard import Events
 
 KNN = "knn.csv"
-PROBE_IMAGES = 256  # of the cheap figures, at most
-SHARE = 0.002  # of the training's arithmetic that each kind of figures may take: with those at segments' ends under 1 %
-PASSES_OF_A_STEP = 8  # forward passes an image costs: two views, online forward and backward (1 + 2) and target (1)
+PROBE_IMAGES = 256  # for the cheap figures, at most
+SHARE = 0.002  # of the training's arithmetic, for each kind of figures; under 1 % with those at the ends of segments
+PASSES_OF_A_STEP = 8  # per image, in forward passes: for each of two views online forward, backward (1 + 2), target (1)
 PASSES_OF_A_PROBE = 3  # BYOL: two views through the online network, one through the target
-MILESTONES = 20  # in a run, beside the segments' ends
-QUERIES, QUERY_SHARE = 2000, 0.1  # of k-NN: held out from its bank; at most, and of the training images
+MILESTONES = 20  # in a run, apart from the ends of segments
+QUERIES, QUERY_SHARE = 2000, 0.1  # of k-NN, not in its bank: at most, and as a share of the training images
 BANK, BANK_SHARE = 5000, 0.4
-IMAGES_PER_FEATURE = 4  # that effective rank and uniformity need; fewer images bound the rank, not the features
+IMAGES_PER_FEATURE = 4  # for effective rank and uniformity: with fewer, the number of images limits the rank
 BATCH = 256
 
 
 class Health:
-    """The health of one run's training. Same images in every run on a dataset, so that runs can be compared."""
+    """Measures one run's health, on the same images in every run on a dataset, so that runs can be compared."""
 
     def __init__(
         self,
         method: Method,
-        run,
+        run: Run,
         attempt: Attempt,
         *,
         start: int,
@@ -45,10 +46,10 @@ class Health:
         row_interval: int,
         events: Events | None = None,
     ):
-        """run: a `selfsup.training.pretraining.Run`. start: steps done; what knn.csv tells of later ones is cut off.
+        """start: how many steps are done; rows of knn.csv for later steps are removed.
 
-        row_interval: steps between two rows of history.csv, which is where the cheap figures go. events: get the
-        milestones' figures too.
+        row_interval: steps between two rows of history.csv, which holds the cheap figures. events: gets the milestones'
+        figures too.
         """
         self._method, self._run, self._attempt = method, run, attempt
         self._split, self._steps_per_epoch = run.store.train, steps_per_epoch
@@ -64,9 +65,9 @@ class Health:
         self._history = History(run.knn or run.folder / KNN, start=start + 1, also=events) if ranks.is_main else None
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
-        """Return the method's figures after `step` steps, where they are due or it is the last; else nothing.
+        """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.
 
-        Rank 0 alone computes them.
+        Only rank 0 computes them.
         """
         if self._probe is None or not (last or step % self._interval == 0):
             return {}
@@ -80,7 +81,7 @@ class Health:
     def milestone(self, step: int) -> dict[str, float]:
         """Measure k-NN accuracy (in %), effective rank and uniformity, and add a row to knn.csv. Collective.
 
-        Rank and uniformity are left out where the dataset has too few images for as many features.
+        Effective rank and uniformity are left out if the dataset has too few images for the number of features.
         """
         bank, queries = self._features(self._bank), self._features(self._queries)
         if not self._run.compute.ranks.is_main:
@@ -96,7 +97,7 @@ class Health:
         return figures
 
     def _choose_images(self, features: int) -> None:
-        """Choose k-NN's queries and its bank from the training images, and the cheap figures' from the bank."""
+        """Choose the queries and the bank of k-NN from the training images."""
         images = len(self._split)
         queries = min(QUERIES, math.ceil(QUERY_SHARE * images))
         bank = max(IMAGES_PER_FEATURE * features, min(BANK, round(BANK_SHARE * images)))
@@ -112,9 +113,9 @@ class Health:
         return apply(recipe, [view.to(device) for view in stack_crops(crops)], draws)
 
     def _features(self, indices: np.ndarray) -> torch.Tensor:
-        """Return the encoder's features of training images as test images are prepared, float32 [N, D] on the device.
+        """Return features of training images, prepared like test images: float32 [N, D] on the device. Collective.
 
-        Each rank computes its part; parts are of one length, the last ones filled up with images from the beginning.
+        Each rank computes a part. The parts are equally long: the last ones are filled up with images from the start.
         """
         ranks, device = self._run.compute.ranks, self._run.compute.device
         share = -(-len(indices) // ranks.size)
@@ -124,5 +125,5 @@ class Health:
             for start in range(0, share, BATCH):
                 pictures = centre_view(self._run.recipe, map(self._split.image, mine[start : start + BATCH]))
                 parts.append(encoder(pictures.to(device)).float())
-                self._attempt.alive(f"health, image {start}")
+                self._attempt.heartbeat(f"health, image {start}")
         return ranks.all_gather(torch.cat(parts)).flatten(0, 1)[: len(indices)]

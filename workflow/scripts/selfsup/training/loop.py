@@ -1,0 +1,98 @@
+"""The loop over a segment's steps, with the rows, lines, figures and checkpoints on the way."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+import torch
+
+from selfsup.engine.saving import Decision, Saver
+from selfsup.job.attempt import Attempt
+from selfsup.training.clock import History, Progress
+from selfsup.training.health import Health
+from selfsup.training.pretraining import Pretraining
+from selfsup.training.tensorboard import FOLDER, Events
+
+HISTORY = "history.csv"
+
+logger = logging.getLogger(__name__)
+
+
+def train_until(training: Pretraining, end: int, boundary: Path, attempt: Attempt) -> bool:
+    """Train to step `end` and save the checkpoint `boundary` there.
+
+    Returns False if asked to stop before `end`; all work is then in a rolling checkpoint.
+    """
+    ranks, compute = training.ranks, training.run.compute
+    if ranks.any(attempt.stop.reason is not None):
+        return _stopped(training, attempt)
+    records, pinned = _Records(training, end, attempt), compute.device.type == "cuda"
+    with contextlib.closing(Saver(ranks, attempt, training.run.checkpoint_minutes)) as saver:
+        batches = training.batches.read(training.step, end, workers=compute.workers, pin_memory=pinned)
+        for batch in records.progress.counted(batches):
+            loss = training.train_step(batch)
+            attempt.step_done(training.step)
+            figures = records.after_step(loss, saver)
+            if training.step == end:
+                training.save(boundary, loss, saver, wait=True, health=figures)
+            elif _save_if_due(training, loss, saver) is Decision.STOP:
+                return _stopped(training, attempt)
+    return True
+
+
+def _save_if_due(training: Pretraining, loss: torch.Tensor, saver: Saver) -> Decision:
+    """Write a rolling checkpoint if one is due or the job has to stop, and return what all ranks decided."""
+    decision = saver.decide()
+    if decision is not Decision.GO_ON:
+        path = training.run.partial / f"step_{training.step:09d}.pt"
+        training.save(path, loss, saver, wait=decision is Decision.STOP)
+    return decision
+
+
+def _stopped(training: Pretraining, attempt: Attempt) -> bool:
+    if training.ranks.is_main:
+        reason = attempt.stop.reason or "another rank's request"
+        logger.info("stopped by %s after step %d: saved, to be continued", reason, training.step)
+        attempt.set_ending(f"stopped by {reason}")
+    return False
+
+
+class _Records:
+    """What a segment records of its steps: history.csv, knn.csv, TensorBoard's events, and progress lines."""
+
+    def __init__(self, training: Pretraining, end: int, attempt: Attempt):
+        run, start, spe = training.run, training.step, training.steps_per_epoch
+        is_main, self._interval = training.ranks.is_main, training.row_interval
+        self._training, self._end = training, end
+        self.progress = Progress(
+            start=start,
+            segment_end=end,
+            run_end=training.total_steps,
+            steps_per_epoch=spe,
+            batch=run.recipe["global_batch"],
+        )
+        events = Events(run.folder / FOLDER, start=start) if run.tensorboard and is_main else None
+        self._history = History(run.folder / HISTORY, start=start, also=events) if is_main else None
+        settings = {"start": start, "steps_per_epoch": spe, "row_interval": self._interval, "events": events}
+        self._health = Health(training.method, run, attempt, **settings)
+
+    def after_step(self, loss: torch.Tensor, saver: Saver) -> dict[str, float]:
+        """Record the newest step as far as records are due, and return its health figures. Collective."""
+        done = self._training.step
+        last = done == self._end
+        figures = self._health.figures(done, last=last)
+        if last or done % self._interval == 0:
+            self._tell(done, loss, saver, figures)
+        if last or self._health.is_milestone(done):
+            figures |= self._health.milestone(done)
+        return figures
+
+    def _tell(self, done: int, loss: torch.Tensor, saver: Saver, figures: dict[str, float]) -> None:
+        row = self._training.row(done - 1, loss, saver)
+        if self._history is None:
+            return
+        row |= self.progress.since_last_row(done) | figures
+        if done % self._interval == 0:
+            self._history.append(row)
+        if self.progress.due(done):
+            logger.info("%s", self.progress.line(done, row))

@@ -1,0 +1,45 @@
+"""What a pretraining is: recipe, seed, data, folder, and the means by which it is computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfsup.data.store import PackedStore
+from selfsup.engine.compute import Compute
+from selfsup.recipe import fingerprint
+from selfsup.segments import boundary_files
+from selfsup.settings.typed import plain
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of pretraining. Nothing in `compute` changes the recipe or which images the steps see."""
+
+    recipe: Mapping[str, Any]
+    seed: int
+    revision: int
+    store: PackedStore
+    folder: Path
+    compute: Compute
+    checkpoint_minutes: float
+    tensorboard: bool = False  # write event files with the rows of history.csv too
+    knn: Path | None = None  # the file for k-NN at milestones; None: in the folder
+
+    @property
+    def partial(self) -> Path:
+        return self.folder / "partial"
+
+    def checkpoints(self) -> list[Path]:
+        """Return all existing checkpoints, rolling ones and boundaries."""
+        return [*self.partial.glob("*.pt"), *boundary_files(self.folder)]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must share with this run for the run to continue from it."""
+        return {
+            "recipe": plain(self.recipe),
+            "revision": self.revision,
+            "seed": self.seed,
+            "dataset_fingerprint": self.store.fingerprint,
+            "fingerprint": fingerprint(self.recipe, self.revision),
+        }
