@@ -98,6 +98,12 @@ def test_both_directions_are_summed_or_averaged(tiny_recipe):
     summed, _ = byol(tiny_recipe).loss(batch_of(views), Step(0))
     halved = load_recipe("digits", {**TINY, "byol": {**TINY["byol"], "loss_reduction": "mean"}})
     averaged, _ = byol(halved).loss(batch_of(views), Step(0))
+    assert averaged.item() == pytest.approx(summed.item() / 2, rel=1e-6)
+
+
+def test_the_loss_compares_each_view_with_the_targets_projection_of_the_other(tiny_recipe):
+    method, views = byol(tiny_recipe), views_of(tiny_recipe)
+    loss, _ = method.loss(batch_of(views), Step(0))
     again = byol(tiny_recipe)
     online, target = again.networks["online"], again.networks["target"]
     pictures = torch.cat([views[0], views[1]])
