@@ -18,6 +18,7 @@ from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
 from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
+from selfsup.settings.registries import METHODS
 from selfsup.training import health, pretraining, tensorboard
 from selfsup.training.health import Health
 from tiny import TINY

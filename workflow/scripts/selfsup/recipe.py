@@ -241,5 +241,5 @@ def differences(wanted: Mapping, found: Mapping, where: str = "") -> list[str]:
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += differences(one, other, f"{where}{key}.")
         elif one != other:
-            lines.append(f"{where}{key}: wanted {one}, found {other}")
+            lines.append(f"{where}{key}: wanted {plain(one)}, found {plain(other)}")
     return lines

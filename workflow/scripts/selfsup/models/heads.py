@@ -1,7 +1,5 @@
 """The projector and the predictor (paper, section 6.2: two linear layers, batch norm and ReLU after the first)."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -19,9 +17,8 @@ class Head(nn.Sequential):
         return features
 
 
-def build_head(features: int, head: Mapping, batch_norm: Mapping) -> Head:
+def build_head(features: int, head: HeadSettings, batch_norm: BatchNormSettings) -> Head:
     """Return a head from [N, features] to [N, head.out]. head, batch_norm: the recipe's blocks."""
-    head, batch_norm = HeadSettings.of(head), BatchNormSettings.of(batch_norm)
     return Head(
         nn.Linear(features, head.hidden, bias=head.bias_before_bn),
         BatchNorm(head.hidden, momentum=batch_norm.momentum, eps=batch_norm.eps),
