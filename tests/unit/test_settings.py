@@ -27,8 +27,8 @@ from selfsup.recipe import (
 )
 from selfsup.settings.described import leaves, meanings
 from selfsup.settings.notes import Bounds, Count, Distinct, Hours, Length, Name, Share
-from selfsup.settings.registries import METHODS, OPTIMIZERS
-from selfsup.settings.typed import Chosen, Registry, Settings, plain, read, since, without_later
+from selfsup.settings.registries import METHODS, OPTIMIZERS, Chosen, Registry
+from selfsup.settings.typed import Settings, plain, read, since, without_later
 
 SHAPES = Registry("selfsup.settings")  # a package without files of settings
 
@@ -115,6 +115,7 @@ def test_copies_are_equal_and_of_the_same_class(copied):
     ("change", "message"),
     [
         ({"shape": {"kind": "blob"}}, "shape.kind is 'blob', wanted one of circle, disc, square"),
+        ({"shape": {"kind": ["disc"]}}, "shape.kind is ['disc'], wanted one of circle, disc, square"),
         ({"shape": {"side": 1}}, "shape lacks the key 'kind'"),
         ({"shape": {"kind": "disc", "side": 1}}, "unknown key 'side' in shape; known: kind, radius (and 1 more)"),
         ({"shape": 3}, "shape is 3, wanted keys with values"),

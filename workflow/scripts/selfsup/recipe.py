@@ -14,11 +14,9 @@ from typing import Annotated, Any
 
 from selfsup.errors import UserError
 from selfsup.settings.notes import Bounds, Count
-from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, Chosen, Registry
 from selfsup.settings.typed import (
-    Chosen,
     Elsewhere,
-    Registry,
     Settings,
     hints,
     kind_of,

@@ -8,7 +8,8 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from selfsup.settings.typed import Chosen, Kind, Settings, hints, kind_of, optional
+from selfsup.settings.registries import Chosen
+from selfsup.settings.typed import Kind, Settings, hints, kind_of, optional
 
 
 class Key(NamedTuple):
