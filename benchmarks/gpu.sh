@@ -37,7 +37,7 @@ missing = [package for module, package in wanted.items() if not importlib.util.f
 if missing:
     sys.exit(f"error: missing: pip install {' '.join(missing)}")
 optional = {"pytest": "the tests are left out", "sklearn": "made pictures instead of digits",
-            "jsonschema": "recipes are taken unchecked", "lightly": "the peer lightly is left out"}
+            "lightly": "the peer lightly is left out"}
 for module, without in optional.items():
     if not importlib.util.find_spec(module):
         print(f"note: {module} is not installed: {without}")

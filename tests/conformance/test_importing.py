@@ -5,7 +5,6 @@ The forward is NumPy in float64, NHWC, HWIO kernels, SAME padding, written from 
 
 import collections
 import io
-import json
 import os
 import pickle
 import subprocess
@@ -22,7 +21,7 @@ from selfsup.importing import imported_backbone
 from selfsup.importing.array_pickle import read_array_pickle
 from selfsup.methods import build_method
 from selfsup.models.same_padding import pad_as_jax, same_padding
-from selfsup.recipe import load_recipe
+from selfsup.recipe import canonical, load_recipe
 
 BLOCKS, WIDTH = (3, 4, 6, 3), 4  # a ResNet-50 of a sixteenth of its width
 SMALL = {"model": {"width": WIDTH}, "augment": {"size": 40}}
@@ -385,7 +384,7 @@ def test_the_command_writes_an_encoder_that_the_linear_evaluation_reads(reposito
     torch.save(checkpoint, tmp_path / "weights.pt")
     script = [sys.executable, "workflow/scripts/import_encoder.py", "--publisher", "authors"]
     files = ["--weights", tmp_path / "weights.pt", "--output", output]
-    command = [*script, *files, "--recipe", json.dumps(recipe)]
+    command = [*script, *files, "--recipe", canonical(recipe)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "800 epochs" in run.stdout

@@ -1,4 +1,3 @@
-import copy
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 from selfsup.augment import apply, augment_batch, build_views, centre_view, crop, draw
 from selfsup.augment.draws import JITTER_ORDERS, _exp
 from selfsup.methods import Batch
-from selfsup.recipe import load_recipe
+from selfsup.recipe import check_recipe, load_recipe, merge
 
 CLOSE = 1e-5  # of pixels divided by their standard deviation: float32's rounding in another order of sums
 SIZES = np.tile([40, 60], (4000, 1))
@@ -40,6 +39,14 @@ def plain_view(**changes):
 def with_view(**changes):
     """CIFAR-10's recipe with one policy for both views: nothing but what `changes` say."""
     return load_recipe("cifar10", {"augment": {"views": [plain_view(**changes)] * 2}})
+
+
+def with_augment(recipe, **changes):
+    """The same recipe with other values of its block `augment`."""
+    return check_recipe(merge(recipe, {"augment": changes}), "a test")
+
+
+UNSCALED = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
 
 def same_draws(one, other):
@@ -72,8 +79,8 @@ def test_the_views_of_an_image_are_drawn_independently(draws):
 
 
 def test_a_new_operation_changes_no_old_draw(draws):
-    recipe = copy.deepcopy(load_recipe("cifar10"))
-    recipe["augment"]["views"][0].update(blur=None, solarize={"p": 1.0, "threshold": 0.5})
+    changed = {"blur": None, "solarize": {"p": 1.0, "threshold": 0.5}}
+    recipe = with_augment(load_recipe("cifar10"), views={0: changed})
     other = draw(recipe, seed=3, epoch=1, indices=np.arange(4000), sizes=SIZES)
     for name in ("boxes", "flip", "jitter", "factors", "order", "grayscale"):
         assert np.array_equal(getattr(other.views[0], name), getattr(draws.views[0], name))
@@ -165,8 +172,7 @@ def test_every_operation_changes_the_picture_as_torchvision_does():
 
 
 def test_grayscale_leaves_one_value_per_pixel():
-    recipe = with_view(grayscale=1.0)
-    recipe["augment"].update(mean=[0.0] * 3, std=[1.0] * 3)
+    recipe = with_augment(with_view(grayscale=1.0), **UNSCALED)
     view = build_views(recipe, (24, 20))(images(2), seed=0, epoch=0, indices=np.arange(2))[0]
     assert torch.equal(view[:, 0], view[:, 1]) and torch.equal(view[:, 0], view[:, 2])
 
@@ -176,8 +182,7 @@ def test_blur_with_zero_padding_darkens_the_border_only():
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     means = {}
     for padding in ("reflect", "zero"):
-        recipe = with_view(blur={**blur, "padding": padding})
-        recipe["augment"].update(mean=[0.0] * 3, std=[1.0] * 3)
+        recipe = with_augment(with_view(blur={**blur, "padding": padding}), **UNSCALED)
         means[padding] = build_views(recipe, 32)(white, seed=0, epoch=0, indices=np.arange(1))[0][0, 0]
     torch.testing.assert_close(means["reflect"], torch.ones(32, 32))
     torch.testing.assert_close(means["zero"][2:-2, 2:-2], torch.ones(28, 28))
@@ -187,28 +192,21 @@ def test_blur_with_zero_padding_darkens_the_border_only():
 
 
 def test_uint8_rounds_after_every_operation_and_stays_near_the_floats():
-    recipe = copy.deepcopy(load_recipe("cifar10"))
-    recipe["augment"].update(mean=[0.0] * 3, std=[1.0] * 3)
+    recipe = with_augment(load_recipe("cifar10"), **UNSCALED)
     batch, indices = images(16, 32, 32), np.arange(16)
     floats = build_views(recipe, 32)(batch, seed=0, epoch=0, indices=indices)[0]
-    recipe["augment"]["quantize"] = "uint8"
+    recipe = with_augment(recipe, quantize="uint8")
     rounded = build_views(recipe, 32)(batch, seed=0, epoch=0, indices=indices)[0]
     torch.testing.assert_close(rounded * 255, (rounded * 255).round(), rtol=0, atol=1e-4)
     assert 0 < (rounded - floats).abs().mean() < 0.02
 
 
 def test_only_the_crop_is_rounded_when_the_recipe_says_so():
-    recipe = with_view()
-    recipe["augment"].update(mean=[0.0] * 3, std=[1.0] * 3, quantize="crop")
+    recipe = with_augment(with_view(), **UNSCALED, quantize="crop")
     crops = build_views(recipe, 48)(images(4, 48, 48), seed=0, epoch=0, indices=np.arange(4))[0] * 255
     torch.testing.assert_close(crops, crops.round(), rtol=0, atol=1e-4)
-    recipe["augment"]["views"][0]["jitter"] = {
-        "p": 1.0,
-        "brightness": 0.4,
-        "contrast": 0.0,
-        "saturation": 0.0,
-        "hue": 0.0,
-    }
+    jitter = {"p": 1.0, "brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    recipe = with_augment(recipe, views={0: {"jitter": jitter}})
     jittered = build_views(recipe, 48)(images(4, 48, 48), seed=0, epoch=0, indices=np.arange(4))[0] * 255
     assert (jittered - jittered.round()).abs().mean() > 0.1
 
@@ -239,8 +237,7 @@ def test_crops_become_the_same_views_however_a_batch_is_shared_between_ranks():
 @pytest.mark.parametrize("quantize", ["none", "crop", "uint8"])
 def test_crops_one_by_one_give_the_views_that_the_whole_batch_gives(quantize):
     """As loader workers make them for images of any size; 8-bit crops may round to the next grey level."""
-    recipe = copy.deepcopy(load_recipe("cifar10"))
-    recipe["augment"]["quantize"] = quantize
+    recipe = load_recipe("cifar10", {"augment": {"quantize": quantize}})
     batch, indices = images(70, 40, 36), np.arange(70)
     drawn = draw(recipe, seed=5, epoch=0, indices=indices, sizes=np.tile([40, 36], (70, 1)))
     singly = [crop(image, drawn, number, augment=recipe["augment"]) for number, image in enumerate(batch)]

@@ -223,7 +223,7 @@ def test_the_csv_round_trips_its_figures(tmp_path):
         (lambda text: text.replace("top5,", "top_5,", 1), "unknown key 'top_5'"),
     ],
 )
-def test_a_table_that_is_not_what_its_schema_says_is_refused(tmp_path, change, words):
+def test_a_table_whose_cells_are_not_what_their_columns_say_is_refused(tmp_path, change, words):
     text = to_csv(make_table("demo", [row([metrics_file(tmp_path / "a", 97.5)], dataset="digits")]))
     with pytest.raises(UserError, match="demo.csv.*" + words):
         read_table(change(text), "demo.csv")
@@ -290,7 +290,7 @@ def test_a_figure_that_differs_in_any_key_agrees_with_nobody_and_says_in_which(t
     assert (line["verdict"], line["verdict_reason"]) == ("not comparable", reason)
     assert (line["reference_top1"], line["difference"]) == (91.92, 0)  # told all the same
     assert f"not comparable: {reason}" in to_markdown(found)
-    to_csv(found)  # which its schema accepts
+    to_csv(found)  # which accepts it
 
 
 def test_metrics_of_an_older_version_make_a_table_that_says_what_is_unknown(tmp_path):

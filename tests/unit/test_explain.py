@@ -118,6 +118,11 @@ def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_pat
         ([], 0, ["cifar10_authors\n", "imagenet_official_40\n"]),
         (["cifar10"], 0, ["epochs", "1000", "6.3; the authors' launch script has 800"]),
         (["cifar10", "cifar10_authors"], 0, ["epochs", "800", "run_byol_cifar10.slurm"]),
+        (
+            ["cifar10", "--meanings"],
+            0,
+            ["\n    pixels, odd\naugment.views.1.blur", "\n    classifiers"],
+        ),
         (["cifar10", "cifar10"], 0, ["no difference"]),
         (["cifar10", "--overrides", "{epochs: 100}"], 0, ["[--overrides]", "warning: epochs is 100"]),
         (["--experiment", "digits"], 0, ["tau_base", "0.97"]),

@@ -3,6 +3,8 @@ import torch
 import torchvision
 
 from selfsup.models import BatchNorm, build_backbone, build_head, initial_backbone
+from selfsup.models.batch_norm_settings import BatchNormSettings
+from selfsup.models.head_settings import HeadSettings
 from selfsup.recipe import load_recipe
 
 
@@ -58,8 +60,8 @@ def test_initial_weights_are_a_function_of_the_seed_alone():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_heads_have_the_layers_of_section_6_2(bias):
-    batch_norm = {"momentum": 0.1, "eps": 1e-5}
-    head = build_head(6, {"hidden": 10, "out": 4, "bias_before_bn": bias, "bias_last": not bias}, batch_norm)
+    batch_norm = BatchNormSettings(statistics="both_views", momentum=0.1, eps=1e-5)
+    head = build_head(6, HeadSettings(hidden=10, out=4, bias_before_bn=bias, bias_last=not bias), batch_norm)
     kinds = [type(layer) for layer in head]
     assert kinds == [torch.nn.Linear, BatchNorm, torch.nn.ReLU, torch.nn.Linear]
     assert (head[0].bias is not None, head[3].bias is not None) == (bias, not bias)

@@ -52,7 +52,7 @@ def test_plain_text_with_two_meanings_is_refused_with_its_place_and_what_to_writ
         ("0", 0),
         ("0x1F", 31),
         ("0.5", 0.5),
-        ("1e-6", "1e-6"),  # a number only where one is wanted: check_schema makes it one
+        ("1e-6", "1e-6"),  # a number only where one is wanted: reading settings makes it one
         ("v100-32g", "v100-32g"),
         ("12:ab", "12:ab"),
         ("|\n  yes\n", "yes\n"),

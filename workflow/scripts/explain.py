@@ -2,6 +2,7 @@
 
     python workflow/scripts/explain.py                           # the names of all recipes
     python workflow/scripts/explain.py cifar10
+    python workflow/scripts/explain.py cifar10 --meanings        # and what each key means
     python workflow/scripts/explain.py cifar10 cifar10_authors
     python workflow/scripts/explain.py cifar10 --overrides '{epochs: 100}'
     python workflow/scripts/explain.py --experiment digits       # a recipe with the overrides of config.yaml
@@ -33,7 +34,7 @@ def main() -> None:
         return
     here = explained(names[0], overrides, overrides_from=overrides_from)
     if len(names) == 1:
-        print(table(here), end="")
+        print(table(here, meanings=arguments.meanings), end="")
     else:
         lines = differing(here, explained(names[1]))
         print(difference_table(names[0], names[1], lines) if lines else "no difference\n", end="")
@@ -64,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="recipe", help="one, or two to be compared")
     parser.add_argument("--overrides", default="{}", help="recipe keys that differ, as YAML, of the first recipe")
+    parser.add_argument("--meanings", action="store_true", help="below each value what its key means")
     parser.add_argument("--experiment", help="take the first recipe and its overrides from this one of config.yaml")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="default config.yaml")
     arguments = parser.parse_args()

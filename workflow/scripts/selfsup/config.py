@@ -17,13 +17,13 @@ from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
 
 class Expected(Settings):
-    """What a dataset's files are checked against."""
+    """What a dataset's files are checked against; 0: not checked."""
 
-    train: Count | None = None
+    train: Count = 0
     """training images"""
-    test: Count | None = None
+    test: Count = 0
     """test images"""
-    classes: Count | None = None
+    classes: Count = 0
     """classes"""
 
 
@@ -34,8 +34,8 @@ class Dataset(Settings):
     """where images come from"""
     path: str | None = None
     """folder or tar of the images"""
-    resize: Count | None = None
-    """pixels of the shorter side that images are packed with"""
+    resize: Count = 0
+    """pixels of the shorter side that images are packed with; 0: as they are"""
     skip_damaged: bool = False
     """leave damaged images out instead of stopping"""
     expect: Expected | None = None

@@ -106,8 +106,8 @@ class Compute(Settings):
     """between two checkpoints"""
     memory_gb: NotNegative = 0
     """of each node, sbatch --mem; 0: the share that comes with the cores"""
-    gpu_type: Annotated[str, Pattern(r"^[A-Za-z0-9_.-]+$", NAME)] | None = None
-    """as `sinfo -o "%G"` calls it"""
+    gpu_type: Annotated[str, Pattern(r"^[A-Za-z0-9_.-]+$", NAME)] = ""
+    """as `sinfo -o "%G"` calls it; empty: any"""
     hang_minutes: Positive = DEFAULTS["hang_minutes"]
     """a job whose ranks stand still for so long ends with their stacks, to be retried"""
     channels_last: bool = SWITCHES["channels_last"][0]

@@ -14,11 +14,9 @@ from typing import Annotated, Any
 
 from selfsup.errors import UserError
 from selfsup.settings.notes import Bounds, Count
-from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, Chosen, Registry
 from selfsup.settings.typed import (
-    Chosen,
     Elsewhere,
-    Registry,
     Settings,
     hints,
     kind_of,
@@ -241,5 +239,5 @@ def differences(wanted: Mapping, found: Mapping, where: str = "") -> list[str]:
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += differences(one, other, f"{where}{key}.")
         elif one != other:
-            lines.append(f"{where}{key}: wanted {one}, found {other}")
+            lines.append(f"{where}{key}: wanted {plain(one)}, found {plain(other)}")
     return lines

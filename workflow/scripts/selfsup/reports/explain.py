@@ -1,9 +1,10 @@
-"""A recipe as a table with the source of each value, and the differences of two. Imports no torch.
+"""A recipe as a table with the source of each value, what its key means, and the differences of two. Imports no torch.
 
 Sources stand once, as comments in workflow/recipes: a value's is the comment of its own line, else that of the line of
 the nearest key around it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from selfsup.recipe import load_recipe, recipe_files, recipe_names
+from selfsup.recipe import Recipe, load_recipe, recipe_files, recipe_names
+from selfsup.settings.described import all_keys
+from selfsup.settings.registries import METHODS
 
 # What changes together (group, why). Leaving a preset in one of them and not in the others is worth a warning.
 PARTNERS = (
@@ -36,12 +39,16 @@ PARTNERS = (
 
 @dataclass(frozen=True)
 class Value:
-    """One value of a recipe. key: its path, "augment.views.0.flip". source: where it is from. file: which sets it."""
+    """One value of a recipe.
+
+    key: its path, "augment.views.0.flip". source: where it is from. file: which sets it. meaning: what the key means.
+    """
 
     key: str
     value: Any
     source: str
     file: str
+    meaning: str = ""
 
 
 def explained(name: str, overrides: Mapping | None = None, *, overrides_from: str = "overrides") -> list[Value]:
@@ -49,12 +56,21 @@ def explained(name: str, overrides: Mapping | None = None, *, overrides_from: st
 
     Raises RecipeError as `load_recipe` does.
     """
-    values = flattened(load_recipe(name, overrides))
+    values, meanings = flattened(load_recipe(name, overrides)), key_meanings()
     sources: dict[str, tuple[str, str]] = {}
     for path in recipe_files(name):
         sources.update((key, (source, path.stem)) for key, source in file_sources(path).items())
     sources.update((key, ("", overrides_from)) for key in flattened(overrides or {}))
-    return [Value(key, value, *sources.get(key, ("", "the key's default"))) for key, value in values.items()]
+    return [
+        Value(key, value, *sources.get(key, ("", "the key's default")), meanings[re.sub(r"\.\d+(?=\.)", ".*", key)])
+        for key, value in values.items()
+    ]
+
+
+def key_meanings() -> dict[str, str]:
+    """Return {path of a key: what it means} of all recipes, "*" for any element of a list."""
+    keys = [*all_keys(Recipe), *(key for name, block in METHODS.items() for key in all_keys(block, f"{name}."))]
+    return {key.path: key.meaning for key in keys}
 
 
 def flattened(value: Any, where: str = "") -> dict[str, Any]:
@@ -99,9 +115,14 @@ def warnings(preset: Mapping, recipe: Mapping) -> Iterator[str]:
             yield f"{changes}, and its partners stay ({rest}); {reason}"
 
 
-def table(values: list[Value]) -> str:
-    """Return the values for people, a line each."""
-    return _columns([("key", "value", "source"), *((one.key, _text(one.value), _origin(one)) for one in values)])
+def table(values: list[Value], *, meanings: bool = False) -> str:
+    """Return the values for people, a line each; with `meanings` below it another, of what the key means."""
+    text = _columns([("key", "value", "source"), *((one.key, _text(one.value), _origin(one)) for one in values)])
+    if not meanings:
+        return text
+    head, *lines = text.splitlines()
+    pairs = zip(lines, values, strict=True)
+    return "\n".join([head, *(f"{line}\n    {one.meaning}" for line, one in pairs)]) + "\n"
 
 
 def difference_table(one: str, other: str, lines: list[tuple[str, Value | None, Value | None]]) -> str:

@@ -6,18 +6,23 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from selfsup.settings.typed import Chosen, Kind, Settings, hints, kind_of, optional
+from selfsup.settings.registries import Chosen
+from selfsup.settings.typed import Kind, Settings, hints, kind_of, optional
 
 
-class Leaf(NamedTuple):
-    """A value of settings. path: "augment.views.*.flip", "*" for any element of a list or mapping."""
+class Key(NamedTuple):
+    """A key of settings. path: "augment.views.*.flip", "*" for any element of a list or mapping.
+
+    holds_keys: it has no value of its own, which null would be.
+    """
 
     path: str
     kind: Kind
     meaning: str
     optional: bool
+    holds_keys: bool
 
 
 @cache
@@ -33,20 +38,28 @@ def meanings(cls: type[Settings]) -> dict[str, str]:
     return found
 
 
-def leaves(cls: type[Settings], where: str = "") -> Iterator[Leaf]:
-    """Yield every value of settings. What may be null is a value too, beside what it holds."""
+def leaves(cls: type[Settings], where: str = "") -> Iterator[Key]:
+    """Yield every key that has a value. What may be null has one, beside what it holds."""
+    return (key for key in all_keys(cls, where) if not key.holds_keys)
+
+
+def all_keys(cls: type[Settings], where: str = "") -> Iterator[Key]:
+    """Yield every key of settings, before those that it holds."""
     for name, hint in hints(cls).items():
-        yield from _leaves(hint, f"{where}{name}", meanings(cls).get(name, ""), name in optional(cls))
+        kind = kind_of(hint)
+        inner = list(_inner_classes(kind))
+        meaning = meanings(cls).get(name, "")
+        yield Key(f"{where}{name}", kind, meaning, name in optional(cls), bool(inner) and not kind.nullable)
+        below = f"{where}{name}." if kind.is_settings else f"{where}{name}.*."
+        yield from {key.path: key for one in inner for key in all_keys(one, below)}.values()
 
 
-def _leaves(hint: Any, path: str, meaning: str, left_out: bool) -> Iterator[Leaf]:
-    kind, chosen = kind_of(hint), kind_of(hint).note(Chosen)
-    of_many = kind.base in (list, dict) and kind.inner and kind_of(kind.inner[-1])
-    if not (kind.is_settings or (of_many and of_many.is_settings)) or kind.nullable:
-        yield Leaf(path, kind, meaning, left_out)
-    if of_many and of_many.is_settings:
-        yield from leaves(of_many.base, f"{path}.*.")
+def _inner_classes(kind: Kind) -> Iterator[type[Settings]]:
+    """Yield the classes of the settings that a key holds, one by one or in a list or mapping."""
+    chosen = kind.note(Chosen)
+    if chosen:
+        yield from dict.fromkeys(chosen.registry.values())
     elif kind.is_settings:
-        classes = dict.fromkeys(chosen.registry.values()) if chosen else [kind.base]
-        found = {leaf.path: leaf for one in classes for leaf in leaves(one, f"{path}.")}
-        yield from found.values()
+        yield kind.base
+    elif kind.base in (list, dict) and kind.inner:
+        yield from _inner_classes(kind_of(kind.inner[-1]))

@@ -3,7 +3,76 @@
 A new method is methods/<name>.py and methods/<name>_settings.py, a backbone models/<name>.py and its settings; so on.
 """
 
-from selfsup.settings.typed import Registry
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class Registry(Mapping):
+    """Settings classes by name: of methods, backbones, optimisers. A name is known once its file is read.
+
+    package: whose files *_settings.py are read when the first name is asked for, none of which may import torch.
+    """
+
+    def __init__(self, package: str):
+        self._package, self._read = package, False
+        self.classes: dict[str, type] = {}
+        self.components: dict[str, str] = {}
+
+    def add(self, *names: str, builds: str) -> Callable[[type], type]:
+        """Return a decorator of a settings class. builds: what is built of them, "package.module:name"."""
+
+        def added(cls: type) -> type:
+            self.classes |= dict.fromkeys(names, cls)
+            self.components |= dict.fromkeys(names, builds)
+            return cls
+
+        return added
+
+    def component(self, name: str) -> Any:
+        """Import and return what is built of a name's settings."""
+        self[name]
+        return named(self.components[name])
+
+    def __getitem__(self, name: str) -> type:
+        return self._known()[name if isinstance(name, str) else repr(name)]  # a list is no name, and no error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def _known(self) -> dict[str, type]:
+        if not self._read:
+            self._read = True
+            for folder in importlib.import_module(self._package).__path__:
+                for path in sorted(Path(folder).glob("*_settings.py")):
+                    importlib.import_module(f"{self._package}.{path.stem}")
+        return self.classes
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One of a registry's settings, by the value of `key` among them."""
+
+    registry: Registry
+    key: str
+
+
+def named(place: str) -> Any:
+    """Import and return "package.module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
 
 METHODS = Registry("selfsup.methods")
 BACKBONES = Registry("selfsup.models")

@@ -10,17 +10,16 @@ out of what names a run. A plain default is the attribute's value while the key 
 
 import dataclasses
 import difflib
-import importlib
 import math
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from selfsup.errors import UserError
+from selfsup.settings.registries import Chosen, named
 
 # YAML 1.1 reads 1e-6 as text, because it wants a dot in the mantissa and a sign in the exponent.
 EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -83,64 +82,6 @@ class Settings(Mapping):
         yield from ()
 
 
-class Registry(Mapping):
-    """Settings classes by name: of methods, backbones, optimisers. A name is known once its file is read.
-
-    package: whose files *_settings.py are read when the first name is asked for, none of which may import torch.
-    """
-
-    def __init__(self, package: str):
-        self._package, self._read = package, False
-        self.classes: dict[str, type[Settings]] = {}
-        self.components: dict[str, str] = {}
-
-    def add(self, *names: str, builds: str) -> Callable[[type[Settings]], type[Settings]]:
-        """Return a decorator of a settings class. builds: what is built of them, "package.module:name"."""
-
-        def added(cls: type[Settings]) -> type[Settings]:
-            self.classes |= dict.fromkeys(names, cls)
-            self.components |= dict.fromkeys(names, builds)
-            return cls
-
-        return added
-
-    def component(self, name: str) -> Any:
-        """Import and return what is built of a name's settings."""
-        self[name]
-        return named(self.components[name])
-
-    def __getitem__(self, name: str) -> type[Settings]:
-        return self._known()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
-
-    def __len__(self) -> int:
-        return len(self._known())
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def _known(self) -> dict[str, type[Settings]]:
-        if not self._read:
-            self._read = True
-            for folder in importlib.import_module(self._package).__path__:
-                for path in sorted(Path(folder).glob("*_settings.py")):
-                    importlib.import_module(f"{self._package}.{path.stem}")
-        return self.classes
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """One of a registry's settings, by the value of `key` among them."""
-
-    registry: Registry
-    key: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
     """The settings class "package.module:Class", imported by name: it lies in a layer above."""
@@ -176,12 +117,6 @@ def kind_of(hint: Any) -> Kind:
             nullable, (hint,) = True, [one for one in get_args(hint) if one is not type(None)]
     elsewhere = next((note for note in notes if isinstance(note, Elsewhere)), None)
     return Kind(named(elsewhere.place) if elsewhere else get_origin(hint) or hint, get_args(hint), notes, nullable)
-
-
-def named(place: str) -> Any:
-    """Import and return "package.module:name"."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def since(value: Any) -> Any:
@@ -318,7 +253,7 @@ def _misfit(kind: Kind, value: Any) -> str | None:
         return f" is {value}, wanted a number that is finite"
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         return " is a number of more than 308 digits, wanted a number that is finite"
-    return None if kind.base is Any or _is_a(kind, value) else f" is {value!r}{_wanted(kind, value)}"
+    return None if _is_a(kind, value) else f" is {value!r}{_wanted(kind, value)}"
 
 
 def _is_a(kind: Kind, value: Any) -> bool:
