@@ -166,10 +166,10 @@ class BYOL:
 
     def loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Each view's prediction against the other view's target, so that the loss is symmetric in the views."""
-        predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
+        prediction_1, prediction_2 = self.predictor(self.online(first)), self.predictor(self.online(second))
         with torch.no_grad():  # no gradient reaches the target network
-            targets = self.target(second), self.target(first)
-        return byol_loss(predictions[0], targets[0]) + byol_loss(predictions[1], targets[1])
+            target_1, target_2 = self.target(first), self.target(second)
+        return byol_loss(prediction_1, target_2) + byol_loss(prediction_2, target_1)
 
     def update_online(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()
