@@ -64,11 +64,11 @@ class PeerStep:
 
     def _turn(self, steps: int) -> float:
         batches = self._endless()
-        self._byol.step(next(batches))
+        self._byol.train_on(next(batches))
         measuring.synchronize()
         began = time.perf_counter()
         for _ in range(steps):
-            self._byol.step(next(batches))
+            self._byol.train_on(next(batches))
         measuring.synchronize()
         seconds = time.perf_counter() - began
         batches.close()  # with its loader processes: they would read on into the others' turns

@@ -5,7 +5,6 @@ are resized bilinearly, which costs less than the paper's bicubic; its example, 
 shipped", and `precision` and `channels_last` give it the same arithmetic as ours.
 """
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +14,7 @@ from lightly.models.utils import get_weight_decay_parameters, update_momentum
 from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from lightly.utils.lars import LARS
 from plain_byol import PlainBYOL, torchvision_backbone
+from torch import nn
 
 
 def transform(recipe: Mapping) -> BYOLTransform:
@@ -48,19 +48,11 @@ class LightlyBYOL(PlainBYOL):
 
     transform = staticmethod(transform)
 
-    def _build(self) -> None:
-        backbone, features = torchvision_backbone(self._recipe)
-        byol = self._recipe["byol"]
-        projector, predictor = byol["projector"], byol["predictor"]
-        self.online = torch.nn.Sequential(backbone, BYOLProjectionHead(features, projector["hidden"], projector["out"]))
-        self.predictor = BYOLPredictionHead(projector["out"], predictor["hidden"], predictor["out"])
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self._criterion = NegativeCosineSimilarity()
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self._recipe["optimizer"]
+    def __init__(self, recipe: Mapping, device: torch.device, *, precision: str = "fp32", channels_last: bool = False):
+        super().__init__(recipe, device, precision=precision, channels_last=channels_last)
+        settings, self._criterion = recipe["optimizer"], NegativeCosineSimilarity()
         weights, others = get_weight_decay_parameters([self.online, self.predictor])
-        return LARS(
+        self.optimizer = LARS(
             [{"params": weights}, {"params": others, "weight_decay": 0.0}],
             lr=0.1,
             momentum=settings["momentum"],
@@ -68,13 +60,20 @@ class LightlyBYOL(PlainBYOL):
             trust_coefficient=settings["trust_coefficient"],
         )
 
-    def _move_average(self, momentum: float) -> None:
+    def networks(self, recipe: Mapping) -> tuple[nn.Module, nn.Module]:
+        backbone, features = torchvision_backbone(recipe)
+        projector, predictor = (recipe["byol"][name] for name in ("projector", "predictor"))
+        online = nn.Sequential(backbone, BYOLProjectionHead(features, projector["hidden"], projector["out"]))
+        return online, BYOLPredictionHead(projector["out"], predictor["hidden"], predictor["out"])
+
+    def update_target(self, momentum: float) -> None:
         with torch.no_grad():
             update_momentum(self.online, self.target, m=momentum)
 
-    def _loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            targets = self.target(first), self.target(second)
-        predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
-        # Its benchmark's factor: 2 - 2 cos, both directions summed.
-        return 2 * self._criterion(targets[0], predictions[1]) + 2 * self._criterion(targets[1], predictions[0])
+    def loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        with self.precision():
+            with torch.no_grad():
+                targets = self.target(first), self.target(second)
+            predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
+            # Its benchmark's factor: 2 - 2 cos, both directions summed.
+            return 2 * self._criterion(targets[0], predictions[1]) + 2 * self._criterion(targets[1], predictions[0])

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))  # byol_in_one_page
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
 import selfsup  # noqa: F401  says how long idle threads spin, which torch reads when it loads

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import measuring
 import torch
-from plain_byol import LARS, TwoViews, move_average
+from byol_in_one_page import LARS, move_average
+from plain_byol import TwoViews
 
 from selfsup.arguments import add_compute_arguments
 from selfsup.augment import Views

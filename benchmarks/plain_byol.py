@@ -1,44 +1,46 @@
-"""BYOL as one would write it from the paper with PyTorch's and torchvision's own parts, to be measured against.
+"""docs/byol_in_one_page.py as a peer to be measured against: set up by a recipe, fed by torchvision's data sets.
 
-Nothing here is made slow on purpose, and nothing fast: float32, NCHW, a picture at a time through torchvision's
-transforms in a DataLoader, a forward pass for each view, `cosine_similarity`, LARS and the moving average in loops over
-the parameters. `precision` and `channels_last` give it the same arithmetic as ours.
+As shipped it is the page in float32 and NCHW, fed by torchvision's transforms, a picture at a time, in a DataLoader:
+nothing in it is made slow on purpose, and nothing fast. `precision` and `channels_last` give it the arithmetic of ours.
+Learning rate and tau hardly change in it, because they do not matter for the speed.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 
-import measuring  # noqa: F401  puts selfsup on the path
+import measuring  # noqa: F401  puts selfsup and the page on the path
 import numpy as np
 import torch
+from byol_in_one_page import BYOL, mlp, view
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision import models, transforms
-from torchvision.transforms import InterpolationMode
+from torchvision import models
 
-from selfsup.engine.device import DTYPES
+from selfsup.engine.device import autocast
+
+FLAT = {"steps": 10**9, "warmup": 0, "peak_lr": 0.1}  # schedules that stay where they begin
 
 
-def torchvision_policy(recipe: Mapping, view: int) -> Callable:
+def torchvision_policy(recipe: Mapping, number: int) -> Callable:
     """Return the recipe's view as torchvision's transforms of Pillow pictures."""
-    augment, policy = recipe["augment"], recipe["augment"]["views"][view]
+    augment, policy = recipe["augment"], recipe["augment"]["views"][number]
     crop, jitter, blur, solarize = (policy[key] for key in ("crop", "jitter", "blur", "solarize"))
-    size, mode = augment["size"], InterpolationMode.BICUBIC
-    colours = transforms.ColorJitter(*(jitter[key] for key in ("brightness", "contrast", "saturation", "hue")))
-    steps = [
-        transforms.RandomResizedCrop(size, tuple(crop["scale"]), tuple(crop["ratio"]), interpolation=mode),
-        transforms.RandomHorizontalFlip(policy["flip"]),
-        transforms.RandomApply([colours], jitter["p"]),
-        transforms.RandomGrayscale(policy["grayscale"]),
-        transforms.RandomApply([transforms.GaussianBlur(blur["kernel"], tuple(blur["sigma"]))], blur["p"]),
-        transforms.RandomSolarize(128, solarize["p"] if solarize else 0.0),
-        transforms.ToTensor(),
-        transforms.Normalize(augment["mean"], augment["std"]),
-    ]
-    return transforms.Compose(steps)
+    return view(
+        augment["size"],
+        scale=tuple(crop["scale"]),
+        ratio=tuple(crop["ratio"]),
+        flip_p=policy["flip"],
+        jitter=tuple(jitter[key] for key in ("brightness", "contrast", "saturation", "hue")),
+        jitter_p=jitter["p"],
+        grayscale_p=policy["grayscale"],
+        blur_p=blur["p"],
+        blur_kernel=blur["kernel"],
+        blur_sigma=tuple(blur["sigma"]),
+        solarize_p=solarize["p"] if solarize else 0.0,
+        mean=augment["mean"],
+        std=augment["std"],
+    )
 
 
 class TwoViews:
@@ -77,99 +79,41 @@ def torchvision_backbone(recipe: Mapping) -> tuple[nn.Module, int]:
     return backbone, features
 
 
-def head(features: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)
-    )
-
-
-class LARS(torch.optim.Optimizer):
-    """LARS, a parameter at a time. Groups set `lars` and `weight_decay`."""
-
-    def __init__(self, groups: Iterable[dict], lr: float, momentum: float, trust_coefficient: float):
-        defaults = {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient, "lars": True}
-        super().__init__(groups, {**defaults, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                update = parameter.grad
-                if group["weight_decay"]:
-                    update = update + group["weight_decay"] * parameter
-                if group["lars"]:
-                    weight, gradient = parameter.norm(), update.norm()
-                    if weight > 0 and gradient > 0:
-                        update = update * (group["trust_coefficient"] * weight / gradient)
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
-                parameter -= state["momentum_buffer"]
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the weights of convolutions and linear layers, and the rest, which LARS and weight decay leave alone."""
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim == 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "lars": False}]
-
-
-@torch.no_grad()
-def move_average(averages: Iterable[torch.Tensor], values: Iterable[torch.Tensor], momentum: float) -> None:
-    for average, value in zip(averages, values, strict=True):
-        average.copy_(momentum * average + (1 - momentum) * value)
-
-
-class PlainBYOL:
-    """Online and target network, loss and step."""
+class PlainBYOL(BYOL):
+    """The page's BYOL on a device, in a precision and a memory format."""
 
     transform = TwoViews
 
     def __init__(self, recipe: Mapping, device: torch.device, *, precision: str = "fp32", channels_last: bool = False):
-        self._recipe, self._device, self._precision = recipe, device, precision
+        self._device, self._precision = device, precision
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._build()
-        self.online.to(device, memory_format=self._layout)
-        self.target.to(device, memory_format=self._layout)
-        self.predictor.to(device)
-        self.optimizer = self._build_optimizer()
+        online, predictor = (network.to(device, memory_format=self._layout) for network in self.networks(recipe))
+        decay, base = recipe["optimizer"]["weight_decay"], recipe["byol"]["tau_base"]
+        super().__init__(online, predictor, **FLAT, weight_decay=decay, tau_base=base)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    def _build(self) -> None:
-        backbone, features = torchvision_backbone(self._recipe)
-        byol = self._recipe["byol"]
-        projector, predictor = byol["projector"], byol["predictor"]
-        self.online = nn.Sequential(backbone, head(features, projector["hidden"], projector["out"]))
-        self.predictor = head(projector["out"], predictor["hidden"], predictor["out"])
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
+    def networks(self, recipe: Mapping) -> tuple[nn.Module, nn.Module]:
+        """Return backbone and projector as one, and the predictor."""
+        backbone, features = torchvision_backbone(recipe)
+        projector, predictor = (recipe["byol"][name] for name in ("projector", "predictor"))
+        online = nn.Sequential(backbone, mlp(features, projector["hidden"], projector["out"]))
+        return online, mlp(projector["out"], predictor["hidden"], predictor["out"])
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self._recipe["optimizer"]
-        groups = parameter_groups(nn.ModuleList([self.online, self.predictor]), settings["weight_decay"])
-        return LARS(groups, 0.1, settings["momentum"], settings["trust_coefficient"])
+    def train_on(self, views: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Do one step on two views in the host's memory and return the loss, on the device."""
+        moved = (one.to(self._device, non_blocking=True, memory_format=self._layout) for one in views)
+        return self.train_step(*moved)
 
-    def step(self, views: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Do one optimiser step on two views, [N, 3, S, S] each, and return the loss, on the device."""
-        first, second = (view.to(self._device, non_blocking=True, memory_format=self._layout) for view in views)
-        self._move_average(self._recipe["byol"]["tau_base"])
-        precision = nullcontext()
-        if self._precision != "fp32":
-            precision = torch.autocast(self._device.type, DTYPES[self._precision])
-        with precision:
-            loss = self._loss(first, second)
+    def loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        with self.precision():
+            return super().loss(first, second)
+
+    def precision(self) -> AbstractContextManager:
+        """Return the context of a forward pass."""
+        return autocast(self._device, self._precision)
+
+    def update_online(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        return loss.detach()
-
-    def _move_average(self, momentum: float) -> None:
-        move_average(self.target.parameters(), self.online.parameters(), momentum)
-
-    def _loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        predictions = self.predictor(self.online(first)), self.predictor(self.online(second))
-        with torch.no_grad():
-            targets = self.target(second), self.target(first)
-        pairs = zip(predictions, targets, strict=True)
-        return sum((2 - 2 * F.cosine_similarity(one, other)).mean() for one, other in pairs)

@@ -114,7 +114,7 @@ def test_a_peer_does_the_same_arithmetic(cifar_step, peer):
     recipe = ours.training.run.recipe
     views = torch.randn(2, 2, 3, 32, 32)
     byol = peer(recipe, CPU)
-    assert total(kernels_of(lambda: byol.step(views)))[0] == total(kernels_of(ours.on_ready_views()))[0]
+    assert total(kernels_of(lambda: byol.train_on(views)))[0] == total(kernels_of(ours.on_ready_views()))[0]
 
 
 @pytest.mark.parametrize("peer", peers())
@@ -136,7 +136,7 @@ def test_a_peer_has_our_loss_where_we_forward_each_view(cifar_step, peer):
             sequence[1].layers.load_state_dict(networks[name]["projector"].state_dict())
         byol.predictor.layers.load_state_dict(networks["online"]["predictor"].state_dict())
     constant = 4 if peer is not PlainBYOL else 0  # lightly's loss lacks BYOL's constant, which has no gradient
-    theirs = float(byol.step(views)) + constant
+    theirs = float(byol.train_on(views)) + constant
     # Sums of 4,096 float32 products in other orders.
     assert theirs == pytest.approx(float(ours.training.train_step(batch)), abs=1e-4)
 

@@ -166,7 +166,7 @@ class Attempt:
     def _refuse_if_stopped_or_failed(self) -> None:
         file = stop_file(self.folder)
         if file:
-            raise UserError(f"{file} is there, so the run stays stopped: to continue, delete it and start again")
+            raise UserError(f"{file} is there, so the run stays stopped: delete it and start again to continue")
         path = self.folder / FAILED_FILE
         try:
             failed = read_card(path)
