@@ -14,13 +14,15 @@ from runs import StopAfter, equal_states, state_of, train
 from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
 from selfsup.errors import UserError
 from selfsup.measures import alignment, effective_rank, encoder_floors, feature_spread, knn_top1, uniformity
+from selfsup.methods import Output
 from selfsup.methods.byol import BYOL, PROJECTION_SPREAD_FLOOR
 from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
 from selfsup.settings.registries import METHODS
-from selfsup.training import health, pretraining, tensorboard
+from selfsup.training import health, pretraining
 from selfsup.training.health import Health
+from selfsup.training.sinks import check_trackers, tensorboard
 from tiny import TINY
 
 CHEAP = {"feature_spread", "alignment", "cosine", "projection_spread"}
@@ -179,9 +181,9 @@ def test_knn_asks_training_images_that_are_not_in_its_bank(run, monkeypatch):
 def test_what_a_methods_loss_wants_logged_is_a_column(run, monkeypatch):
     loss = BYOL.loss
 
-    def with_scalar(self, views, step, ranks):
-        value, _ = loss(self, views, step, ranks)
-        return value, {"own": value * 0 + len(views[0]) + step}
+    def with_scalar(self, batch, step):
+        value, _ = loss(self, batch, step)
+        return Output(value, {"own": value * 0 + len(batch.views[0]) + step.number})
 
     monkeypatch.setattr(BYOL, "loss", with_scalar)
     logged = run(recipe={**run().recipe, "micro_batches": 2})
@@ -191,7 +193,7 @@ def test_what_a_methods_loss_wants_logged_is_a_column(run, monkeypatch):
 
 def test_tensorboard_events_are_continuous_over_a_resume(run, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    watched = run(tensorboard=True)
+    watched = run(trackers=("tensorboard",))
     assert not train(watched, 4, stop=StopAfter(7))
     assert train(watched, 4)
     events = event_accumulator.EventAccumulator(str(watched.folder / "tensorboard"))
@@ -205,7 +207,12 @@ def test_tensorboard_events_are_continuous_over_a_resume(run, tmp_path):
 def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        tensorboard.check_tensorboard()
+        check_trackers(["tensorboard"])
+
+
+def test_an_unknown_tracker_is_one_line():
+    with pytest.raises(UserError, match=r"^the tracker 'tensorbord' does not exist; did you mean tensorboard\?$"):
+        check_trackers(["tensorbord"])
 
 
 def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypatch):

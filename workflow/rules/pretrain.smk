@@ -50,8 +50,8 @@ rule pretrain_segment:
         script=lambda wildcards, input: script("pretrain.py"),
         data=lambda wildcards, input: dataset_folder(experiment_of(wildcards).dataset),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
-        tensorboard=lambda wildcards, input: (
-            "--tensorboard" if experiment_of(wildcards).compute.get("tensorboard") else ""
+        trackers=lambda wildcards, input: " ".join(
+            f"--tracker {shlex.quote(name)}" for name in experiment_of(wildcards).compute.all_trackers
         ),
         knn=lambda wildcards, output: f"results/{wildcards.experiment}/seed{wildcards.seed}/knn.csv",
         previous=previous_epoch,
@@ -63,7 +63,7 @@ rule pretrain_segment:
     shell:
         "{params.launcher} {params.script} --recipe {params.recipe:q} --seed {wildcards.seed} --revision {params.revision}"
         " --data {params.data:q} --run-folder {params.folder:q} --until-epoch {params.epoch} {params.previous}"
-        " --knn {params.knn:q} {params.tensorboard}"
+        " --knn {params.knn:q} {params.trackers}"
         " {params.compute} 2>&1 | {params.tee} {log}"
 
 

@@ -21,7 +21,7 @@ from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.recipe import fingerprint, parse_recipe
 from selfsup.segments import epoch_of
-from selfsup.training.tensorboard import check_tensorboard
+from selfsup.training.sinks import check_trackers
 
 
 def main() -> int:
@@ -29,8 +29,7 @@ def main() -> int:
     recipe = parse_recipe(arguments.recipe)
     if not 0 < arguments.until_epoch <= recipe["epochs"]:
         raise UserError(f"--until-epoch is {arguments.until_epoch}, wanted 1 to the recipe's {recipe['epochs']} epochs")
-    if arguments.tensorboard:
-        check_tensorboard()
+    check_trackers(arguments.tracker)
     goal, name = f"epoch {arguments.until_epoch}", fingerprint(recipe, arguments.revision)
     with begin_attempt(arguments, arguments.run_folder, stage="pretraining", goal=goal, fingerprint=name) as attempt:
         return train(arguments, recipe, attempt.place, attempt)
@@ -62,7 +61,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
         compute=compute,
         checkpoint_minutes=arguments.checkpoint_minutes,
         knn=arguments.knn,
-        tensorboard=arguments.tensorboard,
+        trackers=tuple(arguments.tracker),
     )
     reached = train_segment(run, attempt, until_epoch=arguments.until_epoch, previous=arguments.previous)
     compute.ranks.close()
@@ -82,7 +81,9 @@ def parse_arguments() -> argparse.Namespace:
         "--previous", type=epoch_of, default=0, help="epoch of the boundary before, or its file; default: none"
     )
     parser.add_argument("--knn", type=Path, help="file for k-NN at milestones; default <run-folder>/knn.csv")
-    parser.add_argument("--tensorboard", action="store_true", help="also write <run-folder>/tensorboard")
+    parser.add_argument(
+        "--tracker", action="append", default=[], metavar="NAME", help="gets the rows of history.csv too: tensorboard"
+    )
     add_compute_arguments(parser)
     return parser.parse_args()
 

@@ -12,6 +12,7 @@ from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
 from selfsup.names import check_names
 from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
+from selfsup.settings.registries import TRACKERS
 from selfsup.settings.typed import Kind, Settings, read, suggest, with_each
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
@@ -59,7 +60,14 @@ class Jobs(Settings):
     pretrain: Compute
     evaluate: Compute
     tensorboard: bool = False
-    """event files beside history.csv"""
+    """true: as `trackers: [tensorboard]`"""
+    trackers: Annotated[list[str], Distinct()] = ()
+    """what gets the rows of history.csv and knn.csv too: tensorboard, or an extension's"""
+
+    @property
+    def all_trackers(self) -> list[str]:
+        """The names of the trackers, however they were asked for."""
+        return list(dict.fromkeys([*(["tensorboard"] if self.tensorboard else []), *self.trackers]))
 
 
 class Block(Settings):
@@ -278,6 +286,9 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
             yield (
                 f"compute.evaluate.{key} is true, but a frozen encoder has nothing to {key}: set it in compute.pretrain"
             )
+    for name in experiment.compute.trackers:
+        if name not in TRACKERS:
+            yield f"compute.trackers names {name!r}, which does not exist{suggest(name, list(TRACKERS))}"
     for stage in ("pretrain", "evaluate"):
         block = experiment.compute[stage]
         if minutes(block) < 1:

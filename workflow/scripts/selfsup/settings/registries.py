@@ -74,6 +74,31 @@ def named(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+class Components(Mapping):
+    """What is chosen by name and has no settings: each a file of a package, with a member of one name.
+
+    Imports a file when its component is asked for.
+    """
+
+    def __init__(self, package: str, member: str):
+        self._package, self._member = package, member
+        self.added: dict[str, str] = {}  # from outside the package: "module:name" by name
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in list(self):
+            raise KeyError(name)
+        return named(self.added.get(name) or f"{self._package}.{name}:{self._member}")
+
+    def __iter__(self) -> Iterator[str]:
+        (folder,) = importlib.import_module(self._package).__path__
+        own = (path.stem for path in Path(folder).glob("*.py") if path.stem != "__init__")
+        return iter(sorted({*own, *self.added}))
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+
 METHODS = Registry("selfsup.methods")
 BACKBONES = Registry("selfsup.models")
 OPTIMIZERS = Registry("selfsup.optim")
+TRACKERS = Components("selfsup.training.sinks", "Tracker")

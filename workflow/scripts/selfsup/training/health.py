@@ -5,6 +5,7 @@ change no bit of the training, and a resumed run writes the same figures as an u
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from selfsup.measures import effective_rank, knn_top1, uniformity
 from selfsup.methods import Method
 from selfsup.models.modes import evaluation_mode
 from selfsup.random_draws import Stream, shuffled
-from selfsup.training.clock import History
+from selfsup.training.history import History
 from selfsup.training.run import Run
-from selfsup.training.tensorboard import Events
+from selfsup.training.sinks import Sink
 
 KNN = "knn.csv"
 PROBE_IMAGES = 256  # for the cheap figures, at most
@@ -44,12 +45,12 @@ class Health:
         start: int,
         steps_per_epoch: int,
         row_interval: int,
-        events: Events | None = None,
+        trackers: Sequence[Sink] = (),
     ):
         """start: how many steps are done; rows of knn.csv for later steps are removed.
 
-        row_interval: steps between two rows of history.csv, which holds the cheap figures. events: gets the milestones'
-        figures too.
+        row_interval: steps between two rows of history.csv, which holds the cheap figures. trackers: get the figures
+        of milestones too.
         """
         self._method, self._run, self._attempt = method, run, attempt
         self._split, self._steps_per_epoch = run.store.train, steps_per_epoch
@@ -62,7 +63,7 @@ class Health:
         passes = (len(self._queries) + len(self._bank)) / (len(self._split) * PASSES_OF_A_STEP)
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
-        self._history = History(run.knn or run.folder / KNN, start=start + 1, also=events) if ranks.is_main else None
+        self._history = History(run.knn or run.folder / KNN, start=start + 1, also=trackers) if ranks.is_main else None
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.

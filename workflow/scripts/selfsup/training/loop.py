@@ -8,10 +8,11 @@ import torch
 
 from selfsup.engine.saving import Decision, Saver
 from selfsup.job.attempt import Attempt
-from selfsup.training.clock import History, Progress
+from selfsup.training.clock import Progress
 from selfsup.training.health import Health
+from selfsup.training.history import History
 from selfsup.training.pretraining import Pretraining
-from selfsup.training.tensorboard import FOLDER, Events
+from selfsup.training.sinks import open_trackers
 
 HISTORY = "history.csv"
 
@@ -26,8 +27,11 @@ def train_until(training: Pretraining, end: int, boundary: Path, attempt: Attemp
     ranks, compute = training.ranks, training.run.compute
     if ranks.any(attempt.stop.reason is not None):
         return _stopped(training, attempt)
-    records, pinned = _Records(training, end, attempt), compute.device.type == "cuda"
-    with contextlib.closing(Saver(ranks, attempt, training.run.checkpoint_minutes)) as saver:
+    pinned = compute.device.type == "cuda"
+    with (
+        contextlib.closing(_Records(training, end, attempt)) as records,
+        contextlib.closing(Saver(ranks, attempt, training.run.checkpoint_minutes)) as saver,
+    ):
         batches = training.batches.read(training.step, end, workers=compute.workers, pin_memory=pinned)
         for batch in records.progress.counted(batches):
             loss = training.train_step(batch)
@@ -58,7 +62,7 @@ def _stopped(training: Pretraining, attempt: Attempt) -> bool:
 
 
 class _Records:
-    """What a segment records of its steps: history.csv, knn.csv, TensorBoard's events, and progress lines."""
+    """What a segment records of its steps: history.csv, knn.csv, the trackers' rows, and progress lines."""
 
     def __init__(self, training: Pretraining, end: int, attempt: Attempt):
         run, start, spe = training.run, training.step, training.steps_per_epoch
@@ -71,10 +75,15 @@ class _Records:
             steps_per_epoch=spe,
             batch=run.recipe["global_batch"],
         )
-        events = Events(run.folder / FOLDER, start=start) if run.tensorboard and is_main else None
-        self._history = History(run.folder / HISTORY, start=start, also=events) if is_main else None
-        settings = {"start": start, "steps_per_epoch": spe, "row_interval": self._interval, "events": events}
+        self._trackers = open_trackers(run.trackers, run.folder, start) if is_main else []
+        self._history = History(run.folder / HISTORY, start=start, also=self._trackers) if is_main else None
+        settings = {"start": start, "steps_per_epoch": spe, "row_interval": self._interval, "trackers": self._trackers}
         self._health = Health(training.method, run, attempt, **settings)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
     def after_step(self, loss: torch.Tensor, saver: Saver) -> dict[str, float]:
         """Record the newest step as far as records are due, and return its health figures. Collective."""

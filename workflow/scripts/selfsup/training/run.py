@@ -23,7 +23,7 @@ class Run:
     folder: Path
     compute: Compute
     checkpoint_minutes: float
-    tensorboard: bool = False  # write event files with the rows of history.csv too
+    trackers: tuple[str, ...] = ()  # they get the rows of history.csv and knn.csv too
     knn: Path | None = None  # the file for k-NN at milestones; None: in the folder
 
     @property

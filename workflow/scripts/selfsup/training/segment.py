@@ -11,8 +11,8 @@ from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
 from selfsup.optim import treatment_table
 from selfsup.segments import boundary_name, record_run, work_done, write_card
-from selfsup.training.clock import steps_logged
 from selfsup.training.health import Health
+from selfsup.training.history import steps_logged
 from selfsup.training.loop import HISTORY, train_until
 from selfsup.training.pretraining import Pretraining
 from selfsup.training.run import Run
