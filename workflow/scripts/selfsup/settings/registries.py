@@ -95,7 +95,7 @@ class Components(Mapping):
         return iter(sorted({*own, *self.added}))
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self)  # list() would ask for the length
 
 
 METHODS = Registry("selfsup.methods")
