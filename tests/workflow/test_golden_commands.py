@@ -25,7 +25,7 @@ def test_each_rule_has_a_golden_command():
 def test_the_text_tells_apart_what_differs():
     """The neutral text keeps the words of a command, and leaves out where it was made."""
     printed = (
-        "Job stats:\nx 1\n\n[Mon]\nJob 3: Pack\nReason: none\nShell command: python a  --b 1\n\n[Mon]\nJob stats:\n"
+        "\nJob stats:\nx 1\n\n[Mon]\nJob 3: Pack\nReason: none\nShell command: python a  --b 1\n\n[Mon]\n\nJob stats:\n"
     )
     (job,) = jobs_of(printed)
     assert neutral(job, REPOSITORY / "nowhere") == "Pack\n$ python a\n      --b 1"
