@@ -6,7 +6,6 @@ SHA-256, its card. In `partial/` of a run lie the rolling ones, `step_<N>.pt`; b
 """
 
 import contextlib
-import json
 import os
 import pickle
 import shutil
@@ -17,10 +16,12 @@ from typing import Any
 
 import torch
 
+from selfsup import cards
 from selfsup.errors import PermanentError, UserError, reason_of
+from selfsup.layout import epoch_of, is_boundary
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
-from selfsup.segments import epoch_of, is_boundary, recorded_cards, write_card
+from selfsup.segments import recorded_cards, write_card
 
 FORMAT = 1
 KEPT_ROLLING = 2
@@ -30,7 +31,7 @@ class DamagedCheckpointError(UserError):
     """A checkpoint file that cannot be read or fails its checksum."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def find_card(path: Path) -> dict[str, Any]:
     """Return a checkpoint's card: of a boundary the record's, which is written first; else the one beside it, or, for a
     boundary that has lost both, one made from the file itself. Raises OSError, ValueError, KeyError or BadZipFile where
     there is none.
@@ -39,10 +40,7 @@ def read_card(path: Path) -> dict[str, Any]:
     if boundary and (recorded := recorded_cards(path.parent).get(str(epoch_of(path.name)))):
         return recorded
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
-        if not isinstance(card, dict):
-            raise ValueError("it is no mapping")
-        return card
+        return cards.read_card(path.with_suffix(".json"))
     except (FileNotFoundError, ValueError):
         if not boundary:
             raise
@@ -52,7 +50,7 @@ def read_card(path: Path) -> dict[str, Any]:
 def known_card(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's card, if one can be had."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return read_card(path)
+        return find_card(path)
     return None
 
 
@@ -95,7 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     where it cannot be read now (a file system that is away, no memory), which says nothing of the file.
     """
     try:
-        card = read_card(path)
+        card = find_card(path)
         version, checksum = card["format"], card["sha256"]
     except (FileNotFoundError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DamagedCheckpointError(f"{path}: its card cannot be read ({str(error).splitlines()[0]})") from error

@@ -26,11 +26,12 @@ from selfsup.engine.saving import Decision, Saver
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
 from selfsup.job.waiting import waiting_for_ranks
+from selfsup.layout import boundary_files, boundary_name
 from selfsup.methods import build_method, takes_skipped
 from selfsup.models import recompute_activations
 from selfsup.optim import build_optimizer, learning_rate, treatment_table
 from selfsup.recipe import fingerprint
-from selfsup.segments import boundary_files, boundary_name, record_run, work_done, write_card
+from selfsup.segments import record_run, work_done, write_card
 from selfsup.training.clock import History, Progress, steps_logged
 from selfsup.training.health import Health
 from selfsup.training.tensorboard import FOLDER, Events
@@ -328,7 +329,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
     if not ranks.from_main(boundary.exists()):
         _take_over(training, attempt, source, boundary)
     if ranks.is_main:
-        _finish(run, checkpoint.read_card(boundary))
+        _finish(run, checkpoint.find_card(boundary))
     ranks.barrier()
     return True
 
@@ -336,7 +337,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
 def _take_over(training: "Pretraining", attempt: Attempt, source: Path, boundary: Path) -> None:
     """Make a boundary of the checkpoint at its step. A rolling one, where segments were cut anew, has no health yet."""
     run, is_main = training.run, training.ranks.is_main
-    card = checkpoint.read_card(source) if is_main else {}
+    card = checkpoint.find_card(source) if is_main else {}
     if training.ranks.from_main("health" not in card):
         card |= {"health": _health_now(training, attempt), "floors": dict(training.method.floors)}
     if is_main:
