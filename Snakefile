@@ -1,4 +1,4 @@
-# Wiring only: what is run stands in config.yaml, how it is trained in workflow/recipes/, each stage in workflow/rules/.
+# Wiring only: what is run stands in config.yaml, how it is trained in workflow/recipes/, each kind of job in workflow/rules/.
 #
 #   snakemake --cores all results/demo.csv                    minutes on a laptop
 #   snakemake --profile profiles/slurm results/table1.csv     the full reproduction, on a Slurm cluster
