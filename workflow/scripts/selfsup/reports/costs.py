@@ -36,11 +36,11 @@ def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
     for experiment in config.experiments.values():
         paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"])
         for seed in experiment.seeds:
-            for stage, folder in job_folders(RunPaths(results, experiment.name, seed)).items():
+            for work, folder in job_folders(RunPaths(results, experiment.name, seed)).items():
                 rows = read_ledger(folder.ledger)
-                if rows or stage == "pretraining":
-                    row = {"experiment": experiment.name, "seed": seed, "stage": stage, **_paid(rows)}
-                    yield row | ({"paper_gpu_hours": paper} if stage == "pretraining" else {})
+                if rows or work == "pretraining":
+                    row = {"experiment": experiment.name, "seed": seed, "stage": work, **_paid(rows)}
+                    yield row | ({"paper_gpu_hours": paper} if work == "pretraining" else {})
 
 
 def job_folders(run: RunPaths) -> dict[str, JobFolder]:
