@@ -28,8 +28,8 @@ from pictures import CLASSES, small_store
 from selfsup.data.sources import prepare
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
+from selfsup.layout import boundary_name
 from selfsup.recipe import canonical, load_recipe
-from selfsup.segments import boundary_name
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 IMAGES = 50_000  # of CIFAR-10

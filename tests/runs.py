@@ -9,7 +9,7 @@ from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
-from selfsup.segments import boundary_name
+from selfsup.layout import boundary_name
 from selfsup.training.pretraining import Run
 from selfsup.training.segment import train_segment
 

@@ -20,9 +20,9 @@ from selfsup.evaluation import encoder as encoder_module
 from selfsup.evaluation import record
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
+from selfsup.layout import boundary_name
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundary_name
 from selfsup.tables.figure_keys import figure_keys
 from selfsup.training.pretraining import Run
 

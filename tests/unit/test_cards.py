@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selfsup.cards import CardError, read_card
+from selfsup.cards import CardError, card_if_any, read_card
 from selfsup.config import load_config
 from selfsup.data.store import PackedStore
 from selfsup.engine.checkpoint import newest_by_card
@@ -28,6 +28,17 @@ def test_a_card_is_a_mapping(tmp_path, content):
     with pytest.raises(CardError, match=r"card\.json: .*delete it and have it written again") as error:
         read_card(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_card_that_may_be_missing_is_empty_where_none_can_be_read(tmp_path, content):
+    path = tmp_path / "card.json"
+    assert card_if_any(path) == {} == card_if_any(tmp_path)  # none, and a folder
+    path.write_text(content)
+    assert card_if_any(path) == {}
+    path.write_bytes(b"\xff")
+    assert card_if_any(path) == {}
+    path.write_text('{"a": [1]}')
+    assert card_if_any(path) == {"a": [1]}
 
 
 def test_an_encoders_card(tmp_path, tiny_recipe, content):

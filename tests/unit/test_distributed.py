@@ -19,9 +19,9 @@ from selfsup.engine.distributed import Ranks
 from selfsup.errors import UserError
 from selfsup.job import place as place_module
 from selfsup.job.place import PORT_FROM_JOB, Place, discover_place, first_host
+from selfsup.layout import boundary_name
 from selfsup.models import BatchNorm
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundary_name
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 

@@ -21,9 +21,10 @@ from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation.encoder import load_encoder, save_encoder
 from selfsup.job.ledger import read_ledger
 from selfsup.job.stopping import StopRequest
+from selfsup.layout import boundary_name, card_name
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundary_name, card_name, recorded_cards
+from selfsup.segments import recorded_cards
 from selfsup.training.clock import History, Progress, duration
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY

@@ -13,7 +13,8 @@ import pytest
 
 from selfsup.evaluation.record import VERSIONS
 from selfsup.job.ledger import read_ledger
-from workflows import Workflow, jobs
+from selfsup.recipe import canonical, load_recipe, pretraining_part
+from workflows import QUICK, Workflow, jobs
 
 RUN = "results/digits/seed0"
 COSTLY = ("prepare_dataset", "pretrain_segment", "export_encoder", "linear_eval", "linear_eval_random_init")
@@ -51,6 +52,30 @@ def losses(history: str) -> list[list[str]]:
 
 def files_of(run: Workflow) -> list[Path]:
     return sorted(path for folder in ("results", "data") for path in run.path(folder).rglob("*") if path.is_file())
+
+
+def tracked(run: Workflow) -> dict[str, list[str]]:
+    """For each rule the values of which Snakemake keeps that another one would be a reason to run its jobs again."""
+    kept = [json.loads(path.read_text()) for path in run.path(".snakemake/metadata").rglob("*") if path.is_file()]
+    return {one["rule"]: sorted(one["params"]) for one in kept}
+
+
+def test_only_what_decides_a_result_is_a_reason_to_run_a_job_again(finished_run):
+    """Of a command's words Snakemake keeps nothing. What it does keep must not change for finished runs."""
+    recipe = load_recipe("digits", QUICK)
+    weights, kept = repr(canonical(pretraining_part(recipe))), tracked(finished_run())
+    code = kept["table"].pop(0)
+    assert re.fullmatch(r"'[0-9a-f]{16}'", code)
+    assert kept == {
+        "prepare_dataset": ["'digits'", "None"],
+        "pretrain_segment": [weights, "1"],
+        "health_gate": [],
+        "export_encoder": [weights],
+        "export_random_init": ["'--random-init'", repr(canonical(recipe["model"]))],
+        "linear_eval": [],
+        "linear_eval_random_init": [],
+        "table": ["['digits 3 256 [0]']"],
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))

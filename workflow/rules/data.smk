@@ -1,5 +1,7 @@
 # Datasets: download where the source has one, then pack into few large files.
 
+import shlex
+
 
 localrules:
     download_cifar10,
@@ -16,18 +18,19 @@ rule download_cifar10:
         # Tracked, as ever: another text would download again.
         python=shlex.quote(sys.executable),
         script=shlex.quote(str(SCRIPTS / "prepare_dataset.py")),
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
+        job=local_job("prepare_dataset.py"),
     message:
         "Download CIFAR-10 (170 MB)"
     shell:
-        "{params.python} {params.script} --source cifar10 --download-only --output {params.folder:q} 2>&1 | tee -i {log}"
+        "{params.python} {params.script} --source cifar10 --download-only --output {params.job[folder]:q} 2>&1"
+        " | tee -i {log}"
 
 
 rule prepare_dataset:
     input:
         image_source,
     output:
-        f"{CONFIG.data_dir}/{{dataset}}/store.json",
+        store_in(data_of(CONFIG.data_dir, "{dataset}")),
     log:
         "logs/prepare_dataset/{dataset}.log",
     benchmark:
@@ -37,16 +40,11 @@ rule prepare_dataset:
         **jobs.single(CONFIG.cluster, minutes=600),
         cpus_per_task=packing_threads,  # as many as the threads, which a plan caps by its own cores
     params:
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("prepare_dataset.py"),
-        source=lambda wildcards: CONFIG.datasets[wildcards.dataset]["source"],
-        resize=lambda wildcards: CONFIG.datasets[wildcards.dataset].get("resize"),
-        path=source_path,
-        packing=packing_arguments,
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-        sbatch=sbatch_text,
+        source=source_of,
+        resize=resize_of,
+        job=queued_job("prepare_dataset.py", path=path_words, packing=packing_words),
     message:
-        "Pack the dataset {wildcards.dataset}{params.sbatch}"
+        "Pack the dataset {wildcards.dataset}{params.job[sbatch]}"
     shell:
-        "{params.python} {params.script} --source {params.source} {params.path} --output {params.folder:q}"
-        " {params.packing} --cpus {threads} 2>&1 | tee -i {log}"
+        "{params.job[start]} --source {params.source} {params.job[path]} --output {params.job[folder]:q}"
+        " {params.job[packing]} --cpus {threads} 2>&1 | tee -i {log}"

@@ -26,21 +26,16 @@ rule preflight_checks:
         "logs/preflight_checks.log",
     benchmark:
         "logs/benchmarks/preflight_checks.tsv"
-    threads: local_threads("pretrain")(Largest)
+    threads: threads_of("pretrain")
     resources:
-        **{**jobs.resources(block_of(Largest, "pretrain"), CONFIG.cluster), "runtime": 15},
+        **{**resources_of("pretrain"), "runtime": 15},
     params:
-        launcher=lambda wildcards, input: launcher(Largest, "pretrain"),
-        script=lambda wildcards, input: script("preflight.py"),
-        data=lambda wildcards, input: " ".join(f"--data {shlex.quote(folder)}" for folder in packed_datasets()),
-        ranks=lambda wildcards, input: jobs.tasks(block_of(Largest, "pretrain")),
-        compute=lambda wildcards, input: compute_arguments(Largest, "pretrain"),
-        sbatch=sbatch_text,
+        job=device_job("preflight.py", "pretrain", data=packed_datasets, ranks=number_of_ranks),
     message:
-        f"Check ranks, devices, network, files and clocks as {Largest.experiment} will use them{{params.sbatch}}"
+        f"Check ranks, devices, network, files and clocks as {experiment_of(None).name} will use them{{params.job[sbatch]}}"
     shell:
-        "{params.launcher} {params.script} {params.data} --results results --ranks {params.ranks} --output {output:q}"
-        " {params.compute} 2>&1 | tee -i {log}"
+        "{params.job[start]} {params.job[data]} --results results --ranks {params.job[ranks]} --output {output:q}"
+        " {params.job[machine]} 2>&1 | tee -i {log}"
 
 
 rule plan:
@@ -49,13 +44,11 @@ rule plan:
     benchmark:
         "logs/benchmarks/plan.tsv"
     params:
-        config=whole_config,
-        python=PYTHON,
-        script=script("plan.py"),
+        job=local_job("plan.py", config=whole_config),
     message:
         "What the experiments will cost"
     shell:
-        "{params.python} {params.script} --config {params.config:q} 2>&1 | tee -i {log}"
+        "{params.job[start]} --config {params.job[config]:q} 2>&1 | tee -i {log}"
 
 
 # Three minutes of the experiment's training with its own resources, for the images/s; its weights are thrown away.
@@ -63,27 +56,27 @@ rule probe:
     input:
         data=dataset_of,
     output:
-        "results/{experiment}/probe/ledger.csv",
+        probe_of(RESULTS, "{experiment}").ledger,
     log:
         "logs/probe/{experiment}.log",
     benchmark:
         "logs/benchmarks/probe/{experiment}.tsv"
-    threads: local_threads("pretrain")
+    threads: threads_of("pretrain")
     resources:
         **{**resources_of("pretrain"), "runtime": 15},
     params:
-        recipe=recipe_file,
-        epochs=lambda wildcards, input: experiment_of(wildcards).recipe["epochs"],
-        launcher=lambda wildcards, input: launcher(wildcards, "pretrain"),
-        tee=lambda wildcards, input: TEE,
-        script=lambda wildcards, input: script("pretrain.py"),
-        data=lambda wildcards, input: os.path.dirname(input.data),
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-        compute=lambda wildcards, input: compute_arguments(wildcards, "pretrain"),
-        sbatch=sbatch_text,
+        job=device_job(
+            "pretrain.py",
+            "pretrain",
+            recipe=recipe_file,
+            data=data_folder,
+            epochs=all_epochs,
+            rolling=rolling_checkpoints,
+        ),
     message:
-        "Three minutes of {wildcards.experiment}, to measure its speed{params.sbatch}"
+        "Three minutes of {wildcards.experiment}, to measure its speed{params.job[sbatch]}"
     shell:
-        "(rm -rf {params.folder:q}; {params.launcher} {params.script} --recipe {params.recipe:q} --data {params.data:q}"
-        " --run-folder {params.folder:q} --until-epoch {params.epochs} {params.compute} --time-limit 3.3"
-        " || [ $? -eq 75 ] || exit 1; rm -rf {params.folder:q}/*.pt {params.folder:q}/partial) 2>&1 | {params.tee} {log}"
+        "(rm -rf {params.job[folder]:q}; {params.job[start]} --recipe {params.job[recipe]:q} --data {params.job[data]:q}"
+        " --run-folder {params.job[folder]:q} --until-epoch {params.job[epochs]} {params.job[machine]} --time-limit 3.3"
+        " || [ $? -eq 75 ] || exit 1; rm -rf {params.job[folder]:q}/*.pt {params.job[rolling]:q})"
+        " 2>&1 | {params.job[tee]} {log}"

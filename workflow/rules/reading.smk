@@ -3,7 +3,9 @@
 import contextlib
 import io
 import sys
+import traceback
 from argparse import Namespace
+from functools import wraps
 from pathlib import Path
 
 from snakemake.cli import parse_args
@@ -22,10 +24,26 @@ def give_up(message):
     sys.exit(f"error: {message}")
 
 
-try:
-    check_config_files(path for path in map(Path, ["config.yaml", *workflow.configfiles]) if path.exists())
-except UserError as error:
-    give_up(str(error))
+def ends_on_error(look):
+    """Of a function that Snakemake calls for a job: an error ends Snakemake, which would take any exception for a rule
+    that does not fit, and an existing file for finished."""
+
+    @wraps(look)
+    def looking(*arguments, **named):
+        try:
+            return look(*arguments, **named)
+        except UserError as error:
+            give_up(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            give_up(f"{type(error).__name__}, shown above, is a fault of this workflow, not of its settings")
+
+    return looking
+
+
+@ends_on_error
+def read_before_snakemake(paths):
+    check_config_files(path for path in paths if path.exists())
 
 
 def typed():
@@ -37,4 +55,5 @@ def typed():
         return Namespace(targets=[], executor=None)
 
 
+read_before_snakemake([Path("config.yaml"), *map(Path, workflow.configfiles)])
 TYPED = typed()

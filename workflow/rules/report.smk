@@ -20,14 +20,12 @@ rule table:
         "logs/benchmarks/table/{table}.tsv"
     params:
         rows=rows_of_table,
-        config=config_of_table,
-        code=code_digest("make_table.py", "selfsup/tables"),
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("make_table.py"),
+        code=commands.code_digest(SCRIPTS, ["make_table.py", "selfsup/tables"]),
+        job=local_job("make_table.py", config=config_of_table),
     message:
         "Make results/{wildcards.table}.csv"
     shell:
-        "{params.python} {params.script} --table {wildcards.table} --config {params.config:q} --output {output.csv:q}"
+        "{params.job[start]} --table {wildcards.table} --config {params.job[config]:q} --output {output.csv:q}"
         " 2>&1 | tee -i {log}"
 
 
@@ -61,14 +59,12 @@ rule curves:
     benchmark:
         "logs/benchmarks/curves/{experiment}.tsv"
     params:
-        code=code_digest("make_curves.py"),
-        config=config_of_experiment,
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("make_curves.py"),
+        code=commands.code_digest(SCRIPTS, ["make_curves.py"]),
+        job=local_job("make_curves.py", config=config_of_experiment),
     message:
         "Draw the curves of {wildcards.experiment}"
     shell:
-        "{params.python} {params.script} --experiment {wildcards.experiment} --config {params.config:q}"
+        "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
         " --output {output.svg:q} 2>&1 | tee -i {log}"
 
 
@@ -87,14 +83,11 @@ rule views:
     benchmark:
         "logs/benchmarks/views/{experiment}.tsv"
     params:
-        recipe=recipe_file,
-        data=lambda wildcards, input: os.path.dirname(input.data),
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("show_views.py"),
+        job=local_job("show_views.py", recipe=recipe_file, data=data_folder),
     message:
         "Draw what {wildcards.experiment} is trained on"
     shell:
-        "{params.python} {params.script} --recipe {params.recipe:q} --data {params.data:q} --output {output:q}"
+        "{params.job[start]} --recipe {params.job[recipe]:q} --data {params.job[data]:q} --output {output:q}"
         " 2>&1 | tee -i {log}"
 
 
@@ -108,13 +101,11 @@ rule compute_table:
     benchmark:
         "logs/benchmarks/compute_table.tsv"
     params:
-        config=whole_config,
-        python=PYTHON,
-        script=script("compute_table.py"),
+        job=local_job("compute_table.py", config=whole_config),
     message:
         "What the experiments have cost"
     shell:
-        "{params.python} {params.script} --config {params.config:q} --output {output:q} 2>&1 | tee -i {log}"
+        "{params.job[start]} --config {params.job[config]:q} --output {output:q} 2>&1 | tee -i {log}"
 
 
 rule table_page:
@@ -132,12 +123,11 @@ rule table_page:
     benchmark:
         "logs/benchmarks/table_page/{table}.tsv"
     params:
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("report_page.py"),
+        job=local_job("report_page.py"),
     message:
         "The page of {wildcards.table}"
     shell:
-        "{params.python} {params.script} --table {input:q} --output {output:q} 2>&1 | tee -i {log}"
+        "{params.job[start]} --table {input:q} --output {output:q} 2>&1 | tee -i {log}"
 
 
 rule compute_page:
@@ -155,12 +145,11 @@ rule compute_page:
     benchmark:
         "logs/benchmarks/compute_page.tsv"
     params:
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("report_page.py"),
+        job=local_job("report_page.py"),
     message:
         "The page of the ledgers"
     shell:
-        "{params.python} {params.script} --csv {input:q} --output {output:q} 2>&1 | tee -i {log}"
+        "{params.job[start]} --csv {input:q} --output {output:q} 2>&1 | tee -i {log}"
 
 
 rule recipe_page:
@@ -178,13 +167,11 @@ rule recipe_page:
     benchmark:
         "logs/benchmarks/recipe_page/{experiment}.tsv"
     params:
-        config=config_of_experiment,
-        python=lambda wildcards, input: PYTHON,
-        script=lambda wildcards, input: script("report_page.py"),
+        job=local_job("report_page.py", config=config_of_experiment),
     message:
         "Where {wildcards.experiment} comes from"
     shell:
-        "{params.python} {params.script} --experiment {wildcards.experiment} --config {params.config:q}"
+        "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
         " --output {output:q} 2>&1 | tee -i {log}"
 
 
@@ -196,7 +183,7 @@ rule report:
     benchmark:
         "logs/benchmarks/report.tsv"
     params:
-        parts=lambda wildcards, input: len(input),
+        parts=number_of_inputs,
     message:
         "The parts of the report are there"
     shell:

@@ -18,7 +18,8 @@ from selfsup.arguments import add_recipe_arguments
 from selfsup.engine.checkpoint import load_checkpoint, prune
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
-from selfsup.job.ledger import LEDGER_FILE, ledger_totals
+from selfsup.job.ledger import ledger_totals
+from selfsup.layout import PretrainPaths
 from selfsup.logs import logger
 from selfsup.methods import build_method
 from selfsup.models import initial_backbone
@@ -51,7 +52,7 @@ def main() -> None:
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
-        prune(arguments.checkpoint.parent / "partial")  # the run is over, so nothing is left to continue
+        prune(PretrainPaths(arguments.checkpoint.parent).partial)  # the run is over, so nothing is left to continue
     unfinished = arguments.checkpoint and card["training"]["epoch"] < recipe["epochs"]
     after = f", after {card['training']['epoch']:g} of {recipe['epochs']} epochs" if unfinished else ""
     logger.info("exported %s, SHA-256 %s%s", arguments.output, checksum[:16], after)
@@ -73,7 +74,8 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     ]
     changes = sum(bool(numerics_differences(one, other)) for one, other in pairwise(tuples))
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
-    told = {"attempts": attempts, "numerics_changes": changes, "ledger": ledger_totals(path.parent / LEDGER_FILE)}
+    totals = ledger_totals(PretrainPaths(path.parent).ledger)
+    told = {"attempts": attempts, "numerics_changes": changes, "ledger": totals}
     return method.encoder(), {**{key: state[key] for key in keys}, **told}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run, runs_known
 from selfsup.errors import UserError, run_script
+from selfsup.layout import RunPaths
 from selfsup.logs import logger
 from selfsup.reports.figures import draw_curves, read_run, write_figure
 from selfsup.reports.plan import steps_per_epoch
@@ -30,8 +31,8 @@ def main() -> None:
         known.setdefault(run.experiment.name, []).append(run)
     if name not in known:
         raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(known))}")
-    folders = {run.seed: arguments.results / name / f"seed{run.seed}" for run in known[name]}
-    runs = [read_run(folder, seed, finished_boundaries(folder / "pretrain")) for seed, folder in folders.items()]
+    paths = {run.seed: RunPaths(arguments.results, name, run.seed) for run in known[name]}
+    runs = [read_run(one.folder, seed, finished_boundaries(one.pretrain.folder)) for seed, one in paths.items()]
     runs = [run for run in runs if run.begun]
     if not runs:
         raise UserError(f"{arguments.results / name}: no seed has a history.csv yet: nothing to draw")

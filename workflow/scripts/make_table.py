@@ -14,6 +14,7 @@ from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config
 from selfsup.errors import UserError, run_script
+from selfsup.layout import RunPaths
 from selfsup.settings.typed import suggest
 from selfsup.tables.layouts import to_latex, to_markdown
 from selfsup.tables.rows import Row, dataset_label, make_table, to_csv
@@ -57,9 +58,10 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
     for name in config.tables[table]:
         experiment = config.experiments[name]
         source = config.datasets[experiment.dataset]["source"]
-        ledgers = tuple(results / name / f"seed{seed}" / "pretrain" / "ledger.csv" for seed in experiment.seeds)
-        for part in ("", "random_init"):
-            metrics = [results / name / f"seed{seed}" / part / "linear" / "metrics.csv" for seed in experiment.seeds]
+        runs = [RunPaths(results, name, seed) for seed in experiment.seeds]
+        ledgers = tuple(run.pretrain.ledger for run in runs)
+        for untrained in (False, True):
+            encoders = [run.random_init if untrained else run.encoder for run in runs]
             rows.append(
                 Row(
                     experiment=name,
@@ -67,10 +69,10 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,
-                    metrics=metrics,
-                    random_init=bool(part),
+                    metrics=[encoder.evaluation().metrics for encoder in encoders],
+                    random_init=untrained,
                     split=SPLITS.get(source, "test"),
-                    ledgers=() if part else ledgers,
+                    ledgers=() if untrained else ledgers,
                 )
             )
     return rows

@@ -19,8 +19,8 @@ from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin
 from selfsup.errors import PermanentError, UserError, run_script
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
+from selfsup.layout import epoch_of
 from selfsup.recipe import fingerprint, parse_recipe
-from selfsup.segments import epoch_of
 from selfsup.training.sinks import check_trackers
 
 

@@ -17,9 +17,10 @@ from selfsup.bands import CONFIDENCE, record
 from selfsup.cards import read_card
 from selfsup.config import Experiment
 from selfsup.errors import UserError, run_script
+from selfsup.layout import RunPaths
 from selfsup.logs import logger
 from selfsup.recipe import fingerprint, pretraining_part
-from selfsup.segments import boundaries, boundary_name
+from selfsup.segments import boundaries
 from selfsup.settings.typed import suggest
 
 HEADER = f"""# Where a further seed's health figures are expected at segments' ends: {CONFIDENCE:.1%} prediction
@@ -43,8 +44,8 @@ def main() -> None:
         )
     experiment = config.experiments[arguments.experiment]
     ends = boundaries(experiment.recipe["epochs"], experiment.segment_epochs)
-    folders = [arguments.results / experiment.name / f"seed{seed}" / "pretrain" for seed in experiment.seeds]
-    cards = {end: [card_of(folder / boundary_name(end), experiment) for folder in folders] for end in ends}
+    runs = [RunPaths(arguments.results, experiment.name, seed) for seed in experiment.seeds]
+    cards = {end: [card_of(run.pretrain.card(end), experiment) for run in runs] for end in ends}
     bands = record(cards, experiment.seeds, pretraining_part(experiment.recipe))
     text = yaml.safe_dump(bands, sort_keys=False, width=120, default_flow_style=None)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +54,8 @@ def main() -> None:
     logger.info(f"wrote {arguments.output}: epochs {', '.join(map(str, ends))}, seeds {experiment.seeds}")
 
 
-def card_of(boundary: Path, experiment: Experiment) -> dict:
+def card_of(path: Path, experiment: Experiment) -> dict:
     """Return what a boundary's JSON file holds. Raises UserError where it is missing, or of another recipe."""
-    path = boundary.with_suffix(".json")
     try:
         card = read_card(path)
     except (OSError, ValueError) as error:

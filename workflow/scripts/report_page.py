@@ -17,6 +17,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.config import Config
 from selfsup.errors import run_script
+from selfsup.layout import RunPaths
 from selfsup.reports.explain import explained
 from selfsup.reports.explain import table as recipe_table
 from selfsup.reports.pages import markdown_page, page, preformatted, table
@@ -46,7 +47,7 @@ def main() -> None:
 def origin(config: Config, name: str, results: Path) -> str:
     """Return the page of an experiment: encoders with code and software they were made with, and the recipe."""
     experiment = config.experiments[name]
-    cards = {seed: results / name / f"seed{seed}" / "encoder.json" for seed in experiment.seeds}
+    cards = {seed: RunPaths(results, name, seed).encoder.card for seed in experiment.seeds}
     rows = [{"seed": seed, **_card(read_card(path))} for seed, path in cards.items() if path.exists()]
     values = explained(experiment.recipe_name, experiment.overrides, overrides_from="config.yaml")
     return page(

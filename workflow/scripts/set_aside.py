@@ -12,6 +12,7 @@ from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
 from selfsup.errors import run_script
+from selfsup.layout import RunFolder
 from selfsup.logs import logger
 from selfsup.segments import set_aside
 
@@ -26,7 +27,7 @@ def main() -> None:
     aside = set_aside(run, revision)
     run.mkdir(parents=True, exist_ok=True)
     record = {"revision": revision, "set_aside": str(aside) if aside else None}
-    write_atomically(arguments.output or run / f"revision_{revision}.json", json.dumps(record) + "\n")
+    write_atomically(arguments.output or RunFolder(run).begun(revision), json.dumps(record) + "\n")
     logger.info(f"set the older run aside: {aside}" if aside else f"no older run in {run}")
 
 

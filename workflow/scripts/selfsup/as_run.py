@@ -16,10 +16,10 @@ from typing import Any
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, ConfigFile, Experiment, check_config, config_of
 from selfsup.errors import UserError
+from selfsup.layout import RECORDS_OF_RUNS, RunPaths, seed_of
 from selfsup.settings.typed import plain, with_numbers
 from selfsup.settings.yaml_reader import read_yaml
 
-RECORDS = "*/seed*.json"
 WHOLE = ("data_dir", "cluster")  # keys of config.yaml that are compared as one; of the others, each name for itself
 
 
@@ -44,7 +44,7 @@ def record_what_runs(results: Path, config: Config, raw: Mapping, runs: set[tupl
             "config": _part({**merged, "experiments": {name: block}}, name, block["dataset"]),
             "config_yaml": _part(alone, name, block["dataset"]),
         }
-        path = results / name / f"seed{seed}.json"
+        path = RunPaths(results, name, seed).as_run
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
@@ -53,7 +53,7 @@ def runs_known(config: Config, results: Path) -> Iterator[Run]:
     """Yield the runs of `config` and all others that were run, each with the configuration that it was run with."""
     ran = {}
     for path, record in _records(results):
-        name, seed = path.parent.name, int(path.stem.removeprefix("seed"))
+        name, seed = path.parent.name, seed_of(path)
         own = check_config({**record["config"], "tables": {}})  # whose other experiments stand elsewhere
         ran[name, seed] = Run(own, own.experiments[name], seed)
     wanted = {(one.name, seed): Run(config, one, seed) for one in config.experiments.values() for seed in one.seeds}
@@ -83,7 +83,7 @@ def as_run(now: Mapping, results: Path) -> dict[str, Any]:
         then = _places(record["config_yaml"])
         merged |= {key: value for key, value in _places(record["config"]).items() if here.get(key) == then.get(key)}
     for path, record in records:
-        _add_seed(merged, record, path.parent.name, int(path.stem.removeprefix("seed")))
+        _add_seed(merged, record, path.parent.name, seed_of(path))
     content: dict[str, Any] = {key: {} for key in ("datasets", "tables", "experiments")}
     for (section, *name), value in merged.items():
         if name:
@@ -140,7 +140,7 @@ def _of_config_yaml() -> Mapping:
 def _records(results: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the readable records, the oldest first; one that cannot be used is told."""
     found = []
-    for path in results.glob(RECORDS):
+    for path in results.glob(RECORDS_OF_RUNS):
         try:
             record = json.loads(path.read_text())
             check_config({**record["config"], "tables": {}})

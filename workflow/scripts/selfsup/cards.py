@@ -22,3 +22,11 @@ def read_card(path: Path) -> dict[str, Any]:
             f"{path}: found {json.dumps(card)[:40]}, wanted a mapping in braces: delete it and have it written again"
         )
     return card
+
+
+def card_if_any(path: Path) -> dict[str, Any]:
+    """Return what a card holds; nothing where there is none, or none that can be read."""
+    try:
+        return read_card(path)
+    except (OSError, ValueError):
+        return {}

@@ -1,28 +1,24 @@
 """Cutting a pretraining into segments, each a bounded job. Imports no torch: Snakemake reads this in every job.
 
-`segments.json` in a run's folder records the run, its finished boundaries and their cards. It outlives the
+`segments.json` in a pretraining's folder records the run, its finished boundaries and their cards. It outlives the
 checkpoints, so that deleting old ones to save space (the newest is needed), or changing `segment_epochs`, makes no
-finished epoch run again. A boundary is `epoch_<N>.pt` and its card `epoch_<N>.json`. Snakemake knows the card alone:
-it deletes the outputs of jobs that it starts again or that fail, and a card can be written anew from the record.
+finished epoch run again. A boundary is a checkpoint and its card (names: `selfsup.layout`). Snakemake knows the card
+alone: it deletes the outputs of jobs that it starts again or that fail, and a card can be written anew from the record.
 """
 
-import contextlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup.atomic_files import write_atomically
-from selfsup.cards import read_card
+from selfsup.cards import card_if_any, read_card
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.lock import living_holder
+from selfsup.layout import PretrainPaths, RunFolder, boundary_files, epoch_of
 from selfsup.recipe import differences, fingerprint, pretraining_part
 
-RECORD = "segments.json"
 DELETE_IT = "delete it; the checkpoints beside it stay as they are"
-BOUNDARY = re.compile(r"epoch_\d+\.pt")
-OF_A_REVISION = ("revision_*.json", "knn.csv", "linear", "encoder.*", "pretrain")
 
 
 def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), reached: float = 0) -> list[int]:
@@ -35,31 +31,6 @@ def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), r
     start = done[-1] if done else 0
     ends = [end for end in range(start + segment_epochs, epochs, segment_epochs) if end >= reached]
     return done + ends + ([epochs] if start < epochs else [])
-
-
-def boundary_name(epoch: int) -> str:
-    """Return the file name of the checkpoint after `epoch` epochs."""
-    return f"epoch_{epoch:04d}.pt"
-
-
-def is_boundary(path: Path) -> bool:
-    """Return whether a file has a boundary's name; a copy of somebody's beside it has another."""
-    return BOUNDARY.fullmatch(path.name) is not None
-
-
-def boundary_files(folder: Path) -> list[Path]:
-    """Return the checkpoints of the boundaries that are there, in order."""
-    return sorted(filter(is_boundary, folder.glob("epoch_*.pt")))
-
-
-def card_name(epoch: int) -> str:
-    """Return the file name of that checkpoint's card."""
-    return f"epoch_{epoch:04d}.json"
-
-
-def epoch_of(name: str) -> int:
-    """Return the epoch in a boundary's or a card's name or path, or in a number as text. Raises ValueError else."""
-    return int(Path(name).stem.removeprefix("epoch_"))
 
 
 @dataclass(frozen=True)
@@ -117,12 +88,13 @@ def restore_cards(folder: Path) -> None:
     record = _read_record(folder)
     if record is None:
         return
-    cards = {**{str(epoch): card for epoch, card in _found_cards(folder)}, **record.get("cards", {})}
+    pretrain = PretrainPaths(folder)
+    cards = {**{str(epoch): card for epoch, card in _found_cards(pretrain)}, **record.get("cards", {})}
     if cards != record.get("cards", {}):
-        write_atomically(folder / RECORD, json.dumps({**record, "cards": cards}, indent=1) + "\n")
+        write_atomically(pretrain.record, json.dumps({**record, "cards": cards}, indent=1) + "\n")
     kept = [epoch_of(path.name) for path in boundary_files(folder)]
     for epoch in record["boundaries"]:
-        card = folder / card_name(epoch)
+        card = pretrain.card(epoch)
         if str(epoch) in cards and not card.exists() and any(other >= epoch for other in kept):
             write_card(card, cards[str(epoch)])
 
@@ -132,14 +104,10 @@ def write_card(path: Path, card: Mapping) -> None:
     write_atomically(path.with_suffix(".json"), json.dumps(dict(card), indent=1) + "\n")
 
 
-def _found_cards(folder: Path) -> Iterator[tuple[int, dict]]:
-    for path in sorted(folder.glob("epoch_*.json")):
-        if not is_boundary(path.with_suffix(".pt")):
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            card = json.loads(path.read_text())
-            if isinstance(card, dict):
-                yield epoch_of(path.name), card
+def _found_cards(pretrain: PretrainPaths) -> Iterator[tuple[int, dict]]:
+    for path in pretrain.cards():
+        if card := card_if_any(path):
+            yield epoch_of(path.name), card
 
 
 def holds_older(folder: Path, revision: int) -> bool:
@@ -154,16 +122,16 @@ def set_aside(run: Path, revision: int) -> Path | None:
     What does not depend on the training stays: the encoder at random initialisation and its evaluation. Raises
     UserError while a job works there, or where the folder beside it has such files already.
     """
-    folder = run / "pretrain"
-    if not holds_older(folder, revision):
+    paths = RunFolder(run)
+    if not holds_older(paths.pretrain.folder, revision):
         return None
-    for stage in (folder, run / "linear"):
-        holder = living_holder(stage)
+    for folder in (one.folder for one in paths.job_folders()):
+        holder = living_holder(folder)
         if holder:
-            raise UserError(f"{stage} is in use by {holder}: wait until it has ended, or end it; then start again")
-    aside = run.with_name(f"{run.name}_revision{_read_record(folder)['revision']}")
+            raise UserError(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")
+    aside = paths.aside(_read_record(paths.pretrain.folder)["revision"]).folder
     # The record goes last, with its folder: a move that was cut short is taken up again.
-    parts = [path for pattern in OF_A_REVISION for path in sorted(run.glob(pattern))]
+    parts = paths.of_a_revision()
     taken = [aside / path.name for path in parts if (aside / path.name).exists()]
     if taken:
         raise UserError(f"{taken[0]} is in the way of revision {revision}: move {aside} elsewhere, then start again")
@@ -194,11 +162,11 @@ def record_run(
         "recipe": pretraining_part(recipe),
         "cards": {**recorded_cards(folder), **cards},
     }
-    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_atomically(PretrainPaths(folder).record, json.dumps(record, indent=1) + "\n")
 
 
 def _read_record(folder: Path) -> dict | None:
-    path = folder / RECORD
+    path = PretrainPaths(folder).record
     try:
         record = read_card(path)
     except FileNotFoundError:

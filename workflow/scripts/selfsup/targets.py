@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
-from selfsup.config import Config
+from selfsup.config import Config, Experiment
+from selfsup.errors import UserError
+from selfsup.layout import RESULTS, RunPaths
 
 WILDCARD = re.compile(r"\{(\w+)(?:,[^{}]*)?\}")  # {seed}, or {seed,\d+} as Snakemake keeps it with its constraint
 
@@ -16,12 +18,28 @@ def unknown_target(target: str, patterns: Iterable[str], config: Config) -> str:
     patterns: names of rules that are targets, and the files of all rules, with their wildcards.
     """
     meant = {known: known for known in _filled(patterns, config)}
-    meant |= {name: f"results/{name}/seed{one.seeds[0]}/linear/metrics.csv" for name, one in config.experiments.items()}
+    runs = [RunPaths(RESULTS, one.name, one.seeds[0]) for one in config.experiments.values()]
+    meant |= {name: str(run.encoder.evaluation().metrics) for name, run in zip(config.experiments, runs, strict=True)}
     meant |= {name: f"results/{name}.csv" for name in config.tables}
     near = difflib.get_close_matches(target, meant, n=1)
     tables = ", ".join(f"results/{name}.csv" for name in config.tables)
     advice = f"did you mean {meant[near[0]]}?" if near else f"there are {tables}, preflight, plan and report"
     return f"no rule makes {target}; {advice}"
+
+
+def experiment_asked_for(config: Config, name: str, seed: str | None) -> Experiment:
+    """Return an experiment. Raises UserError for a seed that config.yaml does not list: nothing would ever show it.
+
+    seed: as it stands in a file's name; None where the name has none.
+    """
+    experiment = config.experiments[name]
+    if seed is None or seed in map(str, experiment.seeds):
+        return experiment
+    known = int(seed) in experiment.seeds
+    raise UserError(
+        f"experiment {name} has no seed {seed}: experiments.{name}.seeds in config.yaml is {experiment.seeds}; "
+        f"{f'ask for seed{int(seed)}' if known else 'to run it too, add it there'}"
+    )
 
 
 def _filled(patterns: Iterable[str], config: Config) -> Iterator[str]:

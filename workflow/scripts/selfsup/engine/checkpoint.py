@@ -6,7 +6,6 @@ SHA-256. Rolling checkpoints are `partial/step_<N>.pt` in the run's folder. The 
 """
 
 import contextlib
-import json
 import logging
 import os
 import pickle
@@ -18,10 +17,12 @@ from typing import Any
 
 import torch
 
+from selfsup import cards
 from selfsup.errors import PermanentError, UserError, reason_of
+from selfsup.layout import epoch_of, is_boundary
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
-from selfsup.segments import epoch_of, is_boundary, recorded_cards, write_card
+from selfsup.segments import recorded_cards, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class DamagedCheckpointError(UserError):
     """A checkpoint file that cannot be read or fails its checksum."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def find_card(path: Path) -> dict[str, Any]:
     """Return a checkpoint's card.
 
     For a boundary the record's copy comes first, because it is written first, then the file beside the checkpoint, then
@@ -43,10 +44,7 @@ def read_card(path: Path) -> dict[str, Any]:
     if boundary and (recorded := recorded_cards(path.parent).get(str(epoch_of(path.name)))):
         return recorded
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
-        if not isinstance(card, dict):
-            raise ValueError("it is not a mapping")
-        return card
+        return cards.read_card(path.with_suffix(".json"))
     except (FileNotFoundError, ValueError):
         if not boundary:
             raise
@@ -56,7 +54,7 @@ def read_card(path: Path) -> dict[str, Any]:
 def known_card(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's card, or None if it has none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return read_card(path)
+        return find_card(path)
     return None
 
 
@@ -102,7 +100,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     UserError if it cannot be read now (the file system is away, memory is short), which says nothing about the file.
     """
     try:
-        card = read_card(path)
+        card = find_card(path)
         version, checksum = card["format"], card["sha256"]
     except (FileNotFoundError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DamagedCheckpointError(f"{path}: its card cannot be read ({str(error).splitlines()[0]})") from error

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import write_atomically
+from selfsup.cards import card_if_any
+from selfsup.layout import LINEAR, EncoderPaths, EvaluationPaths, store_in
 from selfsup.recipe import evaluation_part
 
-RECORD = "record.json"
-METRICS = "metrics.csv"
-RESULTS = ("history.csv", "further.csv", METRICS)
 # Of each task; raised by whoever changes a figure, so that finished evaluations run again. Golden figures in the tests
 # fail for who forgets.
 VERSIONS = {"linear": 1}
 # Of the metrics, in the encoder's card.
-TOLD = {"top1": float, "top5": float, "n_test": int, "seed": int, "protocol": str, "dataset_fingerprint": str}
+IN_THE_CARD = {"top1": float, "top5": float, "n_test": int, "seed": int, "protocol": str, "dataset_fingerprint": str}
 
 
 def identity(recipe: Mapping, seed: int, encoder: Path, data: Path, folder: Path) -> dict[str, Any]:
@@ -31,66 +30,70 @@ def identity(recipe: Mapping, seed: int, encoder: Path, data: Path, folder: Path
     return {
         "evaluation": evaluation_part(recipe),
         "seed": seed,
-        "encoder": read_mapping(encoder.with_suffix(".json")).get("encoder_sha256"),
-        "data": read_mapping(data / "store.json").get("fingerprint") or _data_of(folder),
-        "version": VERSIONS["linear"],
+        "encoder": card_if_any(encoder.with_suffix(".json")).get("encoder_sha256"),
+        "data": card_if_any(store_in(data)).get("fingerprint") or _data_of(folder),
+        "version": VERSIONS[LINEAR],
     }
 
 
 def _data_of(folder: Path) -> str | None:
     """Return the data that finished results were made from, for where it has been deleted since."""
-    known = read_mapping(folder / RECORD).get("identity") or {}
+    known = card_if_any(EvaluationPaths(folder).record).get("identity") or {}
     return known.get("data") or _metrics(folder).get("dataset_fingerprint")
 
 
 def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
     """Return the result files, by name, if they were made from just what is wanted."""
-    record = read_mapping(folder / RECORD)
+    record = card_if_any(EvaluationPaths(folder).record)
     return record.get("files") if record.get("identity") == dict(wanted) else None
 
 
 def keep(folder: Path, made_from: Mapping, files: Mapping[str, str]) -> None:
     """Record results, and write them: metrics.csv last, since Snakemake waits for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECORD, json.dumps({"identity": dict(made_from), "files": dict(files)}, indent=1) + "\n")
+    content = {"identity": dict(made_from), "files": dict(files)}
+    write_atomically(EvaluationPaths(folder).record, json.dumps(content, indent=1) + "\n")
     restore(folder, files)
 
 
 def restore(folder: Path, files: Mapping[str, str]) -> None:
     """Write recorded results again. Files of other results, which these do not have, go."""
-    for name in RESULTS:
-        if name in files:
-            write_atomically(folder / name, files[name])
+    for path in EvaluationPaths(folder).results:
+        if path.name in files:
+            write_atomically(path, files[path.name])
         else:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:
     """Have the evaluation run again, as who names it with --force wants."""
-    (folder / RECORD).unlink(missing_ok=True)
+    EvaluationPaths(folder).record.unlink(missing_ok=True)
 
 
 def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> dict[str, str] | None:
     """Return the result files of an older version of this software, which kept no record, if all that they tell of what
     they were made from is what is wanted. Columns that it did not have yet are added to the metrics."""
-    if (folder / RECORD).exists() or wanted["version"] != 1:
+    if EvaluationPaths(folder).record.exists() or wanted["version"] != 1:
         return None
-    row, card = _metrics(folder), read_mapping(encoder.with_suffix(".json"))
+    row, card = _metrics(folder), card_if_any(encoder.with_suffix(".json"))
     told = tuple(row.get(key) for key in ("encoder_sha256", "dataset_fingerprint", "seed"))
     same = told == (wanted["encoder"], wanted["data"], str(wanted["seed"]))
     # Its protocol in words, and the recipe that the encoder was exported with, stand for what was not written down.
     same = same and row.get("protocol", "").startswith(card.get("protocol", "?"))
     if not same or evaluation_part(card["recipe"]) != wanted["evaluation"]:
         return None
-    files = {name: (folder / name).read_text() for name in _result_files(folder)}
-    return {**files, METRICS: _with_keys(row, card, data)}
+    paths = EvaluationPaths(folder)
+    files = {path.name: path.read_text() for path in paths.results if path.exists()}
+    return {**files, paths.metrics.name: _with_keys(row, card, data)}
 
 
 def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
     from selfsup.tables.figure_keys import figure_keys  # pandas is slow to load, and needed this once
 
-    train = read_mapping(data / "store.json")["splits"]["train"]["images"]
-    missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}
+    store = card_if_any(store_in(data))
+    # Where the data is gone by now, the number of images is not known, and the table says what it was not told.
+    keys = figure_keys(card, card["recipe"], store["splits"]["train"]["images"]) if store else {}
+    missing = {key: value for key, value in keys.items() if key not in row}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*row, *missing], [*row.values(), *missing.values()]])
     return text.getvalue()
@@ -99,10 +102,10 @@ def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
 def figures(encoder: Path, checksum: str) -> dict[str, dict[str, Any]]:
     """Return the main figures of the encoder's finished evaluations, by the names of their folders beside it."""
     found = {}
-    for path in sorted(encoder.parent.glob(f"*/{METRICS}")):
-        row = _metrics(path.parent)
+    for paths in EncoderPaths(encoder.parent).evaluations():
+        row = _metrics(paths.folder)
         if row.get("encoder_sha256") == checksum:
-            found[path.parent.name] = {key: kind(row[key]) for key, kind in TOLD.items() if row.get(key)}
+            found[paths.folder.name] = {key: kind(row[key]) for key, kind in IN_THE_CARD.items() if row.get(key)}
     return found
 
 
@@ -111,26 +114,14 @@ def collect(encoder: Path) -> None:
     has written, so that the last one leaves everybody's."""
     path = encoder.with_suffix(".json")
     for _ in range(100):
-        card = read_mapping(path)
+        card = card_if_any(path)
         found = figures(encoder, card.get("encoder_sha256", ""))
         if not card or card.get("evaluations", {}) == found:
             return
         write_atomically(path, json.dumps({**card, "evaluations": found}, indent=1) + "\n")
 
 
-def _result_files(folder: Path) -> list[str]:
-    return [name for name in RESULTS if (folder / name).exists()]
-
-
 def _metrics(folder: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError, csv.Error, StopIteration):
-        return next(csv.DictReader((folder / METRICS).read_text(encoding="utf-8").splitlines()))
-    return {}
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Return a JSON mapping; an empty one where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else {}
+        return next(csv.DictReader(EvaluationPaths(folder).metrics.read_text(encoding="utf-8").splitlines()))
     return {}

@@ -9,6 +9,7 @@ from typing import Any
 from selfsup.config import Config
 from selfsup.job.ledger import begun, read_ledger
 from selfsup.job.slurm import queue_seconds
+from selfsup.layout import JobFolder, RunPaths
 from selfsup.reports.plan import paper_gpu_hours
 
 COLUMNS = (
@@ -28,11 +29,6 @@ COLUMNS = (
     "queue_s",  # of all its jobs, from sacct; blank where accounting is not kept
     "paper_gpu_hours",  # for one pretraining on this dataset
 )
-STAGES = {
-    "pretraining": "pretrain",
-    "linear evaluation": "linear",
-    "untrained, linear evaluation": "random_init/linear",
-}
 
 
 def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
@@ -40,11 +36,20 @@ def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
     for experiment in config.experiments.values():
         paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"])
         for seed in experiment.seeds:
-            for stage, folder in STAGES.items():
-                rows = read_ledger(results / experiment.name / f"seed{seed}" / folder / "ledger.csv")
-                if rows or stage == "pretraining":
-                    row = {"experiment": experiment.name, "seed": seed, "stage": stage, **_paid(rows)}
-                    yield row | ({"paper_gpu_hours": paper} if stage == "pretraining" else {})
+            for work, folder in job_folders(RunPaths(results, experiment.name, seed)).items():
+                rows = read_ledger(folder.ledger)
+                if rows or work == "pretraining":
+                    row = {"experiment": experiment.name, "seed": seed, "stage": work, **_paid(rows)}
+                    yield row | ({"paper_gpu_hours": paper} if work == "pretraining" else {})
+
+
+def job_folders(run: RunPaths) -> dict[str, JobFolder]:
+    """Return the folders of a run that have ledgers, by what compute.csv calls the work there."""
+    return {
+        "pretraining": run.pretrain,
+        "linear evaluation": run.encoder.evaluation(),
+        "untrained, linear evaluation": run.random_init.evaluation(),
+    }
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from selfsup.layout import RunFolder
+
 PANELS = {  # column of history.csv or knn.csv: title with unit
     "loss": "loss",
     "lr": "learning rate",
@@ -64,9 +66,10 @@ class RunCurves:
 
 
 def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
-    """Read the CSVs of results/<experiment>/seed<seed>; runs that are still going on included."""
-    files = {"history": "pretrain/history.csv", "knn": "knn.csv", "linear": "linear/history.csv"}
-    return RunCurves(seed=seed, boundaries=boundaries, **{name: _read(run / path) for name, path in files.items()})
+    """Read the CSVs in a run's folder; runs that are still going on included."""
+    paths = RunFolder(run)
+    files = {"history": paths.pretrain.history, "knn": paths.knn, "linear": paths.encoder.evaluation().history}
+    return RunCurves(seed=seed, boundaries=boundaries, **{name: _read(path) for name, path in files.items()})
 
 
 def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None) -> Figure:

@@ -12,6 +12,7 @@ from pathlib import Path
 from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
+from selfsup.layout import RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import RECIPES, load_recipe
 from selfsup.reports import explain
 from selfsup.segments import boundaries, finished_boundaries
@@ -82,7 +83,7 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
     block, recipe = experiment.compute["pretrain"], experiment.recipe
     devices = block["nodes"] * block["devices_per_node"]
     ends = boundaries(recipe["epochs"], experiment.segment_epochs)
-    done = [finished_boundaries(results / experiment.name / f"seed{seed}" / "pretrain") for seed in experiment.seeds]
+    done = [finished_boundaries(RunPaths(results, experiment.name, seed).pretrain.folder) for seed in experiment.seeds]
     steps = steps_per_epoch(config, experiment)
     rate, measured_on = _measured(experiment, results, devices)
     images = hours = None
@@ -94,7 +95,7 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
     if rate is None:
         warnings.append(
             f"speed not measured on {devices} devices: snakemake --profile profiles/slurm "
-            f"{results}/{experiment.name}/probe/ledger.csv (three minutes of training)"
+            f"{probe_of(results, experiment.name).ledger} (three minutes of training)"
         )
     if rate is not None and images is not None:
         hours = images / rate / 3600
@@ -130,7 +131,7 @@ def _misfit(experiment: Experiment, hours_per_epoch: float) -> Iterator[str]:
 
 def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
     """Return an experiment's optimiser steps in an epoch, or None where its number of images is not known yet."""
-    store = Path(config.data_dir) / experiment.dataset / "store.json"
+    store = store_in(data_of(config.data_dir, experiment.dataset))
     try:
         images = read_card(store)["splits"]["train"]["images"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -140,9 +141,8 @@ def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
 
 def _measured(experiment: Experiment, results: Path, devices: int) -> tuple[float | None, str]:
     """Return the newest measured images/s on as many devices, and on which."""
-    folder = results / experiment.name
-    ledgers = [folder / f"seed{seed}" / "pretrain" / "ledger.csv" for seed in experiment.seeds]
-    rows = [row for path in [folder / "probe" / "ledger.csv", *ledgers] for row in read_ledger(path)]
+    trainings = [RunPaths(results, experiment.name, seed).pretrain for seed in experiment.seeds]
+    rows = [row for one in [probe_of(results, experiment.name), *trainings] for row in read_ledger(one.ledger)]
     rows = [row for row in rows if row["devices"] == str(devices) and float(row["images_per_s"] or 0) > 0]
     if not rows:
         return None, ""

@@ -12,13 +12,13 @@ from pathlib import Path
 from selfsup.as_run import runs_known
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
-from selfsup.job.attempt import FAILED_FILE
 from selfsup.job.ledger import read_ledger
 from selfsup.job.lock import Holder, living_holder, read_holder
 from selfsup.job.slurm import ENDED, Waiting, job_states, waiting_jobs
 from selfsup.job.stopping import stop_file
+from selfsup.layout import PretrainPaths, RunFolder, RunPaths, boundary_files
 from selfsup.reports.plan import steps_per_epoch
-from selfsup.segments import boundaries, boundary_files, work_done
+from selfsup.segments import boundaries, work_done
 
 PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown
 TAIL_BYTES = 64_000  # of a CSV: hundreds of rows, enough for a speed
@@ -45,14 +45,14 @@ class Standing:
 
 def standings(config: Config, results: Path) -> Iterator[Standing]:
     """Yield where each run stands, of `config` and of others that were run; Slurm is asked for all at once."""
-    runs = [(one, results / one.experiment.name / f"seed{one.seed}") for one in runs_known(config, results)]
-    holders = [read_holder(folder / stage) for _, folder in runs for stage in ("pretrain", "linear")]
+    runs = [(one, RunPaths(results, one.experiment.name, one.seed)) for one in runs_known(config, results)]
+    holders = [read_holder(job.folder) for _, run in runs for job in run.job_folders()]
     jobs = sorted({holder.job_id for holder in holders if holder and holder.job_id})
     with ThreadPoolExecutor() as side_by_side:
         queued = side_by_side.submit(waiting_jobs, results.resolve().parent, PATIENCE_S)
         states = job_states(jobs, PATIENCE_S) if jobs else {}
-    for one, folder in runs:
-        yield _standing(one.config, one.experiment, one.seed, folder, states, queued.result())
+    for one, run in runs:
+        yield _standing(one.config, one.experiment, one.seed, run, states, queued.result())
 
 
 def to_text(lines: Sequence[Standing]) -> str:
@@ -68,12 +68,12 @@ def _standing(
     config: Config,
     experiment: Experiment,
     seed: int,
-    run: Path,
+    run: RunFolder,
     states: Mapping[str, str],
     queued: Sequence[Waiting],
 ) -> Standing:
-    folder, epochs = run / "pretrain", experiment.recipe["epochs"]
-    rows, steps = _tail(folder / "history.csv"), steps_per_epoch(config, experiment)
+    folder, epochs = run.pretrain.folder, experiment.recipe["epochs"]
+    rows, steps = _tail(run.pretrain.history), steps_per_epoch(config, experiment)
     last, speed = (rows or [{}])[-1], _speed(rows)
     job, state = _job(run, states)
     if not job:
@@ -96,7 +96,7 @@ def _standing(
         segment=f"{min(finished + 1, len(ends))} of {len(ends)}",
         epoch=epoch,
         loss=_number(last.get("loss")),
-        knn=_number((_tail(run / "knn.csv") or [{}])[-1].get("knn_top1")),
+        knn=_number((_tail(run.knn) or [{}])[-1].get("knn_top1")),
         images_per_s=speed,
         left_s=0 if over else left,
         age_s=_age(folder),
@@ -105,16 +105,16 @@ def _standing(
     )
 
 
-def _job(run: Path, states: Mapping[str, str]) -> tuple[str, str]:
+def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
     """Return the job or process at work and its state; nothing for a run that no job holds."""
-    for stage, doing in {"pretrain": "pretraining", "linear": "evaluating"}.items():
-        holder = read_holder(run / stage)
+    for folder, doing in zip((one.folder for one in run.job_folders()), ("pretraining", "evaluating"), strict=True):
+        holder = read_holder(folder)
         if holder is None:
             continue
         slurm = states.get(holder.job_id)
         if slurm is not None and slurm not in ENDED:
             return holder.job_id, doing if slurm == "RUNNING" else slurm.lower()
-        if slurm is None and living_holder(run / stage):
+        if slurm is None and living_holder(folder):
             return _named(holder), doing
     return "", ""
 
@@ -130,19 +130,20 @@ def _named(holder: Holder) -> str:
     return holder.job_id or f"process {holder.pid}"
 
 
-def _rest(run: Path, over: bool, *, begun: bool) -> str:
+def _rest(run: RunFolder, over: bool, *, begun: bool) -> str:
     """Return what files tell of a run that no job is at work on."""
-    for stage in ("pretrain", "linear"):
-        if (run / stage / FAILED_FILE).exists():
-            return f"failed: see {run / stage / FAILED_FILE}"
-    stop = stop_file(run / "pretrain")
+    for job in run.job_folders():
+        if job.failed.exists():
+            return f"failed: see {job.failed}"
+    stop = stop_file(run.pretrain.folder)
     if stop:
         return f"stopped: {stop} is there"
-    if (run / "linear" / "metrics.csv").exists():
-        return f"evaluated: top-1 {float(_tail(run / 'linear' / 'metrics.csv')[0]['top1']):.2f} %"
+    metrics = run.encoder.evaluation().metrics
+    if metrics.exists():
+        return f"evaluated: top-1 {float(_tail(metrics)[0]['top1']):.2f} %"
     if over:
         return "trained, not evaluated"
-    attempts = read_ledger(run / "pretrain" / "ledger.csv")
+    attempts = read_ledger(run.pretrain.ledger)
     if not attempts:
         return "not begun"
     ended = attempts[-1]["how_it_ended"]
@@ -171,7 +172,7 @@ def _tail(path: Path) -> list[dict[str, str]]:
 
 
 def _age(folder: Path) -> float | None:
-    saved = [path.stat().st_mtime for path in [*boundary_files(folder), *folder.glob("partial/*.pt")]]
+    saved = [path.stat().st_mtime for path in [*boundary_files(folder), *PretrainPaths(folder).partial.glob("*.pt")]]
     return time.time() - max(saved) if saved else None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
+from selfsup.layout import boundary_files
 from selfsup.recipe import fingerprint
-from selfsup.segments import boundary_files
 from selfsup.settings.typed import plain
 
 

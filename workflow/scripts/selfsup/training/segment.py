@@ -9,8 +9,9 @@ from selfsup import provenance
 from selfsup.engine import checkpoint
 from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
+from selfsup.layout import boundary_name
 from selfsup.optim import treatment_table
-from selfsup.segments import boundary_name, record_run, work_done, write_card
+from selfsup.segments import record_run, work_done, write_card
 from selfsup.training.health import Health
 from selfsup.training.history import steps_logged
 from selfsup.training.loop import HISTORY, train_until
@@ -52,7 +53,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
     if not ranks.from_main(boundary.exists()):
         _take_over(training, attempt, source, boundary)
     if ranks.is_main:
-        _finish(run, checkpoint.read_card(boundary))
+        _finish(run, checkpoint.find_card(boundary))
     ranks.barrier()
     return True
 
@@ -60,7 +61,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
 def _take_over(training: Pretraining, attempt: Attempt, source: Path, boundary: Path) -> None:
     """Make the checkpoint at the boundary's step the boundary. A rolling checkpoint has no health figures yet."""
     run, is_main = training.run, training.ranks.is_main
-    card = checkpoint.read_card(source) if is_main else {}
+    card = checkpoint.find_card(source) if is_main else {}
     if training.ranks.from_main("health" not in card):
         card |= {"health": _health_now(training, attempt), "floors": dict(training.method.floors)}
     if is_main:

@@ -1,0 +1,50 @@
+# What is done when all jobs are known, when all have ended, and when one has failed.
+
+import atexit
+import time
+
+from selfsup.as_run import record_what_runs
+from selfsup.reports.last_words import last_words
+from snakemake.io import is_flagged
+
+STARTED = time.time() - 60  # clocks of nodes differ
+
+
+def runs_of_this_call():
+    """The runs that jobs of this call belong to, needed or done: pairs of experiment and seed."""
+    everything = [job.wildcards_dict for job in workflow.dag.jobs]
+    return {(one["experiment"], int(one["seed"])) for one in everything if {"experiment", "seed"} <= one.keys()}
+
+
+onstart:
+    for folder in TO_BE_FORGOTTEN:
+        record.forget(folder)
+    # For status, plan, curves and report, which are called without this call's --configfile.
+    record_what_runs(RESULTS, CONFIG, config, runs_of_this_call())
+
+
+def refuse_if_missing():
+    """Fail where something asked for was not made: Snakemake itself would end with status 0."""
+    settings = workflow.dag_settings
+    asked = {
+        *workflow.dag.targetfiles,
+        *(file for job in workflow.dag.targetjobs for file in [*job.output, *job.input]),
+    }
+    missing = sorted(str(file) for file in asked if not os.path.exists(file) and not is_flagged(file, "temp"))
+    if missing and not (settings.until or settings.omit_from):
+        give_up(f"{', '.join(missing)} is not made yet: start the same command again")
+
+
+onsuccess:
+    refuse_if_missing()
+
+
+onerror:
+    print(
+        "\nA job failed, or was stopped by you ('saved, to be continued'). Finished work is kept: the same command continues "
+        "where it stopped.",
+        file=sys.stderr,
+    )
+    said = list(last_words([Path(log) for job in workflow.scheduler.failed for log in job.log], since=STARTED))
+    # After all that Snakemake still prints: what the jobs said is the last thing on the screen.
+    atexit.register(print, *said, sep="\n", end="\n" if said else "", file=sys.stderr)

@@ -1,0 +1,91 @@
+# The inputs of a run, from its dataset to its encoder: what is finished is known by its record.
+
+from selfsup import finished
+from selfsup.config import dataset_problem
+from selfsup.segments import holds_older, restore_cards
+
+CIFAR10_ARCHIVE = f"{CONFIG.data_dir}/downloads/cifar-10-python.tar.gz"
+
+
+def dataset_of(wildcards):
+    return str(store_in(data_of(CONFIG.data_dir, experiment_of(wildcards).dataset)))
+
+
+def image_source(wildcards):
+    """The file that Snakemake must make first. A path of the user's is a parameter: its file times mean nothing here."""
+    problem, block = dataset_problem(CONFIG, wildcards.dataset), dataset_block(wildcards)
+    if problem:
+        give_up(problem)
+    if block["source"] != "cifar10" or block.get("path") is not None:
+        return nothing(wildcards)
+    return settled(CIFAR10_ARCHIVE, store_in(data_of(CONFIG.data_dir, wildcards.dataset)).exists())
+
+
+@ends_on_error
+def boundary_before(wildcards):
+    run = run_of(wildcards)
+    refuse_if_busy(run.pretrain.folder)
+    if writing():
+        restore_cards(run.pretrain.folder)
+    return finished.boundary_before(experiment_of(wildcards), run, int(wildcards.epoch))
+
+
+@ends_on_error
+def segment_finished(wildcards):
+    return finished.segment_finished(experiment_of(wildcards), run_of(wildcards), int(wildcards.epoch))
+
+
+def dataset_trained_on(wildcards):
+    return settled(dataset_of(wildcards), segment_finished(wildcards))
+
+
+@ends_on_error
+def revision_begun(wildcards):
+    """What a segment of a raised revision waits for: the older run set aside."""
+    revision, run = experiment_of(wildcards).revision, run_of(wildcards)
+    if revision == 1:
+        return []
+    marker = str(run.begun(revision))
+    # Once that is done, the marker's age, or its loss, never trains anew.
+    return marker if holds_older(run.pretrain.folder, revision) else ancient(marker)
+
+
+def previous_boundary(wildcards):
+    earlier = boundary_before(wildcards)
+    return settled(run_of(wildcards).pretrain.card(earlier), segment_finished(wildcards)) if earlier else []
+
+
+def gate(wildcards):
+    """The verdict on the boundary before."""
+    earlier = boundary_before(wildcards)
+    return settled(run_of(wildcards).pretrain.verdict(earlier), segment_finished(wildcards)) if earlier else []
+
+
+@ends_on_error
+def judged(wildcards):
+    """The card that a verdict is on."""
+    experiment, run, epoch = experiment_of(wildcards), run_of(wildcards), int(wildcards.epoch)
+    return settled(run.pretrain.card(wildcards.epoch), finished.verdict_given(experiment, run, epoch))
+
+
+@ends_on_error
+def export_finished(wildcards):
+    return finished.export_finished(CONFIG, experiment_of(wildcards), run_of(wildcards), int(wildcards.seed))
+
+
+def last_boundary(wildcards):
+    """The last boundary's card, and the verdict on it."""
+    epochs, pretrain = experiment_of(wildcards).recipe["epochs"], run_of(wildcards).pretrain
+    done = export_finished(wildcards)
+    return [one for path in (pretrain.card(epochs), pretrain.verdict(epochs)) for one in settled(path, done)]
+
+
+def published_file(wildcards):
+    """The weights that others have trained. Their age means nothing: the card has their checksum."""
+    path = published_path(wildcards)
+    if not os.path.isfile(path):
+        give_up(
+            f"experiments.{wildcards.experiment}.published.path is {path}, which is no file: docs/reproduce.md says where "
+            "to get it"
+        )
+    return ancient(path)

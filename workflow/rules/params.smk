@@ -1,0 +1,116 @@
+# The parameters of jobs. Those of wildcards alone are tracked: another value is a reason to run a job again.
+
+from functools import cache
+
+
+@cache
+def recipe_of_experiment(name):
+    return told_file("recipe", CONFIG.experiments[name].recipe)
+
+
+def recipe_file(wildcards, input):
+    return recipe_of_experiment(wildcards.experiment)
+
+
+def data_folder(wildcards, input):
+    return str(data_of(CONFIG.data_dir, experiment_of(wildcards).dataset))
+
+
+def whole_config(wildcards, input):
+    return told_file("config", config)
+
+
+def config_of_experiment(wildcards, input):
+    return told_file("config", parts.config_of_experiment(config, wildcards.experiment))
+
+
+def config_of_table(wildcards, input):
+    return told_file("config", parts.config_of_table(config, wildcards.table))
+
+
+def dataset_block(wildcards):
+    return CONFIG.datasets[wildcards.dataset]
+
+
+def source_of(wildcards):
+    return dataset_block(wildcards)["source"]
+
+
+def resize_of(wildcards):
+    return dataset_block(wildcards).get("resize")
+
+
+def path_words(wildcards, input):
+    return commands.words({"--path": dataset_block(wildcards).get("path") or (input[0] if input else None)})
+
+
+def packing_words(wildcards, input):
+    return commands.packing_words(dataset_block(wildcards))
+
+
+def packing_threads(wildcards):
+    return commands.packing_threads(CONFIG, wildcards.dataset)
+
+
+def weights_of(wildcards):
+    return canonical(pretraining_part(experiment_of(wildcards).recipe))
+
+
+def revision_of(wildcards):
+    return experiment_of(wildcards).revision
+
+
+def segment_words(wildcards, input):
+    known = {"--until-epoch": int(wildcards.epoch), "--previous": boundary_before(wildcards)}
+    trackers = experiment_of(wildcards).compute.all_trackers
+    return commands.words({**known, "--knn": run_of(wildcards).knn, "--tracker": trackers})
+
+
+def recipe_name(wildcards, input):
+    return experiment_of(wildcards).recipe_name
+
+
+def gate_words(wildcards, input):
+    return commands.gate_words(experiment_of(wildcards))
+
+
+def last_checkpoint(wildcards, input):
+    path = run_of(wildcards).pretrain.checkpoint(experiment_of(wildcards).recipe["epochs"])
+    return commands.words({"--checkpoint": path})
+
+
+def model_of(wildcards):
+    return canonical(experiment_of(wildcards).recipe["model"])
+
+
+def published_path(wildcards):
+    return CONFIG.published[wildcards.experiment]["path"]
+
+
+def publisher_of(wildcards):
+    return CONFIG.published[wildcards.experiment]["publisher"]
+
+
+def packed_datasets(wildcards, input):
+    folders = [data_of(CONFIG.data_dir, name) for name in CONFIG.datasets]
+    return " ".join(commands.words({"--data": folder}) for folder in folders if store_in(folder).exists())
+
+
+def number_of_ranks(wildcards, input):
+    return jobs.tasks(experiment_of(wildcards).compute["pretrain"])
+
+
+def all_epochs(wildcards, input):
+    return experiment_of(wildcards).recipe["epochs"]
+
+
+def rolling_checkpoints(wildcards, input):
+    return str(probe_of(RESULTS, wildcards.experiment).partial)
+
+
+def rows_of_table(wildcards):
+    return parts.rows_of_table(CONFIG, wildcards.table)
+
+
+def number_of_inputs(wildcards, input):
+    return len(input)

@@ -1,0 +1,62 @@
+# How the commands of jobs are told what they need to know.
+
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+PYTHON = commands.near(sys.executable, Path.cwd())
+
+
+def script(name):
+    return commands.near(SCRIPTS / name, Path.cwd())
+
+
+def told_file(name, content):
+    return commands.told_file(name, content, write=not workflow.dryrun)
+
+
+# What a command is told, as the parameter `job`: a mapping that its text takes from, {params.job[start]}.
+# Such a function has `input` among its arguments, so that Snakemake keeps nothing of it: only what is a parameter of its
+# own is a reason to run a job again. words: further ones, each a function of wildcards and input.
+def local_job(name, /, **words):
+    """Of jobs that run a script where Snakemake runs."""
+
+    @ends_on_error
+    def job(wildcards, input, output):
+        start = f"{PYTHON} {script(name)}"
+        folder = os.path.dirname(output[0]) if output else ""
+        return {"start": start, "folder": folder, **{key: word(wildcards, input) for key, word in words.items()}}
+
+    return job
+
+
+def queued_job(name, /, **words):
+    """Of jobs that run a script, in a Slurm job where there is Slurm."""
+    local = local_job(name, **words)
+
+    def job(wildcards, input, output, resources, threads):
+        return {**local(wildcards, input, output), "sbatch": sbatch_text(resources, threads)}
+
+    return job
+
+
+def device_job(name, stage, /, **words):
+    """Of jobs that run a script with a process for each device of a stage."""
+    queued = queued_job(name, **words)
+
+    @ends_on_error
+    def job(wildcards, input, output, resources, threads):
+        experiment, told = experiment_of(wildcards), queued(wildcards, input, output, resources, threads)
+        if not in_slurm() and not workflow.dryrun:
+            commands.refuse_several_nodes(experiment, stage)
+        start = jobs.launcher(experiment.compute[stage], told["start"], in_slurm=in_slurm())
+        machine = commands.machine_words(CONFIG, experiment, stage, in_slurm=in_slurm())
+        return {**told, "start": start, "machine": machine, "tee": commands.TEE}
+
+    return job
+
+
+def sbatch_text(resources, threads):
+    """What a job's message says with -n: what sbatch would be asked for."""
+    if not (workflow.dryrun and TYPED.executor == "slurm"):
+        return ""
+    plugin = ExecutorPluginRegistry().get_plugin(TYPED.executor)
+    return f"\n    {jobs.sbatch(resources, threads, plugin.get_settings(TYPED))}"

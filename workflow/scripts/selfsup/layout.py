@@ -1,0 +1,224 @@
+"""Where the files of a run lie: each name is spelt here, once. Imports no torch, and nothing of the package.
+
+A run is a seed of an experiment. Its names may be patterns: `RunPaths(RESULTS, "{experiment}", "{seed}")` are the files
+that Snakemake makes of any run.
+
+    results/<experiment>/seed<n>/                              RunPaths, or RunFolder where the folder alone is known
+    results/<experiment>/seed<n>/pretrain/                     PretrainPaths
+    results/<experiment>/seed<n>[/random_init]/                EncoderPaths: the trained encoder, and the untrained
+    results/<experiment>/seed<n>[/random_init]/<evaluation>/   EvaluationPaths
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path("results")  # as rules name it, from the folder that Snakemake runs in
+LINEAR = "linear"  # the evaluation of that name
+RECORDS_OF_RUNS = "*/seed*.json"  # below the results: see RunPaths.as_run
+
+_BOUNDARY = re.compile(r"epoch_\d+\.pt")
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of a job that goes on where it was stopped; what each of these leaves there."""
+
+    folder: Path
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def ledger(self) -> Path:
+        return self.folder / "ledger.csv"
+
+    @property
+    def failed(self) -> Path:
+        """What failed for good, and why."""
+        return self.folder / "failed.json"
+
+    @property
+    def partial(self) -> Path:
+        """The folder of rolling checkpoints."""
+        return self.folder / "partial"
+
+
+class PretrainPaths(JobFolder):
+    """The files of a pretraining. epoch: a number, or text as it stands in a name, "0010" or "{epoch}"."""
+
+    def checkpoint(self, epoch: int | str) -> Path:
+        """Return the boundary after `epoch` epochs."""
+        return self.folder / boundary_name(epoch)
+
+    def card(self, epoch: int | str) -> Path:
+        """Return the card of that boundary: what Snakemake knows of it."""
+        return self.folder / card_name(epoch)
+
+    def verdict(self, epoch: int | str) -> Path:
+        """Return what the health gate has written on that boundary."""
+        return self.folder / f"health_{_digits(epoch)}.json"
+
+    @property
+    def record(self) -> Path:
+        """The run's recipe, its finished boundaries and their cards: `selfsup.segments`."""
+        return self.folder / "segments.json"
+
+    def cards(self) -> list[Path]:
+        """Return the boundaries' cards that are there, in order."""
+        return sorted(path for path in self.folder.glob("epoch_*.json") if is_boundary(path.with_suffix(".pt")))
+
+
+class EvaluationPaths(JobFolder):
+    """The files of an evaluation of an encoder."""
+
+    @property
+    def metrics(self) -> Path:
+        """The figures, a line: what Snakemake knows of an evaluation."""
+        return self.folder / "metrics.csv"
+
+    @property
+    def further(self) -> Path:
+        """Figures of further measurements, where there are any."""
+        return self.folder / "further.csv"
+
+    @property
+    def record(self) -> Path:
+        """What the figures were made from: `selfsup.evaluation.record`."""
+        return self.folder / "record.json"
+
+    @property
+    def results(self) -> list[Path]:
+        """All files of results that there may be; the metrics last, since Snakemake waits for them."""
+        return [self.history, self.further, self.metrics]
+
+
+@dataclass(frozen=True)
+class EncoderPaths:
+    """An encoder and what it is judged by. untrained: whether it is the one at random initialisation."""
+
+    folder: Path
+    untrained: bool = False
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "encoder.safetensors"
+
+    @property
+    def card(self) -> Path:
+        return self.folder / "encoder.json"
+
+    def evaluation(self, name: str = LINEAR) -> EvaluationPaths:
+        """Return the files of an evaluation, a folder of its name."""
+        return EvaluationPaths(self.folder / name)
+
+    def evaluations(self) -> list[EvaluationPaths]:
+        """Return the evaluations whose metrics are there, in the order of their names."""
+        metrics = EvaluationPaths(self.folder / "*").metrics.relative_to(self.folder)
+        return [EvaluationPaths(path.parent) for path in sorted(self.folder.glob(str(metrics)))]
+
+
+class RunFolder:
+    """The files of a run, given its folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def pretrain(self) -> PretrainPaths:
+        return PretrainPaths(self.folder / "pretrain")
+
+    @property
+    def knn(self) -> Path:
+        """The k-NN accuracy at milestones."""
+        return self.folder / "knn.csv"
+
+    @property
+    def encoder(self) -> EncoderPaths:
+        """The trained encoder."""
+        return EncoderPaths(self.folder)
+
+    @property
+    def random_init(self) -> EncoderPaths:
+        """The same encoder at random initialisation."""
+        return EncoderPaths(self.folder / "random_init", untrained=True)
+
+    def job_folders(self, evaluation: str = LINEAR) -> list[JobFolder]:
+        """Return the folders that jobs of the trained encoder work in, in their order."""
+        return [self.pretrain, self.encoder.evaluation(evaluation)]
+
+    def begun(self, revision: int | str) -> Path:
+        """Return what says that an older run was set aside for this revision."""
+        return self.folder / f"revision_{revision}.json"
+
+    def aside(self, revision: int) -> "RunFolder":
+        """Return where a run of this revision is set aside."""
+        return RunFolder(self.folder.with_name(f"{self.folder.name}_revision{revision}"))
+
+    def of_a_revision(self, evaluation: str = LINEAR) -> list[Path]:
+        """Return what is there and depends on the training; the folder with the run's record last."""
+        encoders = f"{self.encoder.card.stem}.*"
+        patterns = (self.begun("*").name, self.knn.name, evaluation, encoders, self.pretrain.folder.name)
+        return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
+
+
+class RunPaths(RunFolder):
+    """The files of a seed of an experiment. seed: a number, or text as it stands in a name."""
+
+    def __init__(self, results: Path, experiment: str, seed: int | str):
+        super().__init__(results / experiment / f"seed{seed}")
+
+    @property
+    def as_run(self) -> Path:
+        """What the run was asked for: `selfsup.as_run`."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+
+def seed_of(as_run: Path) -> int:
+    """Return the seed of a run, from the file that says what it was asked for."""
+    return int(as_run.stem.removeprefix("seed"))
+
+
+def probe_of(results: Path, experiment: str) -> PretrainPaths:
+    """Return the folder of an experiment's probe, a pretraining of minutes."""
+    return PretrainPaths(results / experiment / "probe")
+
+
+def data_of(data_dir: str, dataset: str) -> Path:
+    """Return the folder of a packed dataset."""
+    return Path(data_dir) / dataset
+
+
+def store_in(data: Path) -> Path:
+    """Return the description of the packed dataset in a folder: what Snakemake knows of it."""
+    return data / "store.json"
+
+
+def boundary_name(epoch: int | str) -> str:
+    """Return the file name of the checkpoint after `epoch` epochs."""
+    return f"epoch_{_digits(epoch)}.pt"
+
+
+def card_name(epoch: int | str) -> str:
+    """Return the file name of that checkpoint's card."""
+    return f"epoch_{_digits(epoch)}.json"
+
+
+def is_boundary(path: Path) -> bool:
+    """Return whether a file has a boundary's name; a copy of somebody's beside it has another."""
+    return _BOUNDARY.fullmatch(path.name) is not None
+
+
+def boundary_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of the boundaries that are there, in order."""
+    return sorted(filter(is_boundary, folder.glob("epoch_*.pt")))
+
+
+def epoch_of(name: str) -> int:
+    """Return the epoch in a boundary's or a card's name or path, or in a number as text. Raises ValueError else."""
+    return int(Path(name).stem.removeprefix("epoch_"))
+
+
+def _digits(epoch: int | str) -> str:
+    return epoch if isinstance(epoch, str) else f"{epoch:04d}"

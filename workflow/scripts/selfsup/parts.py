@@ -1,0 +1,88 @@
+"""Which files tables, figures and the report are made from, and which part of config.yaml. Imports no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfsup.config import Config
+from selfsup.errors import UserError
+from selfsup.layout import RESULTS, RunPaths
+
+TABLE_KINDS = ("csv", "md", "tex")
+FIGURE_KINDS = ("svg", "png")
+
+
+def runs_of(config: Config, experiment: str) -> list[RunPaths]:
+    """Return the runs of an experiment, one for each of its seeds."""
+    return [RunPaths(RESULTS, experiment, seed) for seed in config.experiments[experiment].seeds]
+
+
+def metrics_of_experiment(config: Config, experiment: str) -> list[Path]:
+    """Return the evaluations of an experiment's trained encoders."""
+    return [run.encoder.evaluation().metrics for run in runs_of(config, experiment)]
+
+
+def metrics_of_table(config: Config, table: str) -> list[Path]:
+    """Return the evaluations that a table shows: of trained encoders, and of the same ones untrained."""
+    runs = [run for name in config.tables[table] for run in runs_of(config, name)]
+    return [encoder.evaluation().metrics for run in runs for encoder in (run.encoder, run.random_init)]
+
+
+def files_of_table(table: str) -> list[Path]:
+    """Return the files of a table, which are made together."""
+    return [RESULTS / f"{table}.{kind}" for kind in TABLE_KINDS]
+
+
+def curves_of(experiment: str) -> list[Path]:
+    """Return the files of an experiment's curves, which are made together."""
+    return [RESULTS / "figures" / f"{experiment}.{kind}" for kind in FIGURE_KINDS]
+
+
+def ledgers(config: Config) -> list[Path]:
+    """Return the ledgers that are there: jobs keep them up, and they are no rule's output."""
+    runs = [run for name in config.experiments for run in runs_of(config, name)]
+    folders = [job for run in runs for job in (*run.job_folders(), run.random_init.evaluation())]
+    return [job.ledger for job in folders if job.ledger.exists()]
+
+
+def parts_of_report(config: Config) -> list[Path]:
+    """Return the files that the report shows, of all tables whose evaluations are there: nothing is trained for it.
+
+    Raises UserError where there is no such table.
+    """
+    tables = [one for one in config.tables if all(path.exists() for path in metrics_of_table(config, one))]
+    if not tables:
+        raise UserError(
+            "no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first"
+        )
+    experiments = dict.fromkeys(name for table in tables for name in config.tables[table])
+    pages, figures = RESULTS / "report", RESULTS / "figures"
+    return [
+        *(pages / f"{table}.html" for table in tables),
+        *(curves_of(name)[0] for name in experiments),
+        *(pages / f"{name}_recipe.html" for name in experiments),
+        *(figures / f"views_{name}.png" for name in experiments),
+        pages / "compute.html",
+    ]
+
+
+def rows_of_table(config: Config, table: str) -> list[str]:
+    """Return what a table says of its experiments beside their metrics; a change of it makes the table anew."""
+    experiments = [config.experiments[name] for name in config.tables[table]]
+    return [f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}" for one in experiments]
+
+
+def config_of_experiment(raw: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+    """Return the part of config.yaml that an experiment's figures and pages are made from. raw: as it was read."""
+    return {**_of_all(raw), "tables": {}, "experiments": {experiment: raw["experiments"][experiment]}}
+
+
+def config_of_table(raw: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """Return the part of config.yaml that a table is made from. raw: as it was read."""
+    names = raw["tables"][table]
+    experiments = {name: raw["experiments"][name] for name in names}
+    return {**_of_all(raw), "tables": {table: names}, "experiments": experiments}
+
+
+def _of_all(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: raw[key] for key in ("data_dir", "cluster", "datasets")}
