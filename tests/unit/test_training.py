@@ -25,7 +25,8 @@ from selfsup.layout import boundary_name, card_name
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
 from selfsup.segments import recorded_cards
-from selfsup.training.clock import History, Progress, duration
+from selfsup.training.clock import Progress, duration
+from selfsup.training.history import History
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
