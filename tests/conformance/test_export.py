@@ -21,7 +21,7 @@ from selfsup.evaluation import record
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
 from selfsup.models import initial_backbone
-from selfsup.recipe import load_recipe
+from selfsup.recipe import canonical, load_recipe
 from selfsup.segments import boundary_name
 from selfsup.tables.figure_keys import figure_keys
 from selfsup.training.pretraining import Run
@@ -161,7 +161,7 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     run = Run(tiny_recipe, 0, 1, tiny_store, folder, on_cpu(), 60)
     folder.mkdir()
     assert train(run, 2, 4)
-    common = ["--recipe", json.dumps(tiny_recipe), "--output"]
+    common = ["--recipe", canonical(tiny_recipe), "--output"]
 
     def script(name, *arguments):
         command = [sys.executable, f"workflow/scripts/{name}.py", *common, *map(str, arguments)]
