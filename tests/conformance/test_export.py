@@ -82,7 +82,7 @@ def test_a_width_that_torchvision_has_not_is_told_by_the_card(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_the_lines_of_the_readme_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
+def test_the_lines_of_the_docs_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
     """As printed, on the demo's narrow encoder and on one of full width that lies in its place."""
     recipe, path = load_recipe(name), tmp_path / "results/digits/seed0/encoder.safetensors"
     backbone = lively(initial_backbone(recipe, 0)).eval()
@@ -90,7 +90,9 @@ def test_the_lines_of_the_readme_give_an_encoders_features_of_a_picture(reposito
     (tmp_path / "workflow").symlink_to(repository / "workflow")
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
     torchvision.io.write_png(picture, str(tmp_path / "picture.png"))
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (snippet,) = re.findall(
+        r"^```python\n(.*?)^```", (repository / "docs/results.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     told = 'torch.save(features, "features.pt")'
     subprocess.run([sys.executable, "-c", f"{snippet}\n{told}"], cwd=tmp_path, check=True)
     with torch.no_grad():

@@ -89,7 +89,8 @@ def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> d
 def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
     from selfsup.tables.figure_keys import figure_keys  # pandas is slow to load, and needed this once
 
-    train = read_mapping(data / "store.json")["splits"]["train"]["images"]
+    store = read_mapping(data / "store.json")  # deleted since, perhaps: its number of images is then not known
+    train = store["splits"]["train"]["images"] if store else None
     missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*row, *missing], [*row.values(), *missing.values()]])
