@@ -22,7 +22,7 @@ from selfsup.evaluation.encoder import check_same_features, encoder_card, save_e
 from selfsup.job.ledger import LEDGER_FILE, ledger_totals
 from selfsup.layout import boundary_name
 from selfsup.models import initial_backbone
-from selfsup.recipe import load_recipe
+from selfsup.recipe import canonical, load_recipe
 from selfsup.tables.figure_keys import figure_keys
 from selfsup.training.pretraining import Run
 
@@ -82,7 +82,7 @@ def test_a_width_that_torchvision_has_not_is_told_by_the_card(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_the_lines_of_the_readme_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
+def test_the_lines_of_the_docs_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
     """As printed, on the demo's narrow encoder and on one of full width that lies in its place."""
     recipe, path = load_recipe(name), tmp_path / "results/digits/seed0/encoder.safetensors"
     backbone = lively(initial_backbone(recipe, 0)).eval()
@@ -90,7 +90,9 @@ def test_the_lines_of_the_readme_give_an_encoders_features_of_a_picture(reposito
     (tmp_path / "workflow").symlink_to(repository / "workflow")
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
     torchvision.io.write_png(picture, str(tmp_path / "picture.png"))
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (snippet,) = re.findall(
+        r"^```python\n(.*?)^```", (repository / "docs/results.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     told = 'torch.save(features, "features.pt")'
     subprocess.run([sys.executable, "-c", f"{snippet}\n{told}"], cwd=tmp_path, check=True)
     with torch.no_grad():
@@ -161,7 +163,7 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     run = Run(tiny_recipe, 0, 1, tiny_store, folder, on_cpu(), 60)
     folder.mkdir()
     assert train(run, 2, 4)
-    common = ["--recipe", json.dumps(tiny_recipe), "--output"]
+    common = ["--recipe", canonical(tiny_recipe), "--output"]
 
     def script(name, *arguments):
         command = [sys.executable, f"workflow/scripts/{name}.py", *common, *map(str, arguments)]

@@ -22,6 +22,7 @@ from selfsup.evaluation.encoder import load_encoder, save_encoder
 from selfsup.job.ledger import read_ledger
 from selfsup.job.stopping import StopRequest
 from selfsup.layout import boundary_name, card_name
+from selfsup.methods import Output
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
 from selfsup.segments import recorded_cards
@@ -483,7 +484,11 @@ def test_weights_that_are_not_finite_are_never_saved(run, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_for_good(run, monkeypatch, bad, precision):
     """The gradient and so the weights stay finite: only the loss of step 3 tells."""
     honest = BYOL.loss
-    monkeypatch.setattr(BYOL, "loss", lambda self, *a: (honest(self, *a)[0] + (bad if a[1] == 3 else 0), {}))
+    monkeypatch.setattr(
+        BYOL,
+        "loss",
+        lambda self, batch, step: Output(honest(self, batch, step).loss + (bad if step.number == 3 else 0)),
+    )
     with pytest.raises(PermanentError, match=r"not finite at step 3 .*last good checkpoint: none") as told:
         train(run(compute=on_cpu(precision=precision)), 1)
     assert ("or set precision: fp32" in str(told.value)) == (precision != "fp32")  # what it is already helps no further

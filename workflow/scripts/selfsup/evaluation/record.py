@@ -90,10 +90,9 @@ def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> d
 def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
     from selfsup.tables.figure_keys import figure_keys  # pandas is slow to load, and needed this once
 
-    store = card_if_any(store_in(data))
-    # Where the data is gone by now, the number of images is not known, and the table says what it was not told.
-    keys = figure_keys(card, card["recipe"], store["splits"]["train"]["images"]) if store else {}
-    missing = {key: value for key, value in keys.items() if key not in row}
+    store = card_if_any(store_in(data))  # deleted since, perhaps: its number of images is then not known
+    train = store["splits"]["train"]["images"] if store else None
+    missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*row, *missing], [*row.values(), *missing.values()]])
     return text.getvalue()

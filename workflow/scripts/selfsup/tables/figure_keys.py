@@ -27,10 +27,11 @@ KEYS = {
 IN_WORDS = ("protocol", "settings")
 
 
-def figure_keys(card: Mapping, recipe: Mapping, n_train: int) -> dict[str, Any]:
+def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str, Any]:
     """Return the keys of a linear evaluation that metrics.csv does not have by other names; None where not known.
 
-    card: of the encoder. recipe: what the evaluation was done by. n_train: training images, all with their labels.
+    card: of the encoder. recipe: what the evaluation was done by. n_train: training images, all with their labels;
+    None where that is not known.
     """
     trained = card.get("recipe", {})
     model = trained.get("model", {})
@@ -110,11 +111,11 @@ def _stem(stem: Mapping) -> str:
     return f"{stem['kernel']} x {stem['kernel']}, stride {stem['stride']}{pool}"
 
 
-def _epochs(card: Mapping, trained: Mapping, n_train: int) -> int | None:
+def _epochs(card: Mapping, trained: Mapping, n_train: int | None) -> int | None:
     """Return how long an encoder was trained: by its checkpoint, or by what the file said that was imported."""
     if "training" in card:
         return int(card["training"]["epoch"])
     imported = card["imported"]
     if "epochs" in imported:
         return int(imported["epochs"])
-    return round(imported["steps"] * trained["global_batch"] / n_train) if "steps" in imported else None
+    return round(imported["steps"] * trained["global_batch"] / n_train) if "steps" in imported and n_train else None
