@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,15 +18,17 @@ pytestmark = pytest.mark.slow
 RUN = "results/digits/seed0"
 
 
-@pytest.fixture(scope="module")
-def three_seeds(tmp_path_factory):
-    """A finished quick run with three seeds; tests that use it leave it finished."""
-    from pathlib import Path
-
-    run = Workflow(tmp_path_factory.mktemp("seeds"), Path(__file__).parents[2])
+def of_three_seeds(folder: Path) -> Workflow:
+    run = Workflow(folder, Path(__file__).parents[2])
     run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
-    run.run("results/demo.csv")
     return run
+
+
+@pytest.fixture(scope="module")
+def three_seeds(made_once, tmp_path_factory) -> Workflow:
+    """A copy of a finished quick run with three seeds; tests that use it leave it finished."""
+    finished = made_once("seeds", lambda folder: of_three_seeds(folder).run("results/demo.csv"))
+    return of_three_seeds(shutil.copytree(finished, tmp_path_factory.mktemp("module") / "seeds"))
 
 
 def test_seeds_give_a_row_with_a_mean_and_a_spread(three_seeds):
