@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
 export GOMP_SPINCOUNT ?= 1000
-# On all cores, eight at most, for each process takes up to 3 GB; tests with a common xdist_group go to one process.
+# Eight processes at most: each, with what its tests start, takes up to 4 GB. Tests of an xdist_group go to one process.
 ALL_CORES := -n auto --maxprocesses 8
 SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks

@@ -82,7 +82,7 @@ class Cluster:
             raise SystemExit("error: the test cluster needs root, for its daemons and /etc/hosts: sudo make test-slurm")
         with _alone():
             install()
-        for name in ("etc", "run", "log", "state", "spool/node1", "spool/node2", "dev", "bin"):
+        for name in ("etc", "run", "log", "state", "spool", "dev", "bin"):  # slurmd makes the rest of its spool
             (self.lab / name).mkdir(parents=True, exist_ok=True)
         self._configure()
         with _alone():
