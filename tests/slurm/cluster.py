@@ -27,7 +27,7 @@ PORTS_APART = 10  # between clusters
 JOBS_APART = 1000  # between the first jobs of clusters: a job's ranks meet at a port that its number gives
 
 # cred_expire: Slurm's 120 s is also what a requeued job waits. SlurmdTimeout: a node counts as lost after it, 300 s by
-# default. KillWait: from SIGTERM at the time limit to SIGKILL.
+# default. MessageTimeout: daemons on busy cores answer late. KillWait: from SIGTERM at the time limit to SIGKILL.
 CONFIGURATION = """
 ClusterName=selfsup
 SlurmctldHost=localhost(127.0.0.1)
@@ -56,7 +56,8 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 MinJobAge=3600
 FirstJobId={first_job}
 KillWait=30
-SlurmdTimeout=10
+SlurmdTimeout=20
+MessageTimeout=20
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
