@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
 export GOMP_SPINCOUNT ?= 1000
+# Eight processes at most: each, with what its tests start, takes up to 4 GB. Tests of an xdist_group go to one process.
+ALL_CORES := -n auto --maxprocesses 8
 SMK := Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks
 
@@ -43,10 +45,10 @@ report: env  ## results/report.html: what is finished, as one file to show to ot
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
-	$(BIN)/pytest
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup
 
 test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
-	$(BIN)/pytest tests/slurm
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup tests/slurm
 
 chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos

@@ -1,6 +1,9 @@
 """A dataset and a recipe so small that a training takes a second, made anew for each test session."""
 
+import fcntl
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Give out the long tests first, where several processes share them, so that all have work to the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.path.parent.name != "workflow", item.get_closest_marker("slow") is None))
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe() -> dict:
     """The digits recipe with a network, pictures and a length that fit into a second."""
@@ -36,6 +45,25 @@ def tiny_store(tmp_path_factory) -> PackedStore:
         writer.write_raw(split, random.integers(0, 256, (count, 3, 12, 10), np.uint8), random.integers(0, 3, count))
     writer.finish()
     return PackedStore(folder)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function of a name and of what fills a folder: it is filled by the first process of the tests that asks for it,
+    and the others wait for that. Tests only read what is in it, for they share it."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, made = common / name, common / f"{name}.made"
+        with open(common / f"{name}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                fill(folder)
+                made.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""A function on several ranks of this machine, processes of their own."""
+"""A function on several ranks of this machine, processes of their own.
+
+They are forked from one that has imported torch and has computed nothing: importing takes longer than most tests.
+"""
 
 import contextlib
 import queue
@@ -16,9 +19,11 @@ def on_ranks(function, size: int, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "pandas"])
     results = context.Queue()
-    processes = multiprocessing.spawn(_on_rank, (size, port, function, arguments, results), nprocs=size, join=False)
+    told = (size, port, function, arguments, results)
+    processes = multiprocessing.start_processes(_on_rank, told, size, join=False, start_method="forkserver")
     gathered = {}
     while len(gathered) < size:
         with contextlib.suppress(queue.Empty):

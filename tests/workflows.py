@@ -40,6 +40,8 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 180)
 class Workflow:
     """A folder in which snakemake runs: `config` is written out anew before each call."""
 
+    snakemake = ("-m", "snakemake")
+
     def __init__(self, folder: Path, repository: Path):
         self.folder, self.repository = folder, repository
         folder.mkdir(exist_ok=True)
@@ -59,7 +61,7 @@ class Workflow:
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start snakemake; its standard output has all that it prints."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
-        command = [sys.executable, "-m", "snakemake", "-s", str(self.repository / "Snakefile"), *self.options()]
+        command = [sys.executable, *self.snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*command, *arguments], cwd=self.folder, env=self.environment(), **pipes)
 

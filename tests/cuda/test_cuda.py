@@ -21,6 +21,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.xdist_group("cuda"),  # one process alone has the device
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 GPU = torch.device("cuda", 0)

@@ -5,27 +5,29 @@
     . /tmp/selfsup-slurm/env.sh             use it from a shell
 
 Each node declares two GPUs, which are copies of /dev/null. No accounting, no cgroups, no systemd. Another Slurm may run
-beside it: sockets, ports and files are its own, but the names node1 and node2 in /etc/hosts.
+beside it, such a cluster of another number too: sockets, ports, files and nodes are its own, but /etc/hosts.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 COMMANDS = ("srun", "sbatch", "scancel", "squeue", "sinfo", "scontrol", "sacct", "sacctmgr")
-NODES = ("node1", "node2")
 HOSTS_MARK = "# selfsup test cluster"
 CONTROLLER_PORT, NODE_PORT = 27817, 27820
+PORTS_APART = 10  # between clusters
+JOBS_APART = 1000  # between the first jobs of clusters: a job's ranks meet at a port that its number gives
 
 # cred_expire: Slurm's 120 s is also what a requeued job waits. SlurmdTimeout: a node counts as lost after it, 300 s by
-# default. KillWait: from SIGTERM at the time limit to SIGKILL.
+# default. MessageTimeout: daemons on busy cores answer late. KillWait: from SIGTERM at the time limit to SIGKILL.
 CONFIGURATION = """
 ClusterName=selfsup
 SlurmctldHost=localhost(127.0.0.1)
@@ -52,38 +54,44 @@ SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 MinJobAge=3600
+FirstJobId={first_job}
 KillWait=30
-SlurmdTimeout=10
+SlurmdTimeout=20
+MessageTimeout=20
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=DEFAULT CPUs=8 RealMemory=8000 Gres=gpu:test:2
-NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}]
+NodeName={nodes} NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}]
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 """
 
 
 class Cluster:
-    """The cluster in a folder."""
+    """The cluster of a number, in a folder of its own: cluster 0 has node1 and node2, cluster 1 node3 and node4."""
 
-    def __init__(self, lab: Path = Path("/tmp/selfsup-slurm")):
-        self.lab = lab
-        self.configuration = lab / "etc" / "slurm.conf"
-        self.sbatch_calls = lab / "log" / "sbatch.calls"
+    def __init__(self, number: int = 0):
+        self.number, self.nodes = number, (f"node{2 * number + 1}", f"node{2 * number + 2}")
+        self.lab = Path(f"/tmp/selfsup-slurm{number or ''}")
+        self.configuration = self.lab / "etc" / "slurm.conf"
+        self.sbatch_calls = self.lab / "log" / "sbatch.calls"
 
     def up(self) -> None:
         """Bring it up; what runs already is left alone."""
         if os.getuid() != 0:
             raise SystemExit("error: the test cluster needs root, for its daemons and /etc/hosts: sudo make test-slurm")
-        install()
-        for name in ("etc", "run", "log", "state", "spool/node1", "spool/node2", "dev", "bin"):
+        with _alone():
+            install()
+        for name in ("etc", "run", "log", "state", "spool", "dev", "bin"):  # slurmd makes the rest of its spool
             (self.lab / name).mkdir(parents=True, exist_ok=True)
         self._configure()
+        with _alone():
+            self._name_nodes()
         self._munged()
         self._start("slurmctld", ["slurmctld", "-f", self.configuration])
         wait_for("slurmctld", lambda: "is UP" in self.ask("scontrol", "ping"))
-        for node in NODES:
+        for node in self.nodes:
             self.start_node(node)
         wait_for("idle nodes", lambda: len(set(self.ask("sinfo", "-hN", "-t", "idle", "-o", "%N").split())) == 2)
 
@@ -94,13 +102,12 @@ class Cluster:
             self.ask("scancel", "--user=root")
             with contextlib.suppress(TimeoutError):
                 wait_for("jobs to end", lambda: not self.ask("squeue", "-h", "-t", "R,CG").strip(), 20)
-        for node in NODES:
+        for node in self.nodes:
             self.kill_node(node)
         for name in ("slurmctld", "munged"):
             _stop(self.lab / "run" / f"{name}.pid")
-        hosts = Path("/etc/hosts")
-        kept = [line for line in hosts.read_text().splitlines(keepends=True) if HOSTS_MARK not in line]
-        hosts.write_text("".join(kept))
+        with _alone():
+            self._forget_nodes()
 
     def environment(self) -> dict[str, str]:
         """The environment of a process that uses the cluster."""
@@ -129,11 +136,13 @@ class Cluster:
                 os.kill(int(one.name), signal.SIGKILL)
 
     def _configure(self) -> None:
-        values = {"lab": self.lab, "controller_port": CONTROLLER_PORT}
-        values |= {"first_port": NODE_PORT + 1, "last_port": NODE_PORT + 2}
+        ports, nodes = self.number * PORTS_APART, ",".join(self.nodes)
+        values = {"lab": self.lab, "controller_port": CONTROLLER_PORT + ports, "nodes": nodes}
+        values |= {"first_port": NODE_PORT + 1 + ports, "last_port": NODE_PORT + 2 + ports}
+        values |= {"first_job": self.number * JOBS_APART + 1}
         self.configuration.write_text(CONFIGURATION.format(**values))
         (self.lab / "etc" / "gres.conf").write_text(
-            f"AutoDetect=off\nNodeName=node[1-2] Name=gpu Type=test File={self.lab}/dev/nvidia[0-1]\n"
+            f"AutoDetect=off\nNodeName={nodes} Name=gpu Type=test File={self.lab}/dev/nvidia[0-1]\n"
         )
         for number in (0, 1):  # plain files would leave CUDA_VISIBLE_DEVICES empty
             device = self.lab / "dev" / f"nvidia{number}"
@@ -148,10 +157,18 @@ class Cluster:
             wrapper.write_text(f'#!/bin/bash\nexport SLURM_CONF={self.configuration}\n{log}exec /usr/bin/{name} "$@"\n')
             wrapper.chmod(0o755)
         (self.lab / "env.sh").write_text(f"export SLURM_CONF={self.configuration} PATH={self.lab / 'bin'}:$PATH\n")
-        hosts = Path("/etc/hosts").read_text()
-        missing = [node for node in NODES if node not in hosts.split()]
+
+    def _name_nodes(self) -> None:
+        known = Path("/etc/hosts").read_text().split()
         with open("/etc/hosts", "a") as file:
-            file.writelines(f"127.0.0.1 {node} {HOSTS_MARK}\n" for node in missing)
+            file.writelines(self._host(node) for node in self.nodes if node not in known)
+
+    def _forget_nodes(self) -> None:
+        hosts, mine = Path("/etc/hosts"), [self._host(node) for node in self.nodes]
+        hosts.write_text("".join(line for line in hosts.read_text().splitlines(keepends=True) if line not in mine))
+
+    def _host(self, node: str) -> str:
+        return f"127.0.0.1 {node} {HOSTS_MARK}\n"
 
     def _munged(self) -> None:
         run, key = self.lab / "run", self.lab / "etc" / "munge.key"
@@ -167,6 +184,14 @@ class Cluster:
     def _start(self, name: str, command: list) -> None:
         if not _alive(self.lab / "run" / f"{name}.pid"):
             subprocess.run([*map(str, command)], check=True, env=self.environment())
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other clusters that install packages or write /etc/hosts."""
+    with open("/tmp/selfsup-slurm.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def install() -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from workflows import Workflow
 
 @pytest.fixture(scope="session")
 def cluster():
-    one = Cluster()
+    """A cluster for each of pytest's processes."""
+    one = Cluster(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
     one.up()
     yield one
     one.down()
@@ -29,10 +31,14 @@ def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory) -> Workflow:
+def undisturbed(made_once) -> Workflow:
     """The same run without Slurm and without interference, on four ranks of this machine."""
-    local = Workflow(tmp_path_factory.mktemp("local"), Path(__file__).parents[2])
-    local.digits.update(overrides=LONG, segment_epochs=6)
-    local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
-    local.run(f"{RUN}/encoder.safetensors")
-    return local
+    repository = Path(__file__).parents[2]
+
+    def train(folder: Path) -> None:
+        local = Workflow(folder, repository)
+        local.digits.update(overrides=LONG, segment_epochs=6)
+        local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
+        local.run(f"{RUN}/encoder.safetensors")
+
+    return Workflow(made_once("undisturbed", train), repository)

@@ -19,6 +19,8 @@ RUN = "results/digits/seed0"
 class SlurmWorkflow(Workflow):
     """A folder in which snakemake runs on the cluster: two nodes with two ranks each, on the processor."""
 
+    snakemake = (str(Path(__file__).with_name("impatient_snakemake.py")),)
+
     def __init__(self, folder: Path, repository: Path, cluster: Cluster):
         super().__init__(folder, repository)
         self.cluster = cluster
@@ -28,8 +30,7 @@ class SlurmWorkflow(Workflow):
         self.digits["compute"]["evaluate"].update({**how, "devices_per_node": 1})
 
     def options(self) -> list[str]:
-        checks = ["--slurm-init-seconds-before-status-checks", "5"]
-        return ["--profile", str(self.repository / "profiles" / "slurm"), *checks]
+        return ["--profile", str(self.repository / "profiles" / "slurm")]
 
     def environment(self) -> dict[str, str]:
         return self.cluster.environment()

@@ -1,10 +1,23 @@
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from workflows import QUICK, Workflow
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def quick(folder: Path) -> Workflow:
+    run = Workflow(folder, REPOSITORY)
+    run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1)
+    return run
+
+
+def finish(folder: Path) -> None:
+    (folder / "printed").write_text(quick(folder).run("results/demo.csv"))
 
 
 @pytest.fixture
@@ -13,10 +26,9 @@ def workflow(tmp_path, repository) -> Workflow:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> Callable[[], Workflow]:
-    """A finished quick run; each call gives the same one. Tests that use it leave it finished."""
-    repository = Path(__file__).parents[2]
-    quick = Workflow(tmp_path_factory.mktemp("quick"), repository)
-    quick.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1)
-    quick.printed = quick.run("results/demo.csv")
-    return lambda: quick
+def finished_run(made_once, tmp_path_factory) -> Callable[[], Workflow]:
+    """A finished quick run; each call gives the module's own copy. Tests that use it leave it finished."""
+    folder = tmp_path_factory.mktemp("module") / "quick"
+    run = quick(shutil.copytree(made_once("quick", finish), folder))
+    run.printed = run.read("printed")
+    return lambda: run

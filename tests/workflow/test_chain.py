@@ -4,8 +4,11 @@ import copy
 import json
 
 import pandas as pd
+import pytest
 
 from workflows import jobs
+
+pytestmark = pytest.mark.xdist_group("chain")  # one process makes the finished run, and no other waits for it
 
 
 def test_every_segment_is_a_process_that_resumes_from_the_one_before(finished_run):

@@ -139,6 +139,18 @@ def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
     assert not (two_ranks.run / "lock.json").exists()
 
 
+@pytest.fixture
+def left_alone(two_ranks, made_once) -> dict:
+    """The last checkpoint of a run without trouble."""
+
+    def train(folder: Path) -> None:
+        process = two_ranks("nothing", "--run-folder", folder)
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+
+    return load_checkpoint(made_once("left_alone", train) / "epoch_0004.pt")
+
+
 def is_suspended(process_file: Path) -> bool:
     try:
         return Path(f"/proc/{process_file.read_text()}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
@@ -149,7 +161,7 @@ def is_suspended(process_file: Path) -> bool:
 @pytest.mark.parametrize("unlucky", ["0", "1"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_soon(
-    two_ranks, tmp_path, unlucky, number
+    two_ranks, tmp_path, unlucky, number, left_alone
 ):
     """What rank 0 is still writing then is kept; the same command goes on from it, to the bits of a run left alone."""
     process = two_ranks("is suspended", UNLUCKY=unlucky)
@@ -168,10 +180,7 @@ def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_s
     assert ("steps 3 to 20 of 20" if unlucky == "1" else "steps 2 to 20 of 20") in told
     how = "killed" if unlucky == "0" else f"stopped by {number.name}, waiting for another rank"
     assert rows(two_ranks.run) == [how, "reached its goal"]
-    interrupted = load_checkpoint(two_ranks.run / "epoch_0004.pt")
-    two_ranks.run.rename(tmp_path / "interrupted")
-    assert two_ranks("nothing").communicate(timeout=120)
-    assert equal_states(interrupted, load_checkpoint(two_ranks.run / "epoch_0004.pt"))
+    assert equal_states(load_checkpoint(two_ranks.run / "epoch_0004.pt"), left_alone)
 
 
 def test_a_stop_asked_for_while_a_rank_waits_for_one_that_never_started_ends_it_soon(two_ranks):

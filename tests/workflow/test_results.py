@@ -12,6 +12,7 @@ import pytest
 from workflows import QUICK, Workflow, jobs
 
 pytestmark = pytest.mark.slow
+together = pytest.mark.xdist_group("three seeds")  # one process makes them, and no other waits for them
 
 RUN = "results/digits/seed0"
 
@@ -27,6 +28,7 @@ def three_seeds(tmp_path_factory):
     return run
 
 
+@together
 def test_seeds_give_a_row_with_a_mean_and_a_spread(three_seeds):
     table = pd.read_csv(three_seeds.path("results/demo.csv")).set_index("implementation")
     for name, part in {"This work": "", "Random initialisation": "random_init/"}.items():
@@ -37,6 +39,7 @@ def test_seeds_give_a_row_with_a_mean_and_a_spread(three_seeds):
     assert "±" in three_seeds.read("results/demo.md") and r"\pm" in three_seeds.read("results/demo.tex")
 
 
+@together
 def test_one_encoders_deleted_metrics_are_all_that_the_table_computes_again(three_seeds):
     metrics, table = ("results/digits/seed1/linear/metrics.csv", "results/demo.csv")
     before = [three_seeds.read(path) for path in (metrics, table)]
@@ -47,6 +50,7 @@ def test_one_encoders_deleted_metrics_are_all_that_the_table_computes_again(thre
     assert "Nothing to be done" in three_seeds.run(table)
 
 
+@together
 @pytest.mark.parametrize("kind", ["csv", "md", "tex"])
 def test_a_tables_three_files_belong_together(three_seeds, kind):
     """`make demo` asks for the CSV and shows the Markdown."""
@@ -58,6 +62,7 @@ def test_a_tables_three_files_belong_together(three_seeds, kind):
     assert "Nothing to be done" in three_seeds.run("results/demo.csv", "results/demo.md", "results/demo.tex")
 
 
+@together
 def test_a_curves_two_files_belong_together(three_seeds):
     svg, png = "results/figures/digits.svg", "results/figures/digits.png"
     three_seeds.run(svg)
@@ -111,6 +116,7 @@ def test_a_run_of_one_segment_that_collapses_is_never_exported_until_told_so(wor
     assert [jobs(printed, rule) for rule in ("pretrain_segment", "health_gate", "export_encoder")] == [0, 1, 1]
 
 
+@together
 def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
     script = three_seeds.repository / "workflow" / "scripts" / "record_bands.py"
     command = [sys.executable, str(script), "--experiment", "digits", "--output", "bands.yaml"]
@@ -127,6 +133,7 @@ def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three
     assert "Nothing to be done" in three_seeds.run("results/demo.csv")
 
 
+@together
 def test_the_report_is_one_file_with_the_table_curves_costs_and_recipe(three_seeds):
     three_seeds.run("--", "report")
     three_seeds.run("--report", "results/report.html", "--", "report")
