@@ -19,7 +19,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation import encoder as encoder_module
 from selfsup.evaluation import record
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
-from selfsup.job.ledger import LEDGER_FILE, ledger_totals
+from selfsup.job.ledger import ledger_totals
 from selfsup.layout import boundary_name
 from selfsup.models import initial_backbone
 from selfsup.recipe import canonical, load_recipe
@@ -140,11 +140,11 @@ def test_totals_of_a_ledger_count_what_was_lost_and_done_again(tmp_path):
         {"attempt": 2, "how_it_ended": "refused"},
         {"attempt": 3, "how_it_ended": "stopped", **hours, "steps_done": 40, "steps_lost": 0, "steps_redone": 10},
     ]
-    with open(tmp_path / LEDGER_FILE, "w", newline="") as file:
+    with open(tmp_path / "w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "start_step"])
         writer.writeheader()
         writer.writerows(rows)
-    assert ledger_totals(tmp_path / LEDGER_FILE) == {
+    assert ledger_totals(tmp_path / "ledger.csv") == {
         "attempts": 2,
         "killed": 1,
         "gpu_hours": 3.0,

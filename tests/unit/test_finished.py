@@ -1,7 +1,6 @@
 """What the rules take for finished: by records alone, without Snakemake."""
 
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation import record
 from selfsup.finished import Evaluated
 from selfsup.layout import EncoderPaths, RunFolder, data_of, store_in
-from selfsup.recipe import fingerprint, load_recipe
+from selfsup.recipe import canonical, fingerprint, load_recipe
 from selfsup.segments import record_run
 
 
@@ -38,7 +37,7 @@ def run(tmp_path) -> RunFolder:
 
 def write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else canonical(content))
 
 
 def export(encoder: EncoderPaths, experiment: Experiment, **card: object) -> None:

@@ -292,7 +292,7 @@ def test_a_healthy_run_of_any_recipe_is_above_its_floors(run, judged, name, size
 def test_floors_of_an_encoder_hold_for_narrow_and_wide_ones(features):
     floors, pictures = encoder_floors(features), 4 * features
     random = torch.rand(pictures, features)  # positive, as after a ReLU: their common part takes most of the rank
-    one_point = torch.rand(features) + 1e-3 * torch.randn(pictures, features)
+    one_point = torch.rand(features) + 1e-4 * torch.randn(pictures, features)
     for encoded, below in ((random, []), (one_point, ["feature_spread", "effective_rank"])):
         figures = {"feature_spread": feature_spread(encoded), "effective_rank": effective_rank(encoded)}
         assert [one.figure for one in collapsed(figures, floors)] == below

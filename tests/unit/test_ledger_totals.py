@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from selfsup.config import load_config
-from selfsup.job.ledger import COLUMNS, LEDGER_FILE, Ledger, ledger_totals, note_refused, read_ledger
+from selfsup.job.ledger import COLUMNS, Ledger, ledger_totals, note_refused, read_ledger
 from selfsup.reports.costs import costs_paid
 from selfsup.tables.rows import Row, make_table
 
@@ -28,11 +28,11 @@ ATTEMPTS = [KILLED, IDLE, REFUSED, ON_CPU, LAST, REFUSED]
 
 def write_ledger(folder: Path, attempts: list[dict]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LEDGER_FILE, "w", newline="") as file:
+    with open(folder / "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({"attempt": number, **row} for number, row in enumerate(attempts, 1))
-    return folder / LEDGER_FILE
+    return folder / "ledger.csv"
 
 
 def paid(repository: Path, results: Path, stage: str = "pretraining") -> dict:
@@ -102,14 +102,14 @@ def test_refused_jobs_have_waited_in_the_queue_too(repository, tmp_path, monkeyp
 def test_an_attempts_hours_are_devices_times_hours_and_gpu_hours_where_they_are_gpus(tmp_path, device, share):
     ledger = Ledger(tmp_path)
     ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:30:00+00:00"})
-    (row,) = read_ledger(tmp_path / LEDGER_FILE)
+    (row,) = read_ledger(tmp_path / "ledger.csv")
     assert (float(row["device_hours"]), float(row["gpu_hours"])) == (0, 0)  # not known yet on what
     started = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:30:00+00:00"}
     ledger.open({"stage": "pretraining", "device": device, "devices": 4, **started})
-    row = read_ledger(tmp_path / LEDGER_FILE)[1]
+    row = read_ledger(tmp_path / "ledger.csv")[1]
     assert (float(row["device_hours"]), float(row["gpu_hours"])) == (6.0, 6.0 * share)
     note_refused(tmp_path, {"stage": "pretraining", **started}, "refused: in use")
-    totals = ledger_totals(tmp_path / LEDGER_FILE)
+    totals = ledger_totals(tmp_path / "ledger.csv")
     assert (totals["attempts"], totals["device_hours"], totals["gpu_hours"]) == (1, 6.0, 6.0 * share)
 
 

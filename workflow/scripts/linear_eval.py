@@ -26,6 +26,7 @@ from selfsup.errors import run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
+from selfsup.layout import JobFolder
 from selfsup.logs import logger
 from selfsup.recipe import canonical, evaluation_part, parse_recipe
 
@@ -108,7 +109,7 @@ def train(evaluation, arguments: argparse.Namespace, recipe: dict, attempt: Atte
     """Continue a LinearEvaluation to its end, or until the job is asked to stop."""
     from selfsup.engine.saving import Saver
 
-    ranks, partial = evaluation.compute.ranks, arguments.output / "partial"
+    ranks, partial = evaluation.compute.ranks, JobFolder(arguments.output).partial
     source = evaluation.resume(partial)
     if source and ranks.is_main:
         logger.info("continuing after %s: step %d of %d", source, evaluation.step, evaluation.total_steps)
@@ -134,7 +135,7 @@ def finish(evaluation, arguments: argparse.Namespace, recipe: dict, store, card:
         record.keep(arguments.output, made_from, files)
         record.collect(arguments.encoder)
         attempt.step_saved(evaluation.step)
-        prune(arguments.output / "partial")
+        prune(JobFolder(arguments.output).partial)
         attempt.set_ending("reached its goal")
 
 

@@ -25,10 +25,10 @@ from selfsup.job.place import Place
 from selfsup.job.stopping import MARGIN_S, StopRequest, stop_file
 from selfsup.job.waiting import Listener
 from selfsup.job.watchdog import Watchdog
+from selfsup.layout import JobFolder
 
 logger = logging.getLogger(__name__)
 
-FAILED_FILE = "failed.json"
 HANG_S = 600.0  # between two steps at most: long enough to compile, or to write a large checkpoint to a slow disk
 
 
@@ -167,7 +167,7 @@ class Attempt:
         file = stop_file(self.folder)
         if file:
             raise UserError(f"{file} is there, so the run stays stopped: delete it and start again to continue")
-        path = self.folder / FAILED_FILE
+        path = JobFolder(self.folder).failed
         try:
             failed = read_card(path)
         except (OSError, ValueError):
@@ -181,7 +181,7 @@ class Attempt:
     def _write_failed(self, message: str) -> None:
         failed = {"fingerprint": self._fingerprint, "stage": self._stage, "goal": self._goal, "message": message}
         failed |= {"when": now(), "host": self._row["host"], "job_id": self._row["job_id"]}
-        write_atomically(self.folder / FAILED_FILE, json.dumps(failed, indent=1) + "\n")
+        write_atomically(JobFolder(self.folder).failed, json.dumps(failed, indent=1) + "\n")
 
     def _leave(self, waited: float) -> None:
         """End the process, which waits for a rank that does not arrive; why that is safe: `selfsup.job.waiting`."""

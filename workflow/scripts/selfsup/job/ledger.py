@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import write_atomically
+from selfsup.layout import JobFolder
 
-LEDGER_FILE = "ledger.csv"
 RUNNING, KILLED = "running", "killed"
 COLUMNS = (
     "attempt",
@@ -50,7 +50,7 @@ class Ledger:
     """The ledger of a folder, for the job that holds the folder's lock."""
 
     def __init__(self, folder: Path):
-        self._path, self._number = folder / LEDGER_FILE, 0
+        self._path, self._number = JobFolder(folder).ledger, 0
         self._busy = threading.Lock()  # the heartbeat writes too
         self._row: dict[str, Any] = {}
 
@@ -103,7 +103,7 @@ class Ledger:
 
 def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
     """Add the row of an attempt that was refused before it began; another job may own the folder."""
-    path = folder / LEDGER_FILE
+    path = JobFolder(folder).ledger
     rows = read_ledger(path)
     full = _with_derived({"attempt": len(rows) + 1, **row, "ended": now(), "how_it_ended": reason}, [])
     text = _text([full]).split("\n", 1)[1] if rows else _text([full])

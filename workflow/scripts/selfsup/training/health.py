@@ -13,6 +13,7 @@ import torch
 from selfsup.augment import Views, apply, centre_view, crop, draw, stack_crops
 from selfsup.engine.device import autocast
 from selfsup.job.attempt import Attempt
+from selfsup.layout import RunFolder
 from selfsup.measures import effective_rank, knn_top1, uniformity
 from selfsup.methods import Method
 from selfsup.models.modes import evaluation_mode
@@ -21,7 +22,6 @@ from selfsup.training.history import History
 from selfsup.training.run import Run
 from selfsup.training.sinks import Sink
 
-KNN = "knn.csv"
 PROBE_IMAGES = 256  # for the cheap figures, at most
 SHARE = 0.002  # of the training's arithmetic, for each kind of figures; under 1 % with those at the ends of segments
 PASSES_OF_A_STEP = 8  # per image, in forward passes: for each of two views online forward, backward (1 + 2), target (1)
@@ -63,7 +63,9 @@ class Health:
         passes = (len(self._queries) + len(self._bank)) / (len(self._split) * PASSES_OF_A_STEP)
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
-        self._history = History(run.knn or run.folder / KNN, start=start + 1, also=trackers) if ranks.is_main else None
+        self._history = (
+            History(run.knn or RunFolder(run.folder).knn, start=start + 1, also=trackers) if ranks.is_main else None
+        )
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.

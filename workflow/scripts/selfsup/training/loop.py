@@ -14,8 +14,6 @@ from selfsup.training.history import History
 from selfsup.training.pretraining import Pretraining
 from selfsup.training.sinks import open_trackers
 
-HISTORY = "history.csv"
-
 logger = logging.getLogger(__name__)
 
 
@@ -76,7 +74,7 @@ class _Records:
             batch=run.recipe["global_batch"],
         )
         self._trackers = open_trackers(run.trackers, run.folder, start) if is_main else []
-        self._history = History(run.folder / HISTORY, start=start, also=self._trackers) if is_main else None
+        self._history = History(run.paths.history, start=start, also=self._trackers) if is_main else None
         settings = {"start": start, "steps_per_epoch": spe, "row_interval": self._interval, "trackers": self._trackers}
         self._health = Health(training.method, run, attempt, **settings)
 

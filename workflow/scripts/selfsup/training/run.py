@@ -7,7 +7,7 @@ from typing import Any
 
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
-from selfsup.layout import boundary_files
+from selfsup.layout import PretrainPaths, boundary_files
 from selfsup.recipe import fingerprint
 from selfsup.settings.typed import plain
 
@@ -24,11 +24,15 @@ class Run:
     compute: Compute
     checkpoint_minutes: float
     trackers: tuple[str, ...] = ()  # they get the rows of history.csv and knn.csv too
-    knn: Path | None = None  # the file for k-NN at milestones; None: in the folder
+    knn: Path | None = None  # the file for k-NN at milestones; None: of the name that a run's has, in the folder
+
+    @property
+    def paths(self) -> PretrainPaths:
+        return PretrainPaths(self.folder)
 
     @property
     def partial(self) -> Path:
-        return self.folder / "partial"
+        return self.paths.partial
 
     def checkpoints(self) -> list[Path]:
         """Return all existing checkpoints, rolling ones and boundaries."""

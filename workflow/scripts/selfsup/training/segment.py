@@ -14,7 +14,7 @@ from selfsup.optim import treatment_table
 from selfsup.segments import record_run, work_done, write_card
 from selfsup.training.health import Health
 from selfsup.training.history import steps_logged
-from selfsup.training.loop import HISTORY, train_until
+from selfsup.training.loop import train_until
 from selfsup.training.pretraining import Pretraining
 from selfsup.training.run import Run
 
@@ -41,7 +41,7 @@ def train_segment(run: Run, attempt: Attempt, *, until_epoch: int, previous: int
     end = until_epoch * training.steps_per_epoch
     source = _continue_from(training, run.checkpoints(), end)
     _check_source(run, training, source, until_epoch, previous)
-    logged = steps_logged(run.folder / HISTORY) if ranks.is_main else 0
+    logged = steps_logged(run.paths.history) if ranks.is_main else 0
     attempt.begin_steps(training.step, run.recipe["global_batch"], logged)
     if training.step < end:
         _announce(training, end, source)
