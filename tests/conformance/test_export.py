@@ -140,7 +140,7 @@ def test_totals_of_a_ledger_count_what_was_lost_and_done_again(tmp_path):
         {"attempt": 2, "how_it_ended": "refused"},
         {"attempt": 3, "how_it_ended": "stopped", **hours, "steps_done": 40, "steps_lost": 0, "steps_redone": 10},
     ]
-    with open(tmp_path / "w", newline="") as file:
+    with open(tmp_path / "ledger.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "start_step"])
         writer.writeheader()
         writer.writerows(rows)

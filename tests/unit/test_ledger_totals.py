@@ -28,7 +28,7 @@ ATTEMPTS = [KILLED, IDLE, REFUSED, ON_CPU, LAST, REFUSED]
 
 def write_ledger(folder: Path, attempts: list[dict]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "w", newline="") as file:
+    with open(folder / "ledger.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({"attempt": number, **row} for number, row in enumerate(attempts, 1))

@@ -26,7 +26,7 @@ from selfsup.errors import run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
-from selfsup.layout import JobFolder
+from selfsup.layout import EvaluationPaths, JobFolder
 from selfsup.logs import logger
 from selfsup.recipe import canonical, evaluation_part, parse_recipe
 
@@ -183,8 +183,9 @@ def results(rows: list[dict], further_rows: list[dict], card: dict, recipe: dict
         "numerics_changes": card.get("training", {}).get("numerics_changes", 0),
         **figure_keys(card, recipe, len(store.train)),
     }
-    files = {"metrics.csv": [metrics], "history.csv": rows, **({"further.csv": further_rows} if further_rows else {})}
-    return {name: pd.DataFrame(lines).to_csv(index=False) for name, lines in files.items()}
+    paths = EvaluationPaths(Path())
+    files = {paths.metrics: [metrics], paths.history: rows, **({paths.further: further_rows} if further_rows else {})}
+    return {path.name: pd.DataFrame(lines).to_csv(index=False) for path, lines in files.items()}
 
 
 if __name__ == "__main__":
