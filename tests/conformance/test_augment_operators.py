@@ -3,6 +3,8 @@
 `quantize: none` against torchvision on float tensors; `quantize: uint8` against Pillow, which the paper's authors used.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,7 @@ def boxes(random) -> np.ndarray:
     return np.stack([top, left, height, width], axis=1)
 
 
-def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment: dict, between=None) -> torch.Tensor:
+def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment, between=None) -> torch.Tensor:
     top, left, height, width = torch.from_numpy(box.astype(np.float32)).unbind(1)
     rows = resize_matrix(top, height, pictures.shape[2], size, augment)
     columns = resize_matrix(left, width, pictures.shape[3], size, augment)
@@ -108,7 +110,7 @@ def test_a_crop_on_bytes_is_pillows_up_to_rounding(interpolation, pictures, rand
     may round to its neighbour, or, rounded between the passes and amplified by the second, to the next. The paper's
     Pillow began with the columns, as ours do; new ones begin with the rows where that is cheaper.
     """
-    box, augment = boxes(random), {"antialias": True, "interpolation": interpolation}
+    box, augment = boxes(random), SimpleNamespace(antialias=True, interpolation=interpolation)
     columns_first = Bytes.rounded(cut(pictures.float(), box, 32, augment, Bytes.between_passes))
     turned = cut(pictures.float().transpose(2, 3), box[:, [1, 0, 3, 2]], 32, augment, Bytes.between_passes)
     theirs = by_pillow(pictures, lambda p, n: pillow.resized_crop(p, *map(int, box[n]), [32, 32], MODES[interpolation]))

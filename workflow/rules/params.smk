@@ -5,7 +5,7 @@ from functools import cache
 
 @cache
 def recipe_of_experiment(name):
-    return told_file("recipe", CONFIG.experiments[name].recipe)
+    return told_file("recipe", commands.told_recipe(CONFIG, name))
 
 
 def recipe_file(wildcards, input):

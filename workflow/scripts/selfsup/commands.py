@@ -35,6 +35,12 @@ def told_file(name: str, content: Any, *, write: bool) -> str:
     return str(path)
 
 
+def told_recipe(config: Config, experiment: str) -> Mapping[str, Any]:
+    """Return what a job is told of its recipe: all of it, and the files that have to be loaded before it is read."""
+    recipe, extensions = config.experiments[experiment].recipe, [str(Path(one).resolve()) for one in config.extensions]
+    return {**recipe, "extensions": extensions} if extensions else recipe
+
+
 def near(path: Path | str, here: Path) -> str:
     """Return a path as a command names it, quoted: from the folder `here`, where it lies below that."""
     return shlex.quote(str(path).removeprefix(f"{here}/"))

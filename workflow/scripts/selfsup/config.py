@@ -11,6 +11,7 @@ from selfsup.errors import UserError
 from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
 from selfsup.names import check_names
 from selfsup.recipe import Recipe, RecipeError, load_recipe
+from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
 from selfsup.settings.registries import TRACKERS
 from selfsup.settings.typed import Kind, Settings, read, suggest, with_each
@@ -104,6 +105,8 @@ class ConfigFile(Settings):
     tables: dict[Name, Annotated[list[str], Length(1), Distinct()]]
     """names of experiments"""
     experiments: Annotated[dict[Name, Block], Length(1)]
+    extensions: Annotated[list[str], Distinct()] = ()
+    """Python files that add methods, backbones, optimisers and trackers: docs/extend.md"""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Config:
     """The whole of config.yaml, checked.
 
     published: of experiments whose encoder others have trained, {publisher, path}; nothing is pretrained for them.
+    extensions: paths of files that are loaded by now.
     """
 
     data_dir: str
@@ -139,6 +143,7 @@ class Config:
     tables: dict[str, list[str]]
     experiments: dict[str, Experiment]
     published: dict[str, Published]
+    extensions: list[str] = field(default_factory=list)
 
 
 def load_config(path: Path) -> Config:
@@ -180,13 +185,15 @@ def check_config(raw: Mapping) -> Config:
     _check_names(raw)
     file = read(ConfigFile, raw, "config.yaml")
     _check_cluster(file.cluster)
+    extensions = [_expanded(path, f"extensions.{place}") for place, path in enumerate(file.extensions)]
+    load_extensions(extensions)
     data_dir = _expanded(file.data_dir, "data_dir")
     datasets = {name: _dataset(name, block) for name, block in file.datasets.items()}
     check_names(file)
     _check_tables(file)
     experiments = {name: _experiment(name, block, datasets) for name, block in file.experiments.items()}
     published = {name: _published(name, one.published) for name, one in file.experiments.items() if one.published}
-    return Config(data_dir, file.cluster, datasets, file.tables, experiments, published)
+    return Config(data_dir, file.cluster, datasets, file.tables, experiments, published, extensions)
 
 
 def _dataset(name: str, block: Dataset) -> Dataset:

@@ -85,4 +85,4 @@ def config_of_table(raw: Mapping[str, Any], table: str) -> dict[str, Any]:
 
 
 def _of_all(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: raw[key] for key in ("data_dir", "cluster", "datasets")}
+    return {key: raw[key] for key in ("data_dir", "cluster", "datasets", "extensions") if key in raw}

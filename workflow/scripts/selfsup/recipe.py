@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from selfsup.errors import UserError
+from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Bounds, Count
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, Chosen, Registry
 from selfsup.settings.typed import (
@@ -132,7 +133,10 @@ def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Return a checked recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON."""
+    """Return a checked recipe from a script's --recipe: its name, a file that holds it as JSON, or the JSON.
+
+    In JSON a key `extensions`, which is no part of the recipe, names files that are loaded before it is checked.
+    """
     if text.endswith(".json"):
         return _parsed(_content(Path(text)), text)
     return _parsed(text, "--recipe") if text.lstrip().startswith("{") else load_recipe(text)
@@ -150,6 +154,8 @@ def _parsed(text: str, thing: str) -> Recipe:
         recipe = json.loads(text)
     except json.JSONDecodeError as error:
         raise RecipeError(f"{thing} is not valid JSON ({error})") from error
+    if isinstance(recipe, dict):
+        load_extensions(recipe.pop("extensions", []))
     return check_recipe(recipe, thing)
 
 
