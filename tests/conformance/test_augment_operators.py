@@ -98,7 +98,7 @@ def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment, between=Non
 @pytest.mark.parametrize("interpolation", MODES)
 def test_a_crop_is_torchvisions_on_floats(interpolation, antialias, size, pictures, random):
     box = boxes(random)
-    ours = cut(pictures / 255, box, size, {"antialias": antialias, "interpolation": interpolation})
+    ours = cut(pictures / 255, box, size, SimpleNamespace(antialias=antialias, interpolation=interpolation))
     settings = {"size": [size, size], "interpolation": MODES[interpolation], "antialias": antialias}
     theirs = [tensors.resized_crop(p / 255, *map(int, b), **settings) for p, b in zip(pictures, box, strict=True)]
     torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=5e-6)

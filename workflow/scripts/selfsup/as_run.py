@@ -20,11 +20,8 @@ from selfsup.layout import RECORDS_OF_RUNS, RunPaths, seed_of
 from selfsup.settings.typed import plain, with_numbers
 from selfsup.settings.yaml_reader import read_yaml
 
-WHOLE = (
-    "data_dir",
-    "cluster",
-    "extensions",
-)  # keys of config.yaml that are compared as one; of the others, each name for itself
+# Keys of config.yaml that are compared as one; of the others, each name for itself.
+WHOLE = ("data_dir", "cluster", "extensions")
 
 
 @dataclass(frozen=True)

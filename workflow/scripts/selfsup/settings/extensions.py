@@ -1,7 +1,7 @@
 """Files from outside the package that add methods, backbones, optimisers and trackers: config.yaml's `extensions`.
 
-Each is a Python file that registers settings with the decorators of `selfsup.settings.registries`. Its folder is put on
-sys.path, so that `builds="my_method:MyMethod"` names a file beside it; that one may import torch. The file itself should
+Each is a Python file that registers settings by the decorators of `selfsup.settings.registries`. Its folder is put on
+sys.path, so that `builds="my_method:MyMethod"` names a file beside it, which may import torch. The file itself should
 not: Snakemake reads it in every job. Imports no torch.
 """
 
