@@ -178,11 +178,22 @@ def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
 
 
 def _of_class(base: Mapping, more: Mapping, registry: Registry, key: str) -> Mapping:
-    """Return `base`, or where `more` chooses another class of settings by `key`, what both have and what it brings."""
-    wanted = registry.get(more.get(key))
-    if wanted is None or wanted is registry.get(base.get(key)):
+    """Return `base`, or where `more` chooses another class of settings by `key`, what both have and what it brings.
+
+    A mapping of any keys, such as a backbone's `arguments`, has those that `more` adds.
+    """
+    former = registry.get(base.get(key))
+    wanted = registry.get(more.get(key), former)
+    if wanted is None:
         return base
-    return {**{name: value for name, value in base.items() if name in hints(wanted)}, **more}
+    if wanted is not former:
+        base = {**{name: value for name, value in base.items() if name in hints(wanted)}, **more}
+    free = (name for name, hint in hints(wanted).items() if kind_of(hint).base is dict and name in more)
+    return {**base, **{name: _with_keys_of(base.get(name), more[name]) for name in free}}
+
+
+def _with_keys_of(base: Any, more: Any) -> Any:
+    return {**more, **(base or {})} if isinstance(more, Mapping) else base
 
 
 def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:
