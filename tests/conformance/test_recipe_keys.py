@@ -12,11 +12,11 @@ from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.models import initial_backbone
-from selfsup.recipe import Recipe, _as_chosen, canonical, check_recipe, load_recipe, merge
+from selfsup.recipe import Recipe, canonical, check_recipe, load_recipe, merge, overridden
 from selfsup.settings.described import leaves
 from selfsup.settings.registries import METHODS
 from selfsup.training.pretraining import Pretraining, Run
-from tiny import TINY
+from tiny import DROPPING_VIT, TINY
 
 JITTER = {"p": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 BLUR = {"p": 1.0, "kernel": 3, "sigma": [0.5, 2.0], "padding": "reflect"}
@@ -71,6 +71,8 @@ PRETRAINING = {
     "model.stem.max_pool": {"model": {"stem": {"max_pool": True}}},
     "model.padding": {"model": {"padding": "same"}},
     "model.zero_init_residual": {"model": {"zero_init_residual": False}},
+    "model.drop_path": (DROPPING_VIT, {"model": {"drop_path": 0.2}}),
+    "model.arguments": (DROPPING_VIT, {"model": {"arguments": {"depth": 1}}}),
     "model.batch_norm.statistics": {"model": {"batch_norm": {"statistics": "per_view"}}},
     "model.batch_norm.momentum": {"model": {"batch_norm": {"momentum": 0.2}}},
     "model.batch_norm.eps": {"model": {"batch_norm": {"eps": 1e-3}}},
@@ -150,6 +152,8 @@ def test_every_key_has_an_entry_here_and_a_meaning():
 def test_no_key_may_be_left_out_but_those_that_came_later():
     assert {leaf.path for leaf in keys_of_recipes() if leaf.optional} == {
         "model.padding",
+        "model.drop_path",
+        "model.arguments",
         "augment.jitter_operations",
         "linear.further.*.initial_weights",
     }
@@ -198,12 +202,7 @@ def evaluated(tiny_store, tmp_path_factory):
 def remembering(compute):
     """A function of changes to BASE that computes each recipe once."""
     known = cache(lambda text: compute(check_recipe(json.loads(text), "a test")))
-    return lambda *changes: known(canonical(reduce(changed, changes, BASE)))
-
-
-def changed(recipe, change: dict) -> dict:
-    """As an experiment's overrides do: another optimiser keeps the keys that both have."""
-    return merge(_as_chosen(recipe, change), change)
+    return lambda *changes: known(canonical(reduce(overridden, changes, BASE)))
 
 
 def pair(entry) -> tuple[dict, dict]:

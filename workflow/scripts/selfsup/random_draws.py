@@ -28,6 +28,7 @@ class Stream(IntEnum):
     SHUFFLE_LINEAR = 4
     KNN = 5
     WEIGHTS = 6
+    NETWORK = 7
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -96,5 +97,14 @@ def _enciphered(numbers: np.ndarray, functions: np.ndarray, side: int) -> np.nda
 
 def torch_seed(seed: int, stream: Stream, purpose: int = 0, draw: int = 0) -> int:
     """Return a seed for torch's CPU generator, which draws initial weights: 63 bits of what is given."""
-    drawn = words(seed, stream, epoch=0, indices=np.array([draw]), operation=purpose)[0]
+    return _joined(words(seed, stream, epoch=0, indices=np.array([draw]), operation=purpose)[0])
+
+
+def network_seeds(seed: int, *, steps: range, rank: int, micro_batch: int) -> list[int]:
+    """Return for each step a seed, 63 bits, of torch's generators, from which networks draw while they train."""
+    drawn = words(seed, Stream.NETWORK, epoch=micro_batch, indices=np.array(steps), operation=rank)
+    return [_joined(one) for one in drawn]
+
+
+def _joined(drawn: np.ndarray) -> int:
     return (int(drawn[0]) << 31) ^ int(drawn[1])

@@ -21,6 +21,7 @@ from selfsup.settings.typed import (
     Settings,
     hints,
     kind_of,
+    optional,
     plain,
     read,
     suggest,
@@ -86,7 +87,7 @@ def load_recipe(name: str, overrides: Mapping | None = None) -> Recipe:
     """
     try:
         parts = [read_recipe_file(path) for path in recipe_files(name)]
-        recipe = reduce(lambda base, more: merge(_as_chosen(base, more), more), [*parts, overrides or {}])
+        recipe = reduce(overridden, [*parts, overrides or {}])
         return check_recipe(recipe, f"recipe {name}" + (" with its overrides" if overrides else ""))
     except RecipeError:
         raise
@@ -167,6 +168,11 @@ def check_recipe(recipe: Mapping, thing: str) -> Recipe:
         raise RecipeError(str(error)) from error
 
 
+def overridden(recipe: Mapping, overrides: Mapping) -> Mapping:
+    """Return `recipe` with overrides merged in, which may choose another method, backbone or optimiser. Not checked."""
+    return merge(_as_chosen(recipe, overrides), overrides)
+
+
 def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
     """Return `recipe` with the blocks of what the overrides choose instead of the recipe's method, backbone, optimiser.
 
@@ -184,11 +190,25 @@ def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
 
 
 def _of_class(base: Mapping, more: Mapping, registry: Registry, key: str) -> Mapping:
-    """Return `base`, or where `more` chooses another class of settings by `key`, what both have and what it brings."""
-    wanted = registry.get(more.get(key))
-    if wanted is None or wanted is registry.get(base.get(key)):
+    """Return `base`, or where `more` chooses another class of settings by `key`, what both have and what it brings.
+
+    Of keys that may be left out `more` may bring one that `base` lacks, and of a mapping of any keys, such as a
+    backbone's `arguments`, another.
+    """
+    former = registry.get(base.get(key))
+    wanted = registry.get(more.get(key), former)
+    if wanted is None:
         return base
-    return {**{name: value for name, value in base.items() if name in hints(wanted)}, **more}
+    if wanted is not former:
+        base = {**more, **{name: value for name, value in base.items() if name in hints(wanted)}}
+    base = {**{name: value for name, value in more.items() if name in optional(wanted)}, **base}
+    free = [name for name, hint in hints(wanted).items() if kind_of(hint).base is dict and name in more]
+    return {**base, **{name: _with_keys_of(base[name], more[name]) for name in free}}
+
+
+def _with_keys_of(base: Any, more: Any) -> Any:
+    both = isinstance(base, Mapping) and isinstance(more, Mapping)
+    return {**more, **base} if both else base
 
 
 def merge(base: Mapping | list, overrides: Mapping, where: str = "") -> Any:

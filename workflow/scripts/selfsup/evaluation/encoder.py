@@ -1,4 +1,4 @@
-"""The encoder as a file: safetensors with torchvision's parameter names, and a card that says where it comes from."""
+"""The encoder as a file: safetensors with torchvision's or timm's names, and a card that says where it is from."""
 
 import json
 import os
@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from selfsup import provenance
+from selfsup import models, provenance
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.errors import UserError
 from selfsup.evaluation import record
 from selfsup.evaluation.linear import protocol
-from selfsup.models import Backbone, build_backbone, torchvision_recipe, torchvision_twin
+from selfsup.models import build_backbone, software, torchvision_recipe, torchvision_twin
+from selfsup.models.resnet_settings import ResNetSettings
+from selfsup.models.timm_settings import TimmSettings
+from selfsup.recipe import Recipe
 from selfsup.settings.typed import plain
 
 
@@ -27,13 +31,29 @@ def encoder_card(network: str, recipe: Mapping, seed: int | None) -> dict[str, A
         "recipe": plain(recipe),
         "seed": seed,
         "protocol": protocol(recipe),
-        "torchvision": torchvision_recipe(recipe),
+        **_lines_of_the_twin(recipe),
         "code_revision": provenance.code_revision(),
-        "versions": provenance.versions(),
+        "versions": provenance.versions() | software(recipe),
     }
 
 
-def save_encoder(path: Path, encoder: Backbone, card: Mapping[str, Any]) -> str:
+def _lines_of_the_twin(recipe: Mapping) -> dict[str, list[str]]:
+    """Return {library: lines of Python} that make the plain network that fits the weights; {} where there is none."""
+    recipe = Recipe.of(recipe)
+    if isinstance(recipe.model, TimmSettings):
+        return {"timm": models.timm_recipe(recipe)}
+    return {"torchvision": torchvision_recipe(recipe)} if isinstance(recipe.model, ResNetSettings) else {}
+
+
+def _twin(recipe: Mapping) -> tuple[str, nn.Module | None]:
+    """Return the library that has the backbone, and its plain network if it has one of these settings."""
+    recipe = Recipe.of(recipe)
+    if isinstance(recipe.model, TimmSettings):
+        return "timm", models.timm_twin(recipe)
+    return "torchvision", torchvision_twin(recipe.model) if isinstance(recipe.model, ResNetSettings) else None
+
+
+def save_encoder(path: Path, encoder: nn.Module, card: Mapping[str, Any]) -> str:
     """Write the weights to `path` and `card`, with their SHA-256, beside it as JSON. Returns the SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -58,7 +78,7 @@ def _umask() -> int:
     return mask
 
 
-def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]:
+def load_encoder(path: Path, recipe: Mapping) -> tuple[nn.Module, dict[str, Any]]:
     """Return the encoder in eval mode and its card.
 
     Raises UserError when the file is missing or damaged, or does not fit the recipe's backbone in every name and shape.
@@ -77,23 +97,27 @@ def load_encoder(path: Path, recipe: Mapping) -> tuple[Backbone, dict[str, Any]]
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: does not fit the recipe's {recipe['model']['backbone']} of width "
-            f"{recipe['model']['width']} ({str(error).splitlines()[1].strip()})"
+            f"{path}: does not fit the recipe's {_described(recipe['model'])} ({str(error).splitlines()[1].strip()})"
         ) from error
     return encoder.eval().requires_grad_(False), card
 
 
-def check_same_features(path: Path, encoder: Backbone, recipe: Mapping) -> None:
-    """Load the file back, here and into plain torchvision, and compare features on a fixed batch, to the bit.
+def _described(model: Mapping) -> str:
+    return f"{model['backbone']} of width {model['width']}" if "width" in model else model["backbone"]
 
-    torchvision's network is left out where it has none of the encoder's width. Raises UserError when features differ.
+
+def check_same_features(path: Path, encoder: nn.Module, recipe: Mapping) -> None:
+    """Load the file back, here and into plain torchvision or timm, and compare features on a fixed batch, to the bit.
+
+    Their network is left out where they have none of the encoder's width. Raises UserError when features differ.
     """
     size = recipe["augment"]["size"]
     pictures = torch.linspace(-2, 2, 2 * 3 * size * size).view(2, 3, size, size)
     networks = {"this package's": load_encoder(path, recipe)[0]}
-    if (twin := torchvision_twin(recipe["model"])) is not None:
+    library, twin = _twin(recipe)
+    if twin is not None:
         twin.load_state_dict(load_file(path), strict=True)
-        networks["torchvision's"] = twin.eval()
+        networks[f"{library}'s"] = twin.eval()
     with torch.no_grad():
         wanted = encoder.eval()(pictures)
         wrong = [name for name, network in networks.items() if not torch.equal(network(pictures), wanted)]

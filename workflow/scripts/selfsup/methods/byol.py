@@ -16,7 +16,7 @@ from selfsup.methods.byol_settings import BYOLSettings
 from selfsup.methods.method import Batch, Context, Method, Output, Step
 from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.head_settings import HeadSettings
-from selfsup.models.modes import batch_statistics, evaluation_mode
+from selfsup.models.modes import batch_statistics, evaluation_mode, keep_still
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
 
@@ -58,7 +58,7 @@ class BYOL(Method):
             with seeded_weights(context.seed, 1):
                 target = self._build_encoder()
         target.requires_grad_(False)
-        target.train(settings.target_batch_norm == "batch")
+        keep_still(target, batch_statistics=settings.target_batch_norm == "batch")
         self.networks = nn.ModuleDict({"online": online, "target": target})
 
     def _build_encoder(self) -> nn.ModuleDict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from importlib import metadata
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -10,6 +11,7 @@ from selfsup.models.batch_norm import BatchNorm
 from selfsup.models.initial_weights import seeded_weights
 from selfsup.models.resnet_settings import ResNetSettings, Stem
 from selfsup.models.same_padding import pad_as_jax
+from selfsup.models.timm_settings import TimmSettings
 from selfsup.recipe import Recipe
 from selfsup.settings.registries import BACKBONES
 
@@ -72,12 +74,18 @@ def build_backbone(recipe: Mapping) -> nn.Module:
 
     From images [N, 3, H, W] to features [N, out_features].
     """
-    model = Recipe.of(recipe).model
-    return BACKBONES.component(model.backbone)(model)
+    recipe = Recipe.of(recipe)
+    return BACKBONES.component(recipe.model.backbone)(recipe)
 
 
-def resnet(model: ResNetSettings) -> Backbone:
-    """Return a ResNet. model: the recipe's block of that name."""
+def software(recipe: Mapping) -> dict[str, str]:
+    """Return {package: version} of what the backbone is made by beside torch and torchvision."""
+    return {"timm": metadata.version("timm")} if isinstance(Recipe.of(recipe).model, TimmSettings) else {}
+
+
+def resnet(recipe: Recipe) -> Backbone:
+    """Return a recipe's ResNet."""
+    model: ResNetSettings = recipe.model
     block, layers = LAYERS[model.backbone]
     norm_layer = partial(BatchNorm, momentum=model.batch_norm.momentum, eps=model.batch_norm.eps)
     backbone = Backbone(
@@ -93,7 +101,7 @@ def resnet(model: ResNetSettings) -> Backbone:
     return backbone
 
 
-def initial_backbone(recipe: Mapping, seed: int) -> Backbone:
+def initial_backbone(recipe: Mapping, seed: int) -> nn.Module:
     """Return the backbone as training with this seed finds it at step 0."""
     with seeded_weights(seed):
         return build_backbone(recipe)

@@ -22,6 +22,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     groups = 1
     ranks = None
     recomputing = False  # of all batch norms: a forward pass that is done again in the backward pass counts once
+    recomputed = False  # of one: whatever it does in a backward pass is done again
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         if x.dim() not in (2, 4):
@@ -38,7 +39,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         momentum = self.momentum
-        if BatchNorm.recomputing:
+        if BatchNorm.recomputing or (self.recomputed and torch._C._current_graph_task_id() != -1):
             momentum = 0.0
         else:
             self.num_batches_tracked.add_(1)
@@ -46,6 +47,13 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if self.ranks is None or self.ranks.size == 1:
             return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
         return _synchronised(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
+
+
+class BatchNormAct(BatchNorm):
+    """A batch norm with what timm's BatchNormAct2d has behind it: its modules `drop` and `act`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
 
 
 @contextmanager

@@ -12,14 +12,28 @@ from selfsup.models.batch_norm import BatchNorm
 @contextmanager
 def evaluation_mode(networks: nn.Module) -> Iterator[None]:
     """Inside the block networks are in eval mode and give no gradients; then each module is in the mode it had."""
+    with in_eval_mode(networks), torch.no_grad():
+        yield
+
+
+@contextmanager
+def in_eval_mode(networks: nn.Module) -> Iterator[None]:
+    """As `evaluation_mode`, with gradients."""
     modes = [(module, module.training) for module in networks.modules()]
     networks.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def keep_still(network: nn.Module, *, batch_statistics: bool) -> None:
+    """Put a network in eval mode, in which it drops nothing; batch norms normalise by the batch where that is asked."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.training = batch_statistics
 
 
 @contextmanager

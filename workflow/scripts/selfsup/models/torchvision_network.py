@@ -33,7 +33,7 @@ def torchvision_twin(model: ResNetSettings) -> nn.Module | None:
 
 def torchvision_recipe(recipe: Recipe) -> list[str]:
     """Return in Python how that network is made and fed, a line each, for the encoder's card; or why there is none."""
-    model, augment, test = recipe.model, recipe.augment, recipe.linear.test
+    model = recipe.model
     if model.width != WIDTH:
         return [
             f"# torchvision's ResNets have a width of {WIDTH}, this one has {model['width']}:",
@@ -52,9 +52,14 @@ def torchvision_recipe(recipe: Recipe) -> list[str]:
     if model.padding == "same":
         lines.append("import selfsup.models.same_padding  # of this repository, whose workflow/scripts is on sys.path")
         lines.append("selfsup.models.same_padding.pad_as_jax(network)  # without it features are wrong")
+    return [*lines, *feeding_lines(recipe)]
+
+
+def feeding_lines(recipe: Recipe) -> list[str]:
+    """Return in Python how an encoder's file is loaded into `network`, and how that is fed, a line each."""
+    augment, test = recipe.augment, recipe.linear.test
     mean, std = list(augment.mean), list(augment.std)
     return [
-        *lines,
         "network.load_state_dict(safetensors.torch.load_file('encoder.safetensors'), strict=True)",
         "network.eval()",
         f"# pictures: float32 [N, 3, {test['crop']}, {test['crop']}], 0 to 1: the centre, after the shorter side was",

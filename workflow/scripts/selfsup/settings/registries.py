@@ -13,6 +13,7 @@ from typing import Any
 class Registry(Mapping):
     """Settings classes by name: of methods, backbones, optimisers. A name is known once its file is read.
 
+    A name that ends in "*" answers for all that begin with what stands before it, and are no names themselves.
     package: whose files *_settings.py are read when the first name is asked for, none of which may import torch.
     """
 
@@ -34,10 +35,16 @@ class Registry(Mapping):
     def component(self, name: str) -> Any:
         """Import and return what is built of a name's settings."""
         self[name]
-        return named(self.components[name])
+        return named(self.components[self._registered(name)])
 
     def __getitem__(self, name: str) -> type:
-        return self._known()[name if isinstance(name, str) else repr(name)]  # a list is no name, and no error
+        known = self._known()
+        return known[self._registered(name) if isinstance(name, str) else repr(name)]  # a list is no name, and no error
+
+    def _registered(self, name: str) -> str:
+        """Return the name under which `name` was added."""
+        families = (one for one in self.classes if one.endswith("*") and name.startswith(one[:-1]))
+        return name if name in self.classes else next(families, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known())

@@ -8,6 +8,7 @@ A key with a default may be left out. `since(value)`: what settings meant before
 out of what names a run. A plain default is the attribute's value while the key is not in the mapping.
 """
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -121,8 +122,8 @@ def kind_of(hint: Any) -> Kind:
 
 def since(value: Any) -> Any:
     """The default of a key that came after the first runs: what settings without it have always meant."""
-    if isinstance(value, list):
-        return dataclasses.field(default_factory=lambda: list(value), metadata={"since": True})
+    if isinstance(value, list | dict):
+        return dataclasses.field(default_factory=lambda: copy.copy(value), metadata={"since": True})
     return dataclasses.field(default=value, metadata={"since": True})
 
 

@@ -20,10 +20,11 @@ from selfsup.engine.gradients import GradientAverager
 from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError
 from selfsup.methods import Batch, Step, build_method
-from selfsup.models import recompute_activations
+from selfsup.models import recompute_activations, software
 from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
 from selfsup.training.finite import FiniteGuard
+from selfsup.training.network_draws import NetworkDraws
 from selfsup.training.run import Run
 
 COMPILED_VARIANTS = 64  # of one function, at most: a ResNet-50 over ranks has about 16
@@ -52,8 +53,9 @@ class Pretraining:
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._last_skipped: torch.Tensor | None = None  # bool on the device, in fp16
         self._scalars: dict[str, torch.Tensor] = {}  # of the newest step, for history.csv; the method chooses them
+        self._draws = NetworkDraws(run.seed, ranks.rank, device)
         self._finite = FiniteGuard(ranks, device, self.total_steps)
-        self.numerics = run.compute.numerics()
+        self.numerics = run.compute.numerics() | software(run.recipe)
         self.code_revision = provenance.code_revision()  # read now, because a pull during the run does not change it
         self.attempts: list[dict[str, Any]] = []
         self._known_equal = False  # on all ranks
@@ -77,7 +79,7 @@ class Pretraining:
         networks.to(compute.device, memory_format=compute.memory_format)
         self.method.connect()
         if compute.recompute:
-            recompute_activations(networks)
+            recompute_activations(networks, self.run.recipe["augment"]["size"])
         if compute.compile:
             # Over ranks a graph ends at every batch norm, and all blocks of both networks are variants of one function;
             # variants beyond the limit, 8 by default, would not be compiled. torch 2.6 knows the limit by this name.
@@ -142,6 +144,7 @@ class Pretraining:
         views = self.make_views(batch)
         whole = Batch.of(views, batch.indices, batch.labels)
         for part, piece in enumerate(whole.chunk(parts), 1):
+            self._draws.begin(self.step, part - 1)
             with autocast(compute.device, compute.precision):
                 loss, scalars = self.method.loss(piece, step)
             with self.averager.last_backward() if part == parts else contextlib.nullcontext():

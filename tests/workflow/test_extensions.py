@@ -1,0 +1,88 @@
+"""A method, an optimiser, a backbone and a tracker from outside the package, named in config.yaml's `extensions`."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from selfsup.errors import UserError
+from selfsup.job.ledger import read_ledger
+from selfsup.settings.extensions import load_extensions
+from workflows import Workflow, wait_until
+
+EXTENSION = Path(__file__).parents[1] / "extension"
+RUN = "results/outside/seed0"
+HEAD = {"layers": [16, 8], "bias_before_bn": False, "bias_last": False, "last_batch_norm": "without_affine"}
+OVERRIDES = {
+    "method": "simsiam_outside",
+    "simsiam_outside": {"projector": HEAD, "predictor": HEAD, "pull": 0.5},
+    "epochs": 4,
+    "global_batch": 64,
+    "model": {"backbone": "three_layers", "width": 16},
+    "optimizer": {"name": "sign", "peak_lr": 0.001, "warmup_epochs": 1, "momentum": 0.9},
+    "augment": {"size": 8},
+    "linear": {"epochs": 2, "test": {"resize": 9, "crop": 8}},
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def outside(tmp_path, repository) -> Workflow:
+    """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml."""
+    workflow = Workflow(tmp_path / "outside", repository)
+    shutil.copytree(EXTENSION, workflow.path("mine"))
+    block = yaml.safe_load(yaml.safe_dump(workflow.digits))
+    block |= {"overrides": OVERRIDES, "segment_epochs": 2}
+    block["compute"]["trackers"] = ["lines"]
+    block["compute"]["pretrain"] |= {"devices_per_node": 2, "cpus_per_device": 1, "checkpoint_minutes": 0.001}
+    workflow.config |= {
+        "extensions": ["mine/simsiam_outside.py"],
+        "experiments": {"outside": block},
+        "tables": {"outside": ["outside"]},
+    }
+    return workflow
+
+
+def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside):
+    """The second segment is killed after its first checkpoint; what it wrote of later steps is not written twice."""
+    outside.run(f"{RUN}/pretrain/epoch_0002.json")
+    process = outside.start(f"{RUN}/pretrain/epoch_0004.json")
+    partial = outside.path(f"{RUN}/pretrain/partial")
+    wait_until(lambda: list(partial.glob("step_*.pt")), "a checkpoint of the second segment")
+    lock = outside.path(f"{RUN}/pretrain")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    printed = outside.run("results/outside.csv")
+    assert "sign" not in printed  # nothing is said of it that a shipped one would not say
+    rows = [json.loads(line) for line in outside.read(f"{RUN}/pretrain/rows.jsonl").splitlines()]
+    history = pd.read_csv(lock / "history.csv")
+    told = [row["step"] for row in rows if "loss" in row]
+    assert told == list(history["step"]) and {"pull", "projection_length"} <= set(history)
+    ledger = read_ledger(lock / "ledger.csv")
+    assert int(ledger[-1]["end_step"]) == 4 * 22 and {row["ranks"] for row in ledger} == {"2"}
+    table = pd.read_csv(outside.path("results/outside.csv"))
+    ours = table[table["implementation"] == "This work"].iloc[0]
+    assert (ours["method"], ours["backbone"]) == ("simsiam_outside", "three_layers") and ours["top1"] > 0
+    assert "Nothing to be done" in outside.run("results/outside.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("missing.py", None, r"^extensions: .*missing\.py is no file"),
+        ("broken_one.py", "def", r"broken_one\.py, line 1: SyntaxError"),
+        ("raises_one.py", "\n\n1 / 0\n", r"raises_one\.py, line 3: ZeroDivisionError: division by zero$"),
+        ("json.py", "", r"json\.py has the name of another Python module, json: rename the file$"),
+    ],
+)
+def test_an_extension_that_cannot_be_loaded_is_one_line(tmp_path, name, content, wanted):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=wanted) as told:
+        load_extensions([tmp_path / name])
+    assert "\n" not in str(told.value)
