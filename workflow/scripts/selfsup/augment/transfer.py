@@ -18,6 +18,11 @@ def sent_together(arrays: Mapping[str, np.ndarray], device: torch.device) -> dic
     flat = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in widest_first]
     parts = sent(np.concatenate(flat), device).split([len(part) for part in flat])
     found = dict(zip(widest_first, parts, strict=True))
-    return {
-        name: found[name].view(torch.from_numpy(array[:0]).dtype).view(array.shape) for name, array in arrays.items()
-    }
+    return {name: _read_as(array, found[name]) for name, array in arrays.items()}
+
+
+def _read_as(array: np.ndarray, content: torch.Tensor) -> torch.Tensor:
+    """Return bytes as a tensor of an array's type and shape."""
+    kind = torch.from_numpy(array[:0]).dtype
+    read = content.view(kind) if len(content) else content.to(kind)  # torch takes no view of nothing
+    return read.view(array.shape)

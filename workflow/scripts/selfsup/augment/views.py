@@ -81,7 +81,7 @@ def crop_singly(
             if draws.plain:
                 plain.append(_centred(image[None], draws.plain, augment))
     if not crops:  # a rank's part of a last batch that has fewer images than there are ranks
-        return tuple(torch.empty(0, 3, size, size) for size in _view_sizes(draws, augment)), None
+        return tuple(map(_no_pictures, _view_sizes(draws, augment))), draws.plain and _no_pictures(draws.plain.crop)
     return stack_crops(crops), torch.cat(plain) if plain else None
 
 
@@ -177,7 +177,7 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor
         together = (torch.stack(tuple(alike)) for _, alike in groupby(images, key=lambda image: image.shape))
         pictures = [_centred(batch, test, augment) for batch in together]
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
-        return torch.empty(0, 3, test.crop, test.crop)
+        return _no_pictures(test.crop)
     return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment.quantize], augment), augment)
 
 
@@ -232,6 +232,10 @@ def _in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Au
 def _in_range(picture: torch.Tensor) -> torch.Tensor:
     # Bicubic interpolation overshoots; on uint8 torchvision saturates by itself.
     return picture.clamp_(0, 1) if picture.is_floating_point() else picture
+
+
+def _no_pictures(size: int) -> torch.Tensor:
+    return torch.empty(0, 3, size, size)
 
 
 def _view_sizes(draws: Draws, augment: Augment) -> list[int]:
