@@ -3,8 +3,6 @@
 `quantize: none` against torchvision on float tensors; `quantize: uint8` against Pillow, which the paper's authors used.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,8 @@ from torchvision.transforms.v2 import functional as tensors
 
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.resampling import blur, resample, resize_matrix
+from selfsup.augment.settings import Augment
+from selfsup.recipe import load_recipe
 
 COUNT, HEIGHT, WIDTH = 48, 40, 52
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
@@ -86,7 +86,12 @@ def boxes(random) -> np.ndarray:
     return np.stack([top, left, height, width], axis=1)
 
 
-def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment, between=None) -> torch.Tensor:
+def resizing(antialias: bool, interpolation: str) -> Augment:
+    """A recipe's block that resizes so."""
+    return load_recipe("cifar10", {"augment": {"antialias": antialias, "interpolation": interpolation}}).augment
+
+
+def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment: Augment, between=None) -> torch.Tensor:
     top, left, height, width = torch.from_numpy(box.astype(np.float32)).unbind(1)
     rows = resize_matrix(top, height, pictures.shape[2], size, augment)
     columns = resize_matrix(left, width, pictures.shape[3], size, augment)
@@ -98,7 +103,7 @@ def cut(pictures: torch.Tensor, box: np.ndarray, size: int, augment, between=Non
 @pytest.mark.parametrize("interpolation", MODES)
 def test_a_crop_is_torchvisions_on_floats(interpolation, antialias, size, pictures, random):
     box = boxes(random)
-    ours = cut(pictures / 255, box, size, SimpleNamespace(antialias=antialias, interpolation=interpolation))
+    ours = cut(pictures / 255, box, size, resizing(antialias, interpolation))
     settings = {"size": [size, size], "interpolation": MODES[interpolation], "antialias": antialias}
     theirs = [tensors.resized_crop(p / 255, *map(int, b), **settings) for p, b in zip(pictures, box, strict=True)]
     torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=5e-6)
@@ -110,7 +115,7 @@ def test_a_crop_on_bytes_is_pillows_up_to_rounding(interpolation, pictures, rand
     may round to its neighbour, or, rounded between the passes and amplified by the second, to the next. The paper's
     Pillow began with the columns, as ours do; new ones begin with the rows where that is cheaper.
     """
-    box, augment = boxes(random), SimpleNamespace(antialias=True, interpolation=interpolation)
+    box, augment = boxes(random), resizing(True, interpolation)
     columns_first = Bytes.rounded(cut(pictures.float(), box, 32, augment, Bytes.between_passes))
     turned = cut(pictures.float().transpose(2, 3), box[:, [1, 0, 3, 2]], 32, augment, Bytes.between_passes)
     theirs = by_pillow(pictures, lambda p, n: pillow.resized_crop(p, *map(int, box[n]), [32, 32], MODES[interpolation]))
@@ -143,7 +148,6 @@ def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random)
     from torchvision.transforms import v2
 
     from selfsup.augment import build_views
-    from selfsup.recipe import load_recipe
 
     recipe = load_recipe("cifar10", {"augment": {"mean": [0.0] * 3, "std": [1.0] * 3}})
     coarse = torch.from_numpy(random.integers(0, 256, (2000, 3, 6, 6), np.uint8))

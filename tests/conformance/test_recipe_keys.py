@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from runs import on_cpu
+from selfsup.data.loader import CPU, Batches, ViewMaker
 from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
@@ -115,6 +116,7 @@ PRETRAINING = {
     "augment.jitter_operations": {"augment": {"jitter_operations": "official"}},
     "augment.mean": {"augment": {"mean": [0.5, 0.5, 0.5]}},
     "augment.std": {"augment": {"std": [0.2, 0.2, 0.2]}},
+    "augment.views.*.size": {"augment": {"views": {0: {"size": 10}, 1: {"size": 10}}}},  # BYOL wants one size
     **{f"augment.views.*.{key}": {"augment": {"views": {1: change}}} for key, change in VIEW.items()},
 }
 EVALUATION = {
@@ -134,6 +136,14 @@ EVALUATION = {
     "linear.further.*.initial_weights": {"linear": {"further": {0: {"initial_weights": 2}}}},
     **{f"linear.train_view.{key}": {"linear": {"train_view": change}} for key, change in VIEW.items()},
 }
+# BYOL does not look at the unaugmented picture: these change what a method that does is given.
+PLAIN = {"augment": {"plain": {"resize": 9, "crop": 8, "interpolation": "bicubic"}}}
+UNAUGMENTED = {
+    "augment.plain": PLAIN,
+    "augment.plain.resize": (PLAIN, {"augment": {"plain": {"resize": None}}}),
+    "augment.plain.crop": (PLAIN, {"augment": {"plain": {"crop": 7}}}),
+    "augment.plain.interpolation": (PLAIN, {"augment": {"plain": {"interpolation": "bilinear"}}}),
+}
 # One value each so far: what is looked up by them.
 REGISTRIES = {"method": METHODS}
 
@@ -145,7 +155,7 @@ def keys_of_recipes():
 
 def test_every_key_has_an_entry_here_and_a_meaning():
     found = keys_of_recipes()
-    assert {leaf.path for leaf in found} == {*PRETRAINING, *EVALUATION, *REGISTRIES}
+    assert {leaf.path for leaf in found} == {*PRETRAINING, *EVALUATION, *UNAUGMENTED, *REGISTRIES}
     assert [leaf.path for leaf in found if not leaf.meaning] == []
 
 
@@ -155,6 +165,8 @@ def test_no_key_may_be_left_out_but_those_that_came_later():
         "model.drop_path",
         "model.arguments",
         "augment.jitter_operations",
+        "augment.views.*.size",
+        "augment.plain",
         "linear.further.*.initial_weights",
     }
 
@@ -199,6 +211,18 @@ def evaluated(tiny_store, tmp_path_factory):
     return remembering(evaluate)
 
 
+@pytest.fixture(scope="module")
+def unaugmented(tiny_store):
+    """A function of changes: the digest of the unaugmented pictures that a method is given."""
+
+    def make(recipe: dict) -> str:
+        batch = Batches(tiny_store.train, recipe, seed=0, stage="pretrain")[0]
+        pictures = ViewMaker(tiny_store.train, recipe, CPU)(batch).plain
+        return digest([] if pictures is None else [pictures])
+
+    return remembering(make)
+
+
 def remembering(compute):
     """A function of changes to BASE that computes each recipe once."""
     known = cache(lambda text: compute(check_recipe(json.loads(text), "a test")))
@@ -218,6 +242,16 @@ def test_a_changed_key_changes_pretraining(key, trained):
 @pytest.mark.parametrize("key", VIEW)
 def test_a_changed_key_of_the_first_view_changes_pretraining(key, trained):
     assert trained({"augment": {"views": {0: VIEW[key]}}}) != trained()
+
+
+@pytest.mark.parametrize("key", UNAUGMENTED)
+def test_a_changed_key_changes_the_unaugmented_picture(key, unaugmented):
+    before, change = pair(UNAUGMENTED[key])
+    assert unaugmented(before, change) != unaugmented(before)
+
+
+def test_the_unaugmented_picture_changes_no_training_that_does_not_look_at_it(trained):
+    assert trained(PLAIN) == trained()
 
 
 @pytest.mark.parametrize("key", EVALUATION)

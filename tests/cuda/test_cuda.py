@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,19 @@ def test_views_of_the_gpu_are_those_of_the_processor(name):
     ):
         difference = (ours - theirs.cpu()).abs()
         assert (difference > 1e-4).double().mean() < 1e-2
+
+
+def test_views_of_two_sizes_the_unaugmented_picture_and_what_was_drawn_on_the_gpu():
+    """What the GPU cuts itself may differ by its division by 255."""
+    recipe = load_recipe("cifar10", {"augment": {"plain": {"resize": None, "crop": 32, "interpolation": "bilinear"}}})
+    images = torch.from_numpy(np.random.default_rng().integers(0, 256, (64, 3, 40, 48), np.uint8))
+    drawn = draw(recipe, seed=1, epoch=0, indices=np.arange(64), sizes=np.tile([40, 48], (64, 1)))
+    drawn = replace(drawn, policies=(drawn.policies[0], drawn.policies[1].changed(size=16)))
+    ours, theirs = augment_batch(recipe, images, drawn), augment_batch(recipe, images.to(GPU), drawn)
+    assert [view.shape[-1] for view in theirs] == [32, 16]
+    torch.testing.assert_close(theirs.plain.cpu(), ours.plain, rtol=0, atol=2e-6)
+    for name, tensor in drawn.views[1].tensors(GPU).items():
+        assert tensor.device == GPU and np.array_equal(tensor.cpu().numpy(), getattr(drawn.views[1], name))
 
 
 @pytest.mark.parametrize("shape", [(16, 6), (16, 6, 5, 4)])

@@ -2,27 +2,30 @@
 
     python workflow/scripts/show_views.py --recipe cifar10 --data data/cifar10 --output views.png
 
-Reads a prepared dataset. A row is an image: itself, in their size, then its views in two epochs of the seed.
+Reads a prepared dataset. A row is an image: itself, in their size; unaugmented, where the recipe wants that picture;
+then its views in two epochs of the seed. Views of different sizes are enlarged to one side.
 """
 
 import argparse
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import functional as tv
 
 from selfsup.atomic_files import write_atomically
-from selfsup.augment import Draws, Views, apply, crop, draw
+from selfsup.augment import Draws, Views, apply, crop_singly, draw
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
 from selfsup.logs import logger
 from selfsup.recipe import parse_recipe
 
 IMAGES, EPOCHS = 8, 2
-GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this side by whole factors
+GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this side, the largest by a whole factor
 
 
 def main() -> None:
@@ -32,21 +35,23 @@ def main() -> None:
     indices = np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64)
     images = [split.image(index) for index in indices]
     columns = [originals(images, recipe["augment"]["size"])]
-    for epoch in range(EPOCHS):
-        columns += shown(views(recipe, images, indices, split.sizes[indices], arguments.seed, epoch), recipe)
-    grid = Image.fromarray(tiled(torch.stack(columns, dim=1)))
+    made = [views(recipe, images, indices, split.sizes[indices], arguments.seed, epoch) for epoch in range(EPOCHS)]
+    if made[0].plain is not None:
+        columns += shown([made[0].plain], recipe)
+    seen = [column for one in made for column in shown(one, recipe)]
+    grid = Image.fromarray(tiled(of_one_side(columns + seen)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     grid.save(content, format="PNG")
     write_atomically(arguments.output, content.getvalue())
-    logger.info(f"{arguments.output}: {len(images)} images, {len(columns) - 1} views each")
+    logger.info(f"{arguments.output}: {len(images)} images, {len(seen)} views each")
 
 
 def views(recipe: dict, images: list, indices: np.ndarray, sizes: np.ndarray, seed: int, epoch: int) -> Views:
     """Return the views that a run of this seed trains on in an epoch."""
     draws: Draws = draw(recipe, seed=seed, epoch=epoch, indices=indices, sizes=sizes)
-    crops = [crop(image, draws, number, augment=recipe["augment"]) for number, image in enumerate(images)]
-    return apply(recipe, crops, draws)
+    crops, plain = crop_singly(images, draws, augment=recipe["augment"])
+    return apply(recipe, crops, draws, plain)
 
 
 def originals(images: list[torch.Tensor], size: int) -> torch.Tensor:
@@ -55,17 +60,25 @@ def originals(images: list[torch.Tensor], size: int) -> torch.Tensor:
     return torch.stack(list(resized))
 
 
-def shown(views: Views, recipe: dict) -> list[torch.Tensor]:
+def shown(views: Iterable[torch.Tensor], recipe: dict) -> list[torch.Tensor]:
     """Undo the normalisation: uint8 [N, 3, size, size] for each view."""
     mean, std = (torch.tensor(recipe["augment"][key]).view(3, 1, 1) for key in ("mean", "std"))
     return [((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8) for view in views]
 
 
+def of_one_side(columns: list[torch.Tensor]) -> torch.Tensor:
+    """Enlarge columns of pictures, uint8 [rows, 3, size, size] each, to one side: uint8 [rows, columns, 3, side, side].
+
+    Each pixel becomes a block.
+    """
+    largest = max(column.shape[-1] for column in columns)
+    side = largest * max(SIDE // largest, 1)
+    return torch.stack([interpolate(column, side, mode="nearest-exact") for column in columns], dim=1)
+
+
 def tiled(pictures: torch.Tensor) -> np.ndarray:
-    """Return uint8 [rows, columns, 3, size, size] as one picture, uint8 [height, width, 3], on white."""
-    factor = max(SIDE // pictures.shape[-1], 1)
-    large = pictures.repeat_interleave(factor, dim=3).repeat_interleave(factor, dim=4)
-    padded = torch.nn.functional.pad(large, [GAP] * 4, value=255)
+    """Return uint8 [rows, columns, 3, side, side] as one picture, uint8 [height, width, 3], on white."""
+    padded = pad(pictures, [GAP] * 4, value=255)
     return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1).permute(1, 2, 0).numpy()
 
 

@@ -6,6 +6,16 @@ __getattr__, __all__ = lazily(
     __name__,
     {
         "draws": ("Draws", "ViewDraws", "draw"),
-        "views": ("Views", "apply", "augment_batch", "build_views", "centre_view", "crop", "stack_crops"),
+        "views": (
+            "Views",
+            "apply",
+            "augment_batch",
+            "build_views",
+            "centre_view",
+            "crop",
+            "crop_singly",
+            "plain_crops",
+            "stack_crops",
+        ),
     },
 )

@@ -6,12 +6,14 @@ workers and batch cuts, and on any machine. Sampling rules are torchvision's (Ra
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 
 import numpy as np
+import torch
 
-from selfsup.augment.settings import Blur, Crop, Jitter, View
+from selfsup.augment.settings import Blur, Crop, Jitter, Plain, View
+from selfsup.augment.transfer import sent_together
 from selfsup.random_draws import Stream, uniform, words
 from selfsup.recipe import Recipe
 
@@ -32,13 +34,15 @@ JITTER_ORDERS = np.array(list(permutations(range(4))), np.int64)  # of brightnes
 class ViewDraws:
     """One view's parameters for N samples. An operation that does not apply to a sample has its neutral value.
 
+    sizes: int64 [N, 2], the source images' heights and widths in pixels, whatever is drawn.
     boxes: int64 [N, 4], the crop as top, left, height, width in pixels of the source image.
     flip, jitter, grayscale, solarize: bool [N].
     factors: float32 [N, 4], of brightness, contrast, saturation (1 is neutral) and hue (0 is neutral, turns).
-    order: int64 [N, 4], in which the four factors are applied.
+    order: int64 [N, 4], in which the four factors are applied; drawn also where jitter does not apply.
     sigma: float32 [N], of the blur in pixels; 0 where there is none.
     """
 
+    sizes: np.ndarray
     boxes: np.ndarray
     flip: np.ndarray
     jitter: np.ndarray
@@ -52,17 +56,45 @@ class ViewDraws:
         """Return the parameters of some of the samples."""
         return ViewDraws(**{field.name: getattr(self, field.name)[samples] for field in fields(self)})
 
+    def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return each parameter by its name as a tensor on a device: int64, float32 and bool as above, same shapes.
+
+        All go in one copy for which the host does not wait, made at the first call and kept: change none of them.
+        """
+        known = self.__dict__.setdefault("_sent", {})
+        if device not in known:
+            known[device] = sent_together({field.name: getattr(self, field.name) for field in fields(self)}, device)
+        return known[device]
+
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 @dataclass(frozen=True)
 class Draws:
-    """The parameters of a batch: one ViewDraws per view, and the policies they were drawn from."""
+    """The parameters of a batch: one ViewDraws per view, and the policies they were drawn from.
+
+    plain: how each image's unaugmented picture is made, if one is wanted.
+    """
 
     views: tuple[ViewDraws, ...]
     policies: tuple[View, ...]
+    plain: Plain | None = None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The source images' heights and widths in pixels, int64 [N, 2]."""
+        return self.views[0].sizes
 
     def part(self, samples: slice) -> "Draws":
         """Return the parameters of some of the samples."""
-        return Draws(tuple(view.part(samples) for view in self.views), self.policies)
+        return replace(self, views=tuple(view.part(samples) for view in self.views))
+
+    def of(self, views: Sequence[int]) -> "Draws":
+        """Return the parameters of some of the views."""
+        return replace(
+            self, views=tuple(self.views[view] for view in views), policies=tuple(self.policies[view] for view in views)
+        )
 
     def together(self) -> ViewDraws:
         """Return all views' parameters in one, view after view."""
@@ -70,9 +102,13 @@ class Draws:
         return ViewDraws(**{name: np.concatenate([getattr(view, name) for view in self.views]) for name in names})
 
 
-def view_policies(recipe: Recipe, stage: str) -> list[View]:
-    """Return each view's augmentation policy: "pretrain" has the recipe's views, "linear" its one training view."""
-    return recipe.augment.views if stage == "pretrain" else [recipe.linear.train_view]
+def view_policies(recipe: Recipe, stage: str) -> tuple[list[View], Plain | None]:
+    """Return each view's augmentation policy, and how the unaugmented picture is made.
+
+    "pretrain" has the recipe's, "linear" its one training view alone.
+    """
+    augment = recipe.augment
+    return (augment.views, augment.plain) if stage == "pretrain" else ([recipe.linear.train_view], None)
 
 
 def draw(
@@ -83,8 +119,8 @@ def draw(
     indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels.
     """
     stream = {"pretrain": Stream.PRETRAIN, "linear": Stream.LINEAR}[stage]
-    policies = view_policies(Recipe.of(recipe), stage)
-    indices, sizes = np.asarray(indices), np.asarray(sizes)
+    policies, plain = view_policies(Recipe.of(recipe), stage)
+    indices, sizes = np.asarray(indices), np.asarray(sizes, np.int64)
 
     def view_draws(view: int, policy: View) -> ViewDraws:
         def drawn(operation: int) -> np.ndarray:
@@ -92,7 +128,7 @@ def draw(
 
         return _view_draws(policy, drawn, sizes)
 
-    return Draws(tuple(view_draws(view, policy) for view, policy in enumerate(policies)), tuple(policies))
+    return Draws(tuple(view_draws(view, policy) for view, policy in enumerate(policies)), tuple(policies), plain)
 
 
 def _view_draws(policy: View, drawn, sizes: np.ndarray) -> ViewDraws:
@@ -100,6 +136,7 @@ def _view_draws(policy: View, drawn, sizes: np.ndarray) -> ViewDraws:
     jitter, blur, solarize = policy.jitter, policy.blur, policy.solarize
     jitters, factors, order = _jitter_draws(jitter, drawn) if jitter else _no_jitter(count)
     return ViewDraws(
+        sizes=sizes,
         boxes=_crop_boxes(policy.crop, drawn, sizes),
         flip=drawn(FLIP)[:, 0] < policy.flip,
         jitter=jitters,

@@ -1,7 +1,7 @@
 """What a recipe says of augmentation (paper, section 6.4)."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from selfsup.settings.notes import RGB, Bounds, Count, Length, Range, Share
 from selfsup.settings.typed import Settings, since
@@ -65,6 +65,8 @@ class Solarize(Settings):
 class View(Settings):
     """Operations in this order: crop, flip, jitter, greyscale, blur, solarise, normalise."""
 
+    size: ClassVar[int | None] = None  # the linear evaluation's view has augment.size
+
     crop: Crop
     flip: Share
     """share of the pictures that are mirrored"""
@@ -76,6 +78,26 @@ class View(Settings):
     """null: no blur"""
     solarize: Solarize | None
     """null: no solarisation"""
+
+
+class SizedView(View):
+    size: Count | None = since(None)
+    """pixels of this view's side; null: augment.size"""
+
+
+class Plain(Settings):
+    """The unaugmented picture: resized, cut out of the middle, normalised; nothing is drawn for it."""
+
+    resize: Count | None
+    """pixels of the shorter side before the centre crop; null: the picture as it is"""
+    crop: Count
+    """pixels of the centre crop's side"""
+    interpolation: Interpolation
+    """of the resize"""
+
+    def problems(self) -> Iterator[str]:
+        if self.resize is not None and self.crop > self.resize:
+            yield f"crop is {self.crop}, larger than the resized picture of {self.resize}"
 
 
 class Augment(Settings):
@@ -94,8 +116,10 @@ class Augment(Settings):
     """of the dataset's channels, 0 to 1: subtracted"""
     std: RGB
     """of the dataset's channels, 0 to 1: divided by"""
-    views: Annotated[list[View], Length(1)]
+    views: Annotated[list[SizedView], Length(1)]
     """one augmentation policy per view of an image"""
+    plain: Plain | None = since(None)
+    """the unaugmented picture, for a method that wants it beside its views; null: none is made"""
 
     def problems(self) -> Iterator[str]:
         if self.jitter_operations == "official" and self.quantize != "none":

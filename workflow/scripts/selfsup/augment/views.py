@@ -22,7 +22,7 @@ from selfsup.augment import official_jitter, resampling
 from selfsup.augment.colour import Bytes, Floats
 from selfsup.augment.draws import Draws, ViewDraws, draw
 from selfsup.augment.resampling import resample, resize_matrix
-from selfsup.augment.settings import Augment, Blur, View
+from selfsup.augment.settings import Augment, Blur, Plain, View
 from selfsup.augment.transfer import sent
 from selfsup.recipe import Recipe
 
@@ -37,11 +37,13 @@ PIXELS_AT_ONCE = ROWS_AT_ONCE * 32 * 32
 class Views:
     """The augmented pictures of a batch. Unpacks like the tuple of its images.
 
-    images: one float32 tensor [N, 3, size, size] per view, normalised. parameters: what was drawn for them.
+    images: one float32 tensor [N, 3, size, size] per view, normalised. parameters: what was drawn for them. plain: the
+    unaugmented pictures, float32 [N, 3, crop, crop], normalised; None where the recipe wants none.
     """
 
     images: tuple[torch.Tensor, ...]
     parameters: Draws
+    plain: torch.Tensor | None = None
 
     def __iter__(self):
         return iter(self.images)
@@ -60,11 +62,31 @@ def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) ->
     Returns a tensor [3, size, size] per view: float32 in [0, 1] with `quantize: none`, else uint8.
     """
     augment = Augment.of(augment)
-    return tuple(_crop_view(image, view, sample, augment) for view in draws.views)
+    sizes = _view_sizes(draws, augment)
+    return tuple(_crop_view(image, view, sample, augment, size) for view, size in zip(draws.views, sizes, strict=True))
 
 
-def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment: Augment) -> torch.Tensor:
-    """The same for images of one size, all at once: uint8 [N, 3, H, W] on any device.
+def crop_singly(
+    images: Iterable[torch.Tensor], draws: Draws, *, augment: Mapping
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+    """Return what `apply` makes views of, from images of any size: each view's crops, and the unaugmented pictures.
+
+    images: uint8 [3, H, W], as many as were drawn for. On one thread, so that the bits are the same in a loader's
+    worker and in the process that trains.
+    """
+    augment, crops, plain = Augment.of(augment), [], []
+    with one_thread():
+        for sample, image in enumerate(images):
+            crops.append(crop(image, draws, sample, augment=augment))
+            if draws.plain:
+                plain.append(_centred(image[None], draws.plain, augment))
+    if not crops:  # a rank's part of a last batch that has fewer images than there are ranks
+        return tuple(map(_no_pictures, _view_sizes(draws, augment))), draws.plain and _no_pictures(draws.plain.crop)
+    return stack_crops(crops), torch.cat(plain) if plain else None
+
+
+def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment: Augment, size: int) -> torch.Tensor:
+    """Do what `crop` does for images of one size, all at once: uint8 [N, 3, H, W] on any device.
 
     rows: int [M], the image of each crop; views: its parameters. Returns float32 [M, 3, size, size].
     """
@@ -73,39 +95,58 @@ def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment
     box = sent(views.boxes.astype(np.float32), device)
     top, left, crop_height, crop_width = box.unbind(1)
     mirrored = sent(views.flip, device)
-    size, gain = augment.size, resized.top / 255
+    gain = resized.top / 255
     down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
     across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
     chosen = images.index_select(0, sent(rows, device)).float()
     return _in_working_range(resized.rounded(resample(chosen, down, across, resized.between_passes)), resized, augment)
 
 
-def apply(recipe: Mapping, crops: Sequence, draws: Draws) -> Views:
+def plain_crops(images: torch.Tensor, plain: Plain, augment: Augment) -> torch.Tensor:
+    """Return the unaugmented pictures of images of one size, uint8 [N, 3, H, W], as `crop_singly` does."""
+    with one_thread():
+        return _centred(images, plain, augment).contiguous()  # a worker would hand over what it is a part of
+
+
+def apply(recipe: Mapping, crops: Sequence, draws: Draws, plain: torch.Tensor | None = None) -> Views:
     """Apply everything after crop and flip, and normalise.
 
-    crops: for each view a tensor [N, 3, size, size] on any device, or for each sample what `crop` returned.
+    crops: for each view a tensor [N, 3, size, size] on any device, or for each sample what `crop` returned. plain: the
+    unaugmented pictures, as `crop_singly` returns them, on the same device.
     """
     if crops and isinstance(crops[0], tuple):
         crops = stack_crops(crops)
-    pictures, augment = torch.cat(tuple(crops)), Recipe.of(recipe).augment
-    device, resized = pictures.device, RESIZED[augment.quantize]
-
-    def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
-        chosen = pictures.index_select(0, sent(rows, device)).float()
-        return _in_working_range(chosen, resized, augment)
-
-    return _finish(augment, draws, device, taken)
-
-
-def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws) -> Views:
-    """Return the views of images of one size: uint8 [N, 3, H, W], on the device that is to make them."""
-
     augment = Recipe.of(recipe).augment
+    resized = RESIZED[augment.quantize]
 
-    def cropped(rows: np.ndarray, parameters: ViewDraws) -> torch.Tensor:
-        return crop_batch(images, rows % len(images), parameters, augment)
+    def alike(views: list[int], size: int) -> tuple[torch.Tensor, ...]:
+        pictures = torch.cat([crops[view] for view in views])
 
-    return _finish(augment, draws, images.device, cropped)
+        def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
+            chosen = pictures.index_select(0, sent(rows, pictures.device)).float()
+            return _in_working_range(chosen, resized, augment)
+
+        return _finish(augment, draws.of(views), size, pictures.device, taken)
+
+    return Views(_by_size(draws, augment, alike), draws, _finished_plain(plain, augment))
+
+
+def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws, plain: torch.Tensor | None = None) -> Views:
+    """Return the views of images of one size: uint8 [N, 3, H, W], on the device that is to make them.
+
+    plain: as for `apply`; without it the unaugmented pictures, where the recipe wants them, are cut from the images.
+    """
+    augment = Recipe.of(recipe).augment
+    if plain is None and draws.plain:
+        plain = plain_crops(images, draws.plain, augment)
+
+    def alike(views: list[int], size: int) -> tuple[torch.Tensor, ...]:
+        def cropped(rows: np.ndarray, parameters: ViewDraws) -> torch.Tensor:
+            return crop_batch(images, rows % len(images), parameters, augment, size)
+
+        return _finish(augment, draws.of(views), size, images.device, cropped)
+
+    return Views(_by_size(draws, augment, alike), draws, _finished_plain(plain, augment))
 
 
 def stack_crops(crops: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
@@ -132,17 +173,33 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor]) -> torch.Tensor
     """
     recipe = Recipe.of(recipe)
     test, augment = recipe.linear.test, recipe.augment
-    mode, quantised = INTERPOLATION[test.interpolation], augment.quantize != "none"
-    pictures = []
     with one_thread():
-        for _, alike in groupby(images, key=lambda image: image.shape):
-            batch = torch.stack(tuple(alike))
-            batch = batch if quantised else tv.to_dtype_image(batch, torch.float32, scale=True)
-            resized = tv.resize(batch, [test.resize], interpolation=mode, antialias=augment.antialias)
-            pictures.append(tv.center_crop(_in_range(resized), [test.crop]))
+        together = (torch.stack(tuple(alike)) for _, alike in groupby(images, key=lambda image: image.shape))
+        pictures = [_centred(batch, test, augment) for batch in together]
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
-        return torch.empty(0, 3, test.crop, test.crop)
+        return _no_pictures(test.crop)
     return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment.quantize], augment), augment)
+
+
+def _centred(images: torch.Tensor, how: Plain, augment: Augment) -> torch.Tensor:
+    """Return images of one size, uint8 [N, 3, H, W], resized and cropped: [N, 3, crop, crop], not normalised.
+
+    how: `augment.plain`, or `linear.test`, which has the same keys. Returns float32 in [0, 1] with `quantize: none`,
+    else uint8.
+    """
+    if augment.quantize == "none":
+        images = tv.to_dtype_image(images, torch.float32, scale=True)
+    if how.resize is not None:
+        mode = INTERPOLATION[how.interpolation]
+        images = _in_range(tv.resize(images, [how.resize], interpolation=mode, antialias=augment.antialias))
+    return tv.center_crop(images, [how.crop])
+
+
+def _finished_plain(pictures: torch.Tensor | None, augment: Augment) -> torch.Tensor | None:
+    if pictures is None:
+        return None
+    pictures = pictures.to(torch.float32, copy=True)  # what was given stays as it is
+    return _normalise(_in_working_range(pictures, RESIZED[augment.quantize], augment), augment)
 
 
 @contextmanager
@@ -156,13 +213,13 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Augment) -> torch.Tensor:
+def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Augment, size: int) -> torch.Tensor:
     top, left, height, width = map(int, view.boxes[sample])
     piece = tv.crop_image(image, top, left, height, width)
     if augment.quantize == "none":
         piece = tv.to_dtype_image(piece, torch.float32, scale=True)
-    mode, size = INTERPOLATION[augment.interpolation], [augment.size] * 2
-    piece = _in_range(tv.resize_image(piece, size, interpolation=mode, antialias=augment.antialias))
+    mode = INTERPOLATION[augment.interpolation]
+    piece = _in_range(tv.resize_image(piece, [size, size], interpolation=mode, antialias=augment.antialias))
     return tv.horizontal_flip_image(piece) if view.flip[sample] else piece
 
 
@@ -177,13 +234,37 @@ def _in_range(picture: torch.Tensor) -> torch.Tensor:
     return picture.clamp_(0, 1) if picture.is_floating_point() else picture
 
 
+def _no_pictures(size: int) -> torch.Tensor:
+    return torch.empty(0, 3, size, size)
+
+
+def _view_sizes(draws: Draws, augment: Augment) -> list[int]:
+    """Return the pixels of each view's side."""
+    return [policy.size or augment.size for policy in draws.policies]
+
+
+def _by_size(
+    draws: Draws, augment: Augment, alike: Callable[[list[int], int], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, ...]:
+    """Return all views, made together with those of their size. alike: makes some views of one size."""
+    sizes, made = _view_sizes(draws, augment), {}
+    for size in dict.fromkeys(sizes):
+        views = [view for view, one in enumerate(sizes) if one == size]
+        made.update(zip(views, alike(views, size), strict=True))
+    return tuple(made[view] for view in range(len(sizes)))
+
+
 def _finish(
-    augment: Augment, draws: Draws, device: torch.device, cropped: Callable[[np.ndarray, ViewDraws], torch.Tensor]
-) -> Views:
-    """Make all views, as rows of one tensor, view after view. cropped: returns the crops of some rows."""
+    augment: Augment,
+    draws: Draws,
+    size: int,
+    device: torch.device,
+    cropped: Callable[[np.ndarray, ViewDraws], torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """Make views of one size, as rows of one tensor, view after view. cropped: returns the crops of some rows."""
     count, views = len(draws.views[0].flip), len(draws.views)
     together, view = draws.together(), np.repeat(np.arange(views), count)
-    done = torch.empty(views * count, 3, augment.size, augment.size, device=device)
+    done = torch.empty(views * count, 3, size, size, device=device)
 
     def make(part: slice) -> None:
         stages = _stages(together.part(part), view[part], draws.policies, augment)
@@ -193,10 +274,10 @@ def _finish(
         done[part] = _normalise(pictures, augment)
 
     if device.type == "cpu":
-        _side_by_side(make, list(_parts(len(done), max(1, PIXELS_AT_ONCE // augment.size**2))))
+        _side_by_side(make, list(_parts(len(done), max(1, PIXELS_AT_ONCE // size**2))))
     elif len(done):
         make(slice(0, len(done)))
-    return Views(tuple(done.view(views, count, *done.shape[1:]).unbind()), draws)
+    return tuple(done.view(views, count, *done.shape[1:]).unbind())
 
 
 def _parts(rows: int, step: int) -> Iterator[slice]:

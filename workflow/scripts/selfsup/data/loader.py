@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from selfsup.augment import Draws, Views, apply, augment_batch, crop, draw, stack_crops
+from selfsup.augment import Draws, Views, apply, augment_batch, crop_singly, draw, plain_crops
+from selfsup.augment.settings import Plain
 from selfsup.augment.transfer import sent
-from selfsup.augment.views import one_thread
 from selfsup.data.store import Split
 from selfsup.errors import UserError
 from selfsup.random_draws import Stream, shuffled
@@ -38,24 +38,31 @@ SHORT_TEMPORARY = "/tmp"
 RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the images; CIFAR-10 takes 150 MB
 
 
+Pictures = tuple[torch.Tensor, ...] | torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class LoadedBatch:
     """One rank's part of a global batch, before its views are made. total: all ranks' n.
 
     indices, labels: int64 [n]. pictures: None, where the split's images are all of one size and on the device; uint8
-    [n, 3, H, W], where they are of one size; else each view's crops, [n, 3, size, size].
+    [n, 3, H, W], where they are of one size; else each view's crops, [n, 3, size, size]. plain: the unaugmented
+    pictures before they are normalised, [n, 3, crop, crop], where the recipe wants them and the device cannot cut them
+    from the images.
     """
 
     step: int
     indices: np.ndarray
     labels: torch.Tensor
     draws: Draws
-    pictures: tuple[torch.Tensor, ...] | torch.Tensor | None
+    pictures: Pictures
     total: int
+    plain: torch.Tensor | None = None
 
     def pin_memory(self) -> "LoadedBatch":
         """Return the batch in page-locked memory; called by torch's DataLoader."""
-        return replace(self, labels=self.labels.pin_memory(), pictures=_pinned(self.pictures))
+        pinned = {"pictures": _pinned(self.pictures), "plain": _pinned(self.plain)}
+        return replace(self, labels=self.labels.pin_memory(), **pinned)
 
 
 class Batches(Dataset):
@@ -75,6 +82,8 @@ class Batches(Dataset):
         recipe = Recipe.of(recipe)
         self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
         self._resident = fits_on(device, split)
+        if stage == "pretrain" and recipe.augment.plain:
+            _check_large_enough(split, recipe.augment.plain)
         self._rank, self._world_size = rank, world_size
         self._batch = recipe.global_batch if stage == "pretrain" else recipe.linear.batch
         drop_last = stage == "pretrain" or recipe.linear.drop_last
@@ -99,16 +108,19 @@ class Batches(Dataset):
             stage=self._stage,
         )
         labels = torch.from_numpy(self._split.labels[indices])
-        return LoadedBatch(step, indices, labels, draws, self._pictures(indices, draws), len(everyones))
+        pictures, plain = self._pictures(indices, draws)
+        return LoadedBatch(step, indices, labels, draws, pictures, len(everyones), plain)
 
-    def _pictures(self, indices: np.ndarray, draws: Draws) -> tuple[torch.Tensor, ...] | torch.Tensor | None:
-        if self._split.raw is not None:
-            return None if self._resident else torch.from_numpy(self._split.raw[indices])
-        augment = self._recipe.augment
-        if not len(indices):  # a rank's part of a last batch that has fewer images than there are ranks
-            return tuple(torch.empty(0, 3, augment.size, augment.size) for _ in draws.views)
-        with one_thread():  # so that a crop's bits are the same in a worker and in the process that trains
-            return stack_crops([crop(self._split.image(i), draws, n, augment=augment) for n, i in enumerate(indices)])
+    def _pictures(self, indices: np.ndarray, draws: Draws) -> tuple[Pictures, torch.Tensor | None]:
+        """Return a batch's `pictures` and `plain`."""
+        augment, raw = self._recipe.augment, self._split.raw
+        if raw is None:
+            return crop_singly(map(self._split.image, indices), draws, augment=augment)
+        plain = None
+        if draws.plain and draws.plain.resize not in (None, min(raw.shape[2:])):
+            # Resized here, because another device's bits would not be those that a test picture has.
+            plain = plain_crops(torch.from_numpy(raw[indices]), draws.plain, augment)
+        return None if self._resident else torch.from_numpy(raw[indices]), plain
 
     def read(self, start: int, stop: int, *, workers: int, pin_memory: bool) -> Iterator[LoadedBatch]:
         """Yield the batches of steps `start` to `stop`, prepared by `workers` further processes (0: in this one).
@@ -150,15 +162,19 @@ class ViewMaker:
 
     def __call__(self, batch: LoadedBatch) -> Views:
         views = self._made(batch)
-        return replace(views, images=tuple(view.contiguous(memory_format=self._memory_format) for view in views))
+        images = tuple(view.contiguous(memory_format=self._memory_format) for view in views)
+        plain = None if views.plain is None else views.plain.contiguous(memory_format=self._memory_format)
+        return replace(views, images=images, plain=plain)
 
     def _made(self, batch: LoadedBatch) -> Views:
-        pictures = batch.pictures
+        pictures, plain = batch.pictures, batch.plain
+        plain = None if plain is None else plain.to(self._device, non_blocking=True)
         if pictures is None:
             pictures = self._images.index_select(0, sent(batch.indices, self._device))
         if isinstance(pictures, torch.Tensor):
-            return augment_batch(self._recipe, pictures.to(self._device, non_blocking=True), batch.draws)
-        return apply(self._recipe, [crops.to(self._device, non_blocking=True) for crops in pictures], batch.draws)
+            return augment_batch(self._recipe, pictures.to(self._device, non_blocking=True), batch.draws, plain)
+        crops = [crops.to(self._device, non_blocking=True) for crops in pictures]
+        return apply(self._recipe, crops, batch.draws, plain)
 
 
 @lru_cache(maxsize=8)  # asked once for the loader and once for the maker of views; they must agree
@@ -167,6 +183,16 @@ def fits_on(device: torch.device, split: Split) -> bool:
     if split.raw is None:
         return False
     return device.type == "cpu" or split.raw.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _check_large_enough(split: Split, plain: Plain) -> None:
+    """Raise UserError where the unaugmented picture would be larger than an image that nothing resizes."""
+    smallest = int(split.sizes.min()) if len(split) else plain.crop
+    if plain.resize is None and smallest < plain.crop:
+        raise UserError(
+            f"augment.plain.crop is {plain.crop}, but the smallest training image has a side of {smallest} pixels: "
+            "set a smaller crop, or augment.plain.resize"
+        )
 
 
 def _pinned(pictures):
@@ -251,7 +277,7 @@ def _no_way(batch: LoadedBatch, error: Exception) -> str:
 
 def _megabytes(batch: LoadedBatch) -> float:
     pictures = batch.pictures if isinstance(batch.pictures, tuple) else (batch.pictures,)
-    return sum(part.nbytes for part in (batch.labels, *pictures) if part is not None) / 1e6
+    return sum(part.nbytes for part in (batch.labels, batch.plain, *pictures) if part is not None) / 1e6
 
 
 def _free(folder: Path) -> str:

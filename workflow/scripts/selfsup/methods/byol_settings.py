@@ -35,3 +35,6 @@ class BYOLSettings(Settings):
     def problems_in(self, whole: Any) -> Iterator[str]:
         if len(whole.augment.views) != 2:
             yield f"augment.views has {len(whole.augment.views)} views, wanted 2 for BYOL"
+        sizes = list(dict.fromkeys(view.size or whole.augment.size for view in whole.augment.views))
+        if len(sizes) > 1:
+            yield f"augment.views have sizes {' and '.join(map(str, sizes))}, wanted one size for BYOL"

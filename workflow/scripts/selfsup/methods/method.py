@@ -56,17 +56,20 @@ class Batch:
 
     views: float32 [n, 3, size, size] for each entry of the recipe's `augment.views`, on the device, normalised; sizes
     may differ. parameters: what was drawn for them. indices: int64 [n], the images' places in the dataset, on the host.
+    plain: the unaugmented pictures, float32 [n, 3, crop, crop], on the device, normalised; None without
+    `augment.plain`.
     """
 
     views: tuple[torch.Tensor, ...]
     parameters: Draws
     indices: np.ndarray
     host_labels: torch.Tensor | None = None
+    plain: torch.Tensor | None = None
 
     @classmethod
     def of(cls, views: Views, indices: np.ndarray, labels: torch.Tensor | None = None) -> "Batch":
         """Return a batch of views. indices, labels: of its images, int64 [n], on the host."""
-        return cls(views.images, views.parameters, indices, labels)
+        return cls(views.images, views.parameters, indices, labels, views.plain)
 
     @cached_property
     def labels(self) -> torch.Tensor | None:
@@ -89,7 +92,8 @@ class Batch:
             part = slice(rows[0], rows[-1] + 1)
             labels = None if self.host_labels is None else self.host_labels[part]
             views = tuple(view[part] for view in self.views)
-            yield Batch(views, self.parameters.part(part), self.indices[part], labels)
+            plain = None if self.plain is None else self.plain[part]
+            yield Batch(views, self.parameters.part(part), self.indices[part], labels, plain)
 
 
 class Output(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from selfsup.augment import Views, apply, centre_view, crop, draw, stack_crops
+from selfsup.augment import Views, apply, centre_view, crop_singly, draw
 from selfsup.engine.device import autocast
 from selfsup.job.attempt import Attempt
 from selfsup.layout import RunFolder
@@ -111,9 +111,9 @@ class Health:
     def _views(self, indices: np.ndarray) -> Views:
         recipe, device = self._run.recipe, self._run.compute.device
         draws = draw(recipe, seed=0, epoch=0, indices=indices, sizes=self._split.sizes[indices], stage="pretrain")
-        images = map(self._split.image, indices)
-        crops = [crop(image, draws, sample, augment=recipe["augment"]) for sample, image in enumerate(images)]
-        return apply(recipe, [view.to(device) for view in stack_crops(crops)], draws)
+        crops, plain = crop_singly(map(self._split.image, indices), draws, augment=recipe["augment"])
+        plain = None if plain is None else plain.to(device)
+        return apply(recipe, [view.to(device) for view in crops], draws, plain)
 
     def _features(self, indices: np.ndarray) -> torch.Tensor:
         """Return features of training images, prepared like test images: float32 [N, D] on the device. Collective.
