@@ -58,7 +58,7 @@ from selfsup.recipe import load_recipe
 
 def batches_of(split):
     batches = Batches(split, load_recipe("imagenet", {"global_batch": 1000}), seed=0, stage="pretrain")
-    batches._pictures = lambda indices, draws: [split.encoded(index) for index in indices]
+    batches._pictures = lambda indices, draws: ([split.encoded(index) for index in indices], None)
     return batches
 
 batches_of(PackedStore(sys.argv[2]).test)[0]
