@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from selfsup.random_draws import Stream, philox, torch_seed, uniform, words
+from selfsup.random_draws import Stream, network_seeds, philox, torch_seed, uniform, words
 
 # Known answers published with the Random123 library (kat_vectors, philox4x32 10 rounds): counter, key, result.
 KNOWN_ANSWERS = [
@@ -39,3 +39,8 @@ def test_torch_seed_fits_torch_and_separates_purposes():
     seeds = {torch_seed(seed, Stream.WEIGHTS, purpose) for seed in (0, 1) for purpose in (0, 1, 2)}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_seeds_of_what_networks_draw_never_change():
+    wanted = [5207083169567321155, 6734461391465412170, 8242418844610409682]
+    assert network_seeds(1, steps=range(5, 8), rank=2, micro_batch=3) == wanted

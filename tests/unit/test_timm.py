@@ -15,11 +15,13 @@ from selfsup import recipe as recipes
 from selfsup.augment import Views
 from selfsup.engine.distributed import Ranks
 from selfsup.errors import UserError
+from selfsup.importing import imported_backbone
 from selfsup.methods import Batch, Step, build_method
 from selfsup.models import BatchNorm, build_backbone, fold_batch_norms, initial_backbone, recompute_activations
 from selfsup.optim import parameter_treatments
 from selfsup.optim.adamw_settings import AdamWSettings
 from selfsup.recipe import fingerprint, load_recipe
+from selfsup.reports.explain import explained
 from selfsup.settings.registries import BACKBONES
 from selfsup.training.network_draws import BLOCK, NetworkDraws
 from selfsup.training.pretraining import Pretraining, Run
@@ -87,6 +89,18 @@ def test_what_a_recipe_cannot_say_is_refused_when_it_is_read(model, words):
     with pytest.raises(UserError) as told:
         load_recipe("digits", {"model": model})
     assert words in str(told.value) and "\n" not in str(told.value)
+
+
+def test_each_argument_is_explained_as_what_it_is():
+    told = {one.key: one for one in explained("digits", DROPPING_VIT)}
+    assert told["model.arguments.depth"].value == 2 and "create_model" in told["model.arguments.depth"].meaning
+    assert "drop_path_rate" in told["model.drop_path"].meaning
+
+
+def test_weights_of_a_published_resnet_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"model\.padding is None in the recipe, wanted 'same'") as told:
+        imported_backbone(tmp_path / "weights.pkl", "official", load_recipe("digits", VIT))
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +326,7 @@ def test_recomputed_activations_take_less_memory(run, overrides):
 
 def test_a_model_that_cannot_compute_activations_again_is_refused():
     recipe = load_recipe("digits", with_timm("dla46_c", 32))
-    with pytest.raises(UserError, match=r"compute\.recompute is true, but timm's DLA has no switch that makes it keep"):
+    with pytest.raises(UserError, match="but the network DLA has no switch that makes it keep"):
         recompute_activations(build_backbone(recipe), 32)
 
 

@@ -1,4 +1,4 @@
-"""Write an encoder's weights as safetensors, with torchvision's parameter names, and a card beside them.
+"""Write an encoder's weights as safetensors, with torchvision's or timm's parameter names, and a card beside them.
 
     python workflow/scripts/export_encoder.py --recipe digits --output encoder.safetensors \\
         --checkpoint results/digits/seed0/pretrain/epoch_0030.pt
@@ -7,7 +7,7 @@
 Reads a boundary of a pretraining and the ledger beside it. With --random-init it reads nothing, and writes the weights
 from which training with this seed starts. Writes --output and the card, the same path ending in .json: recipe, data,
 protocol of the evaluation, cost of the training, versions, figures of finished evaluations. Then loads the file, into
-torchvision's network too, and compares features.
+torchvision's or timm's network too, and compares features.
 """
 
 import argparse

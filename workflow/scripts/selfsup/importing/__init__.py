@@ -29,9 +29,9 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
     """
     read, padding = PUBLISHERS[publisher]
     model = recipe["model"]
-    if model["padding"] != padding:
+    if model.get("padding") != padding:  # a model of timm has none
         raise UserError(
-            f"model.padding is {model['padding']!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
+            f"model.padding is {model.get('padding')!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
             f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
         )
     published = read(path)

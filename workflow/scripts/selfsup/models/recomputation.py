@@ -13,13 +13,13 @@ from selfsup.errors import UserError
 from selfsup.models.batch_norm import BatchNorm, recomputation
 from selfsup.models.modes import in_eval_mode
 
-SWITCH = "set_grad_checkpointing"  # timm's
+SWITCH = "set_grad_checkpointing"
 
 
 def recompute_activations(networks: nn.Module, size: int) -> None:
     """Make networks keep the inputs of their blocks alone; the values, and so the bits, stay the same.
 
-    Blocks are the residual blocks of torchvision's ResNets, and what a network of timm says by its own switch.
+    Blocks are the residual blocks of torchvision's ResNets, and what a network's own switch, as timm's have, says.
     size: pixels of a picture's side. Raises UserError where there is no block, or a switch does nothing.
     """
     blocks = [module for module in networks.modules() if isinstance(module, BasicBlock | Bottleneck)]
@@ -56,8 +56,8 @@ def _switch_on(network: nn.Module, size: int) -> None:
         getattr(network, SWITCH)(True)
     if _kept_bytes(network, size) >= before:
         raise UserError(
-            f"compute.recompute is true, but timm's {type(network).__name__} has no switch that makes it keep fewer "
-            "activations: set it to false"
+            f"compute.recompute is true, but the network {type(network).__name__} has no switch that makes it keep "
+            "fewer activations: set it to false"
         )
     for module in network.modules():
         if isinstance(module, BatchNorm):

@@ -62,9 +62,17 @@ def explained(name: str, overrides: Mapping | None = None, *, overrides_from: st
         sources.update((key, (source, path.stem)) for key, source in file_sources(path).items())
     sources.update((key, ("", overrides_from)) for key in flattened(overrides or {}))
     return [
-        Value(key, value, *sources.get(key, ("", "the key's default")), meanings[re.sub(r"\.\d+(?=\.)", ".*", key)])
+        Value(key, value, *sources.get(key, ("", "the key's default")), _meaning(key, meanings))
         for key, value in values.items()
     ]
+
+
+def _meaning(key: str, meanings: Mapping[str, str]) -> str:
+    """Return what a key means, or what the mapping of any keys does that it stands in."""
+    place = re.sub(r"\.\d+(?=\.)", ".*", key)
+    while place not in meanings:
+        place = place.rpartition(".")[0]
+    return meanings[place]
 
 
 def key_meanings() -> dict[str, str]:
