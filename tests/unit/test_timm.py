@@ -14,7 +14,7 @@ from runs import StopAfter, equal_states, evaluate, evaluation, on_cpu, state_of
 from selfsup import recipe as recipes
 from selfsup.augment import Views
 from selfsup.engine.distributed import Ranks
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
 from selfsup.importing import imported_backbone
 from selfsup.methods import Batch, Step, build_method
 from selfsup.models import BatchNorm, build_backbone, fold_batch_norms, initial_backbone, recompute_activations
@@ -138,6 +138,13 @@ def test_initial_weights_are_a_function_of_the_seed():
     first, second, other = (initial_backbone(recipe, seed).state_dict() for seed in (3, 3, 4))
     assert all(first[name].equal(second[name]) for name in first)
     assert not first["blocks.0.attn.qkv.weight"].equal(other["blocks.0.attn.qkv.weight"])
+
+
+def test_a_job_of_a_model_that_does_not_exist_is_not_tried_again(run):
+    one = run(with_timm("vit_tny_patch16_224"))
+    with pytest.raises(PermanentError):
+        train(one, 1)
+    assert "did you mean" in (one.folder / "failed.json").read_text()
 
 
 def test_the_weights_of_a_transformer_of_86_million_parameters_are_weights():

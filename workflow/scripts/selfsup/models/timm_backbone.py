@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
 from selfsup.models.batch_norm import BatchNorm, BatchNormAct
 from selfsup.models.modes import evaluation_mode
 from selfsup.models.timm_settings import TimmSettings
@@ -24,7 +24,7 @@ def timm_backbone(recipe: Recipe) -> nn.Module:
     """Return the recipe's model of timm: from images [N, 3, S, S] to features [N, out_features].
 
     Raises UserError for a model that timm has not, that takes no pictures of the recipe's sizes, or whose batch norm
-    cannot be that of all ranks.
+    cannot be that of all ranks; PermanentError where no free memory could help.
     """
     network = _created(recipe.model, recipe.model.drop_path, recipe.augment.size)
     _normalise_over_ranks(network, recipe.model)
@@ -81,7 +81,7 @@ def _check_name(model: TimmSettings) -> None:
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=1)
         hint = f"did you mean timm/{near[0]}?" if near else "timm.list_models() names all that there are"
-        raise UserError(f"model.backbone is {model.backbone!r}, which timm {timm.__version__} has not; {hint}")
+        raise PermanentError(f"model.backbone is {model.backbone!r}, which timm {timm.__version__} has not; {hint}")
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:
@@ -94,7 +94,7 @@ def _normalise_over_ranks(network: nn.Module, model: TimmSettings) -> None:
     ours = {nn.BatchNorm1d: BatchNorm, nn.BatchNorm2d: BatchNorm, BatchNormAct2d: BatchNormAct}
     for module in _batch_norms(network):
         if type(module) not in ours or not module.affine:
-            raise UserError(
+            raise PermanentError(
                 f"model.backbone is {model.backbone!r}, whose {type(module).__name__} cannot be computed over all "
                 "ranks: choose another model, or another norm_layer in model.arguments"
             )
@@ -114,7 +114,7 @@ def _features_of(network: nn.Module, model: TimmSettings, key: str, size: int) -
         ) from error
     if not isinstance(features, torch.Tensor) or features.dim() != 2:
         found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        raise UserError(f"{model.backbone} gives {found} for a picture, wanted [1, features]: change model.arguments")
+        raise PermanentError(f"{model.backbone} gives {found} for a picture, wanted [1, features]: see its arguments")
     return features.shape[1]
 
 
