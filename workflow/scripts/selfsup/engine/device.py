@@ -59,7 +59,7 @@ def build_problem(name: str, capability: tuple[int, int], built_for: list[str]) 
     return (
         f"{name} has compute capability {capability[0]}.{capability[1]}, "
         f"but torch {torch.__version__} was built for {', '.join(built_for)}: "
-        "use the site's own PyTorch module, torch 2.6 or newer, or another build (README, Installation)"
+        "use the site's own PyTorch module, torch 2.6 or newer, or another build (docs/install.md)"
     )
 
 

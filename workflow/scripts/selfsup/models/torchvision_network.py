@@ -37,7 +37,7 @@ def torchvision_recipe(recipe: Recipe) -> list[str]:
     if model.width != WIDTH:
         return [
             f"# torchvision's ResNets have a width of {WIDTH}, this one has {model['width']}:",
-            "# selfsup.evaluation.encoder.load_encoder reads it, see the README, Where each result lies",
+            "# selfsup.evaluation.encoder.load_encoder reads it, see docs/results.md, Using an encoder",
         ]
     stem, eps = model.stem, model.batch_norm.eps
     lines = ["import safetensors.torch, torch, torchvision"]
