@@ -16,7 +16,7 @@ from selfsup.models import BatchNorm
 from selfsup.models.batch_norm import _CpuKernels, _CudaKernels
 from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Pretraining, Run
-from tiny import TINY
+from tiny import DROPPING_VIT, TINY
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the process's first matrix product
 
@@ -152,3 +152,16 @@ def test_batch_norm_of_one_rank_agrees_with_the_processor(precision):
     x = torch.randn(32, 8, 6, 6).to(memory_format=torch.channels_last)
     wanted, found = norm(x), copy.deepcopy(norm).to(GPU)(x.to(GPU, dtype)).float().cpu()
     torch.testing.assert_close(found, wanted, rtol=2e-2 if precision == "bf16" else 1e-5, atol=2e-2)
+
+
+def test_what_a_network_drops_is_a_function_of_the_step(repeatable, tiny_store, tmp_path):
+    """Whatever was drawn on the device before."""
+    states = []
+    for before in (1, 2):
+        torch.cuda.manual_seed(before)
+        recipe, compute = load_recipe("digits", DROPPING_VIT), on_gpu(deterministic=True)
+        training = Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, compute, 60))
+        for step in range(3):
+            training.train_step(training.batches[step])
+        states.append(training.method.state_dict())
+    assert all(states[0][name].equal(value) for name, value in states[1].items())
