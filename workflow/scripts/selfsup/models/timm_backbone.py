@@ -28,9 +28,17 @@ def timm_backbone(recipe: Recipe) -> nn.Module:
     """
     network = _created(recipe.model, recipe.model.drop_path, recipe.augment.size)
     _normalise_over_ranks(network, recipe.model)
-    for size, key in {recipe.linear.test.crop: "linear.test.crop", recipe.augment.size: "augment.size"}.items():
+    for size, key in _sizes(recipe).items():
         network.out_features = _features_of(network, recipe.model, key, size)
     return network
+
+
+def _sizes(recipe: Recipe) -> dict[int, str]:
+    """Return the sizes of all pictures that the network will see, in pixels, each with the recipe's key for it."""
+    augment = recipe.augment
+    views = {view.size: f"augment.views.{place}.size" for place, view in enumerate(augment.views) if view.size}
+    plain = {augment.plain.crop: "augment.plain.crop"} if augment.plain else {}
+    return {**plain, **views, recipe.linear.test.crop: "linear.test.crop", augment.size: "augment.size"}
 
 
 def timm_twin(recipe: Recipe) -> nn.Module:
