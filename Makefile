@@ -6,9 +6,10 @@ BIN := .venv/bin
 # Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
 export GOMP_SPINCOUNT ?= 1000
 # Eight processes at most: each, with what its tests start, takes up to 4 GB. Tests of an xdist_group go to one process.
+# The cases on Slurm go one by one: they wait most of their time, and its daemons want their own in time.
 ALL_CORES := -n auto --maxprocesses 8
 SMK := Snakefile workflow/rules
-PY := workflow/scripts tests benchmarks
+PY := workflow/scripts tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo plan status report test test-slurm chaos bench lint format lock
@@ -48,7 +49,7 @@ test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup
 
 test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
-	$(BIN)/pytest $(ALL_CORES) --dist loadgroup tests/slurm
+	$(BIN)/pytest tests/slurm
 
 chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos
