@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,9 @@ import yaml
 
 from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
-from selfsup.settings.extensions import load_extensions
+from selfsup.settings import extensions
+from selfsup.settings.extensions import load_extensions, loaded_extensions
+from selfsup.settings.registries import METHODS, TRACKERS
 from workflows import Workflow, wait_until
 
 EXTENSION = Path(__file__).parents[1] / "extension"
@@ -73,16 +76,72 @@ def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_ta
     assert "Nothing to be done" in outside.run("results/outside.csv")
 
 
+TAKING = """
+from selfsup.settings.registries import METHODS
+from selfsup.settings.typed import Settings
+@METHODS.add("byol", builds="code_of_none:X")
+class Mine(Settings):
+    pass
+"""
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Registries and modules are after the test what they were before."""
+    METHODS.read_own()
+    for registry in (METHODS, TRACKERS):
+        for kept in ("classes", "components", "added"):
+            if hasattr(registry, kept):
+                monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(extensions, "_LOADED", [])
+
+
+def test_files_beside_each_other_are_loaded_and_their_code_is_named_by_its_checksum(forgotten, tmp_path):
+    for name in ("first_outside", "second_outside"):
+        (tmp_path / f"{name}.py").write_text(TAKING.replace("byol", name).replace("code_of_none", "code_of_both"))
+    (tmp_path / "code_of_both.py").write_text("X = 1\n")
+    load_extensions([tmp_path / "first_outside.py", tmp_path / "second_outside.py"])
+    assert {"first_outside", "second_outside"} <= set(METHODS)
+    before = loaded_extensions()
+    (tmp_path / "code_of_both.py").write_text("X = 2\n")
+    after = loaded_extensions()
+    assert set(before) == {"first_outside.py", "second_outside.py"} and not set(before.values()) & set(after.values())
+
+
+def test_code_of_one_name_in_two_folders_is_refused(forgotten, tmp_path):
+    """Python would take the first for both."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        content = TAKING.replace("byol", f"{name}_outside").replace("code_of_none", "same_code")
+        (tmp_path / name / f"{name}_outside.py").write_text(content)
+        (tmp_path / name / "same_code.py").write_text("X = 1\n")
+    load_extensions([tmp_path / "one" / "one_outside.py"])
+    with pytest.raises(UserError, match=r"wants same_code\.py, .* another same_code \(.*one/same_code\.py\)"):
+        load_extensions([tmp_path / "two" / "two_outside.py"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "wanted"),
     [
         ("missing.py", None, r"^extensions: .*missing\.py is no file"),
         ("broken_one.py", "def", r"broken_one\.py, line 1: SyntaxError"),
         ("raises_one.py", "\n\n1 / 0\n", r"raises_one\.py, line 3: ZeroDivisionError: division by zero$"),
-        ("json.py", "", r"json\.py has the name of another Python module, json: rename the file$"),
+        ("json.py", "", r"wants json\.py, but Python has another json \(.*\): rename it$"),
+        (
+            "taking_one.py",
+            TAKING,
+            r"_one\.py, line 4: the name 'byol' is taken by selfsup\.methods\.byol_settings",
+        ),
+        (
+            "lost_one.py",
+            TAKING.replace("byol", "lost"),
+            r"has builds='code_of_none:X', but .*none\.py is no file",
+        ),
     ],
 )
-def test_an_extension_that_cannot_be_loaded_is_one_line(tmp_path, name, content, wanted):
+def test_an_extension_that_cannot_be_loaded_is_one_line(forgotten, tmp_path, name, content, wanted):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=wanted) as told:

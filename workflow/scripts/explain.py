@@ -18,6 +18,7 @@ from pathlib import Path
 from selfsup.errors import UserError, run_script
 from selfsup.recipe import load_recipe, recipe_names
 from selfsup.reports.explain import difference_table, differing, explained, table, warnings
+from selfsup.settings.extensions import load_extensions
 from selfsup.settings.typed import suggest
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
@@ -51,6 +52,7 @@ def mapping(text: str) -> Mapping:
 
 def experiment(config: Path, name: str) -> Mapping:
     content = read_yaml(config)
+    load_extensions(content.get("extensions") or [] if isinstance(content, Mapping) else [])
     experiments = content.get("experiments") if isinstance(content, Mapping) else None
     experiments = experiments if isinstance(experiments, Mapping) else {}
     if name not in experiments:

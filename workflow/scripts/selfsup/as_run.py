@@ -21,7 +21,7 @@ from selfsup.settings.typed import plain, with_numbers
 from selfsup.settings.yaml_reader import read_yaml
 
 # Keys of config.yaml that are compared as one; of the others, each name for itself.
-WHOLE = ("data_dir", "cluster", "extensions")
+WHOLE = ("data_dir", "cluster")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,13 @@ def as_run(now: Mapping, results: Path) -> dict[str, Any]:
             for name, value in content[section].items()
             if (section, name) in here or _refers_to(value) <= content[referred].keys()
         }
-    return content
+    extensions = [one for part in (now, *(record["config"] for _, record in records)) for one in _extensions(part)]
+    return content | ({"extensions": list(dict.fromkeys(extensions))} if extensions else {})
+
+
+def _extensions(content: Mapping) -> list[str]:
+    """Return the files of Python that experiments may need; those that were run need theirs still."""
+    return list(content.get("extensions") or [])
 
 
 def _refers_to(value: Any) -> set[str]:
@@ -125,7 +131,7 @@ def _part(content: Mapping, name: str, dataset: str) -> dict[str, Any]:
     tables = {key: names for key, names in (content.get("tables") or {}).items() if name in names}
     parts = {key: content.get(key) or {} for key in ("datasets", "experiments")}
     return {
-        **{key: content[key] for key in WHOLE if key in content},
+        **{key: content[key] for key in (*WHOLE, "extensions") if key in content},
         "datasets": {key: block for key, block in parts["datasets"].items() if key == dataset},
         "tables": tables,
         "experiments": {key: block for key, block in parts["experiments"].items() if key == name},

@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from selfsup.recipe import differences
+from selfsup.settings.extensions import loaded_extensions
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
@@ -31,8 +32,10 @@ def code_revision() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    """Return the versions of Python and of the packages that compute, and checksums of the extensions in use."""
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    extensions = {f"extension {name}": checksum for name, checksum in loaded_extensions().items()}
+    return {"python": platform.python_version(), **packages, **extensions}
 
 
 def numerics(device: torch.device, precision: str, threads: int, world_size: int) -> dict[str, str | int]:

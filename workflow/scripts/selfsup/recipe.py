@@ -180,6 +180,8 @@ def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
     keeps the keys that both have.
     """
     former, method = recipe.get("method"), overrides.get("method")
+    if isinstance(method, str) and method not in METHODS:
+        raise RecipeError(f"method is {method!r}, which does not exist{suggest(method, list(METHODS))}")
     if isinstance(method, str) and method != former and method in overrides:
         recipe = {**{key: value for key, value in recipe.items() if key != former}, method: overrides[method]}
     for key, hint in hints(Recipe).items():

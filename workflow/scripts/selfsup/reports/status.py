@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfsup.as_run import runs_known
+from selfsup.bands import collapsed
+from selfsup.cards import card_if_any
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
@@ -141,13 +143,23 @@ def _rest(run: RunFolder, over: bool, *, begun: bool) -> str:
     metrics = run.encoder.evaluation().metrics
     if metrics.exists():
         return f"evaluated: top-1 {float(_tail(metrics)[0]['top1']):.2f} %"
-    if over:
+    if over and not _verdict(run.pretrain):
         return "trained, not evaluated"
+    verdict = _verdict(run.pretrain)
+    if verdict:
+        return verdict
     attempts = read_ledger(run.pretrain.ledger)
     if not attempts:
         return "not begun"
     ended = attempts[-1]["how_it_ended"]
     return f"waits: {'killed' if ended == 'running' else ended}" if begun else f"not begun: {ended}"
+
+
+def _verdict(pretrain: PretrainPaths) -> str:
+    """Return why the health gate stops a run at its newest boundary, as far as floors tell; "" for a healthy one."""
+    card = next((card_if_any(path) for path in reversed(pretrain.cards())), {})
+    found = collapsed(card.get("health") or {}, card.get("floors") or {})
+    return f"collapsed: {'; '.join(map(str, found))}" if found else ""
 
 
 def _speed(rows: Sequence[Mapping[str, str]]) -> float | None:

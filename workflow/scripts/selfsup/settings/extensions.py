@@ -5,6 +5,7 @@ sys.path, so that `builds="my_method:MyMethod"` names a file beside it, which ma
 not: Snakemake reads it in every job. Imports no torch.
 """
 
+import hashlib
 import importlib.util
 import sys
 import traceback
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from selfsup.errors import UserError
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS
 
 
 def load_extensions(paths: Iterable[str | Path]) -> None:
@@ -20,24 +22,67 @@ def load_extensions(paths: Iterable[str | Path]) -> None:
         _load(path, path.resolve())
 
 
+def loaded_extensions() -> dict[str, str]:
+    """Return {file's name: SHA-256 of it and of all Python files beside it} of what was loaded: it may change a run."""
+    found = {}
+    for file in _LOADED:
+        digest = hashlib.sha256()
+        for one in sorted(file.parent.glob("*.py")):
+            digest.update(one.name.encode() + b"\0" + one.read_bytes())
+        found[file.name] = digest.hexdigest()
+    return found
+
+
+_LOADED: list[Path] = []
+
+
 def _load(path: Path, file: Path) -> None:
-    name = file.stem
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(file):
+    if file in _LOADED:
         return
     if not file.is_file():
         raise UserError(f"extensions: {path} is no file: mend the path, or take it from config.yaml")
-    if known is not None or importlib.util.find_spec(name) is not None:
-        raise UserError(f"extensions: {path} has the name of another Python module, {name}: rename the file")
-    sys.path.append(str(file.parent))
-    specification = importlib.util.spec_from_file_location(name, file)
+    _refuse_another(path, file.stem, file)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    registries = (METHODS, BACKBONES, OPTIMIZERS)
+    for registry in registries:
+        registry.read_own()
+    before = [dict(registry.components) for registry in registries]
+    _execute(path, file)
+    for registry, known in zip(registries, before, strict=True):
+        for place in {place for name, place in registry.components.items() if known.get(name) != place}:
+            _check_code(path, file, place)
+    _LOADED.append(file)
+
+
+def _execute(path: Path, file: Path) -> None:
+    specification = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
+    sys.modules[file.stem] = module
     try:
         specification.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"extensions: {path}{_line(error, file)}: {type(error).__name__}: {error}") from error
+        del sys.modules[file.stem]
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"extensions: {path}{_line(error, file)}: {said}") from error
+
+
+def _refuse_another(path: Path, module: str, file: Path) -> None:
+    """Raise UserError where a module of that name is another file, which Python would take instead."""
+    known = sys.modules.get(module)
+    found = getattr(known, "__file__", None) if known else getattr(importlib.util.find_spec(module), "origin", None)
+    if (known or found) and (found is None or Path(found).resolve() != file):
+        raise UserError(f"extensions: {path} wants {file.name}, but Python has another {module} ({found}): rename it")
+
+
+def _check_code(path: Path, file: Path, place: str) -> None:
+    """Check that the code that `builds` names can be found, without importing it."""
+    module = place.partition(":")[0]
+    beside = file.with_name(f"{module}.py")
+    if beside.is_file():
+        _refuse_another(path, module, beside)
+    elif importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise UserError(f"extensions: {path} has builds={place!r}, but {beside} is no file: mend one of them")
 
 
 def _line(error: Exception, file: Path) -> str:

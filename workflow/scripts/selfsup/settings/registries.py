@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfsup.errors import UserError
+
 
 class Registry(Mapping):
     """Settings classes by name: of methods, backbones, optimisers. A name is known once its file is read.
@@ -26,6 +28,9 @@ class Registry(Mapping):
         """Return a decorator of a settings class. builds: what is built of them, "package.module:name"."""
 
         def added(cls: type) -> type:
+            for name in names:
+                if name in self.classes and self.classes[name].__module__ != cls.__module__:
+                    raise UserError(f"the name {name!r} is taken by {self.classes[name].__module__}: choose another")
             self.classes |= dict.fromkeys(names, cls)
             self.components |= dict.fromkeys(names, builds)
             return cls
@@ -57,6 +62,10 @@ class Registry(Mapping):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    def read_own(self) -> None:
+        """Read the package's own files, whose names nobody else may take."""
+        self._known()
 
     def _known(self) -> dict[str, type]:
         if not self._read:

@@ -19,7 +19,7 @@ from selfsup.engine.equal_ranks import check_equal_on_all_ranks
 from selfsup.engine.gradients import GradientAverager
 from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError
-from selfsup.methods import Batch, Step, build_method
+from selfsup.methods import Batch, Output, Step, build_method
 from selfsup.models import recompute_activations, software
 from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
@@ -146,13 +146,22 @@ class Pretraining:
         for part, piece in enumerate(whole.chunk(parts), 1):
             self._draws.begin(self.step, part - 1)
             with autocast(compute.device, compute.precision):
-                loss, scalars = self.method.loss(piece, step)
+                loss, scalars = self._checked(self.method.loss(piece, step))
             with self.averager.last_backward() if part == parts else contextlib.nullcontext():
                 self.scaler.scale(loss / parts).backward()
             total += loss.detach() / parts
             for name, value in scalars.items():
                 self._scalars[name] = self._scalars.get(name, 0) + value.detach() / parts
         return total
+
+    def _checked(self, output: Output) -> Output:
+        for name, value in {"the loss": output.loss, **output.scalars}.items():
+            if value.numel() != 1:
+                raise PermanentError(
+                    f"{self.run.recipe['method']}: {name} has the shape {list(value.shape)}, wanted one number: take "
+                    "its mean"
+                )
+        return output
 
     def state(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
