@@ -37,6 +37,20 @@ def ran(place, raw, name, seed, *, dataset="digits", **block) -> dict:
     return merged
 
 
+def test_extensions_of_all_runs_are_needed_still(repository, tmp_path):
+    """Each run was called with its own; none of them is in config.yaml now."""
+    for name in ("first_as_run", "second_as_run"):
+        (tmp_path / f"{name}.py").write_text("")
+    now = read_yaml(repository / "config.yaml")
+    results = tmp_path / "results"
+    for seed, name in enumerate(("first_as_run", "second_as_run")):
+        raw = {**now, "extensions": [str(tmp_path / f"{name}.py")]}
+        record_what_runs(results, check_config(raw), raw, {("digits", seed)})
+    merged = as_run(now, results)
+    assert merged["extensions"] == [str(tmp_path / f"{name}.py") for name in ("first_as_run", "second_as_run")]
+    assert "extensions" not in as_run(now, tmp_path / "nothing")
+
+
 def test_runs_of_several_calls_are_all_seen_as_they_were_run(place, raw):
     ran(place, raw, "birds", 3, dataset="birds", seeds=[3], overrides={"epochs": 50})
     ran(place, raw, "digits", 0, seeds=[0], overrides={"epochs": 60})

@@ -204,6 +204,16 @@ def test_tensorboard_events_are_continuous_over_a_resume(run, tmp_path):
     assert len(events.Scalars("knn_top1")) == 1
 
 
+def test_trackers_keep_the_figures_of_every_segments_end(run):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    watched = run(trackers=("tensorboard",))
+    assert train(watched, 1, 2, 4)
+    events = event_accumulator.EventAccumulator(str(watched.folder / "tensorboard"))
+    events.Reload()
+    told = [int(row["step"]) - 1 for row in rows(watched.folder / "knn.csv")]
+    assert len(told) >= 3 and [one.step for one in events.Scalars("knn_top1")] == told
+
+
 def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):

@@ -155,6 +155,58 @@ def test_a_group_may_have_its_own_rate_and_a_schedule_of_weight_decay(monkeypatc
     assert torch.equal(training.method.seen[2], training.treatments[0].parameter.grad)
 
 
+class Careless(OwnSchedules):
+    """What its loss returns is a number for each image."""
+
+    def loss(self, batch, step):
+        answer = super().loss(batch, step)
+        return Output(answer.loss, {"lengths": answer.loss.repeat(4)})
+
+
+def test_a_scalar_that_is_none_is_told_by_its_name(monkeypatch, tiny_store, tmp_path):
+    add_method(monkeypatch, Careless)
+    training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu()))
+    with pytest.raises(PermanentError, match=r"^simsiam: lengths has the shape \[4\], wanted one number"):
+        training.train_step(training.batches[0])
+
+
+def test_a_schedule_of_weight_decay_that_nothing_feels_is_refused(monkeypatch, tiny_store, tmp_path):
+    add_method(monkeypatch, OwnSchedules)
+    recipe = load_recipe("digits", {**OVERRIDES, "optimizer": {"weight_decay": 0.0, "warmup_epochs": 1}})
+    with pytest.raises(PermanentError, match=r"optimizer\.weight_decay is 0, so that nothing feels it"):
+        Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60))
+
+
+def test_views_of_two_sizes_are_not_normalised_each_by_itself(simsiam, tiny_store, tmp_path):
+    views = {0: {"size": 6}}
+    norm = {"model": {**OVERRIDES["model"], "batch_norm": {"statistics": "per_view"}}}
+    recipe = load_recipe("digits", {**simsiam, **norm, "augment": {**OVERRIDES["augment"], "views": views}})
+    with pytest.raises(PermanentError, match=r"per_view and augment\.views differ in size"):
+        Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60))
+
+
+OTHER_OPTIMIZERS = {
+    "sgd": {"name": "sgd", "peak_lr": 0.1, "nesterov": True},
+    "adamw": {"name": "adamw", "peak_lr": 0.001, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", OTHER_OPTIMIZERS)
+def test_other_optimisers_are_stopped_in_mid_epoch_and_continue_to_the_bit(tiny_store, tmp_path, name, precision):
+    recipe, states = load_recipe("digits", {**TINY, "optimizer": {**TINY["optimizer"], **OTHER_OPTIMIZERS[name]}}), []
+    for stop in (None, StopAfter(3)):
+        folder = tmp_path / str(stop is None)
+        folder.mkdir()
+        run = Run(recipe, 0, 1, tiny_store, folder, on_cpu(precision=precision), 60)
+        assert train(run, 4, stop=stop) == (stop is None) and train(run, 4)
+        states.append(state_of(run))
+    one, other = states
+    assert all(one["method"][key].equal(value) for key, value in other["method"].items())
+    for key, buffers in one["optimizer"]["state"].items():
+        assert all(buffers[name].equal(value) for name, value in other["optimizer"]["state"][key].items())
+
+
 class OwnCentres(SimSiam):
     """A slip: the mean of this rank's images alone."""
 

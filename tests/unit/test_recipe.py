@@ -300,6 +300,18 @@ def test_a_key_that_came_later_leaves_older_runs_their_name(name):
     assert fingerprint(load_recipe(name, {"model": {"padding": "same"}}), 1) != fingerprint(recipe, 1)
 
 
+def test_an_unknown_method_is_named_before_its_block():
+    with pytest.raises(RecipeError, match=r"^method is 'biol', which does not exist; did you mean byol\?$"):
+        load_recipe("digits", {"method": "biol", "biol": {}})
+
+
+@pytest.mark.parametrize("value", [3, None, [3], "mine.py"])
+def test_extensions_of_a_recipes_file_are_a_list_of_files(value):
+    text = json.dumps({**json.loads(canonical(load_recipe("digits"))), "extensions": value})
+    with pytest.raises(RecipeError, match=r"--recipe: extensions is .*, wanted a list of files$"):
+        parse_recipe(text)
+
+
 def test_numbers_have_the_type_of_their_key():
     """2 and 2.0 are one learning rate, and 1e2 epochs are 100."""
     assert fingerprint(load_recipe("cifar10", {"optimizer": {"peak_lr": 2}}), 1) == fingerprint(

@@ -102,6 +102,12 @@ def test_what_keeps_a_run_from_going_on_is_told(config, run, tmp_path):
     assert standing(config, tmp_path).state == f"failed: see {run / 'failed.json'}"
 
 
+def test_a_run_below_its_floors_is_told_as_collapsed(config, run, tmp_path):
+    card = {"epoch": 10.0, "health": {"feature_spread": 0.001}, "floors": {"feature_spread": 0.02}}
+    (run / "epoch_0010.json").write_text(json.dumps(card))
+    assert standing(config, tmp_path).state.startswith("collapsed: feature_spread 0.001")
+
+
 def test_a_run_that_is_over_tells_its_accuracy_and_one_not_begun_says_so(config, run, tmp_path):
     recipe = config.experiments["digits"].recipe
     for boundary in (20, 30):

@@ -16,11 +16,12 @@ from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.config import Config
-from selfsup.errors import run_script
+from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.reports.explain import explained
 from selfsup.reports.explain import table as recipe_table
 from selfsup.reports.pages import markdown_page, page, preformatted, table
+from selfsup.settings.typed import suggest
 
 
 def main() -> None:
@@ -46,6 +47,8 @@ def main() -> None:
 
 def origin(config: Config, name: str, results: Path) -> str:
     """Return the page of an experiment: encoders with code and software they were made with, and the recipe."""
+    if name not in config.experiments:
+        raise UserError(f"config.yaml has no experiment {name!r}{suggest(name, list(config.experiments))}")
     experiment = config.experiments[name]
     cards = {seed: RunPaths(results, name, seed).encoder.card for seed in experiment.seeds}
     rows = [{"seed": seed, **_card(read_card(path))} for seed, path in cards.items() if path.exists()]

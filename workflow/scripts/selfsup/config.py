@@ -175,9 +175,13 @@ def _meant(kind: Kind | None, value: Any) -> Any:
 
 def config_of(given: str) -> Config:
     """Return the config that a script was given: a file's path, or its content as JSON. Raises UserError."""
-    if given.endswith(".json"):
-        return check_config(json.loads(Path(given).read_text(encoding="utf-8")))
-    return check_config(json.loads(given)) if given.lstrip().startswith("{") else load_config(Path(given))
+    if not given.endswith(".json") and not given.lstrip().startswith("{"):
+        return load_config(Path(given))
+    try:
+        content = json.loads(Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {given[:80]}: cannot be read as JSON ({error})") from error
+    return check_config(content)
 
 
 def check_config(raw: Mapping) -> Config:

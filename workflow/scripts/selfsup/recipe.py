@@ -155,8 +155,10 @@ def _parsed(text: str, thing: str) -> Recipe:
         recipe = json.loads(text)
     except json.JSONDecodeError as error:
         raise RecipeError(f"{thing} is not valid JSON ({error})") from error
-    if isinstance(recipe, dict):
-        load_extensions(recipe.pop("extensions", []))
+    extensions = recipe.pop("extensions", []) if isinstance(recipe, dict) else []
+    if not isinstance(extensions, list) or not all(isinstance(one, str) for one in extensions):
+        raise RecipeError(f"{thing}: extensions is {extensions!r}, wanted a list of files")
+    load_extensions(extensions)
     return check_recipe(recipe, thing)
 
 

@@ -91,9 +91,7 @@ class BYOL(Method):
         for name in ("backbone", "projector"):
             pairs = [(list(target[name].parameters()), list(online[name].parameters()))]
             if self.settings.average_buffers:
-                pairs.append(
-                    tuple([b for b in one[name].buffers() if b.is_floating_point()] for one in (target, online))
-                )
+                pairs.append((_running_statistics(target[name]), _running_statistics(online[name])))
             for averages, values in pairs:
                 if step.skipped is not None:
                     values = [torch.where(step.skipped, old, new) for old, new in zip(averages, values, strict=True)]
@@ -132,6 +130,6 @@ class BYOL(Method):
         }
 
 
-def _floating_buffers(network: nn.Module) -> list[torch.Tensor]:
-    """Return a network's running statistics; how many batches they have seen is a whole number."""
+def _running_statistics(network: nn.Module) -> list[torch.Tensor]:
+    """Return a network's buffers but for how many batches they have seen, which is a whole number."""
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -12,6 +12,7 @@ from torch import nn
 from selfsup.augment import Draws, Views
 from selfsup.augment.transfer import sent
 from selfsup.engine.distributed import Ranks
+from selfsup.errors import PermanentError
 from selfsup.measures import alignment, encoder_floors, feature_spread
 from selfsup.models import configure_batch_norm
 from selfsup.models.modes import evaluation_mode
@@ -127,6 +128,11 @@ class Method:
         """
         recipe = self.context.recipe
         per_view = recipe.model.batch_norm.statistics == "per_view"
+        if per_view and len({view.size for view in recipe.augment.views}) > 1:
+            raise PermanentError(
+                "model.batch_norm.statistics is per_view and augment.views differ in size, which cannot go through a "
+                f"network together: set both_views, or give {type(self).__name__} a `connect` of its own"
+            )
         groups = len(recipe.augment.views) if per_view else 1
         configure_batch_norm(self.networks, groups=groups, ranks=self.context.ranks)
 
@@ -171,7 +177,7 @@ class Method:
         loss can reach its least whatever the encoder, as by a constant projection, a figure of that belongs here too.
         """
         with evaluation_mode(self.networks):
-            first, second = (self.encoder()(view) for view in views[:2])
+            first, second = (self.encoder()(views[place]) for place in (0, min(1, len(views) - 1)))
         return {"feature_spread": feature_spread(first), "alignment": alignment(first, second)}
 
     def state_dict(self) -> dict:

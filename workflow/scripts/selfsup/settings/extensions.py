@@ -41,6 +41,8 @@ def _load(path: Path, file: Path) -> None:
         return
     if not file.is_file():
         raise UserError(f"extensions: {path} is no file: mend the path, or take it from config.yaml")
+    if file.suffix != ".py" or not file.stem.isidentifier():
+        raise UserError(f"extensions: {path} is no name of a Python module, wanted for example my_method.py: rename it")
     _refuse_another(path, file.stem, file)
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
@@ -61,7 +63,7 @@ def _execute(path: Path, file: Path) -> None:
     sys.modules[file.stem] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[file.stem]
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"extensions: {path}{_line(error, file)}: {said}") from error
@@ -85,7 +87,7 @@ def _check_code(path: Path, file: Path, place: str) -> None:
         raise UserError(f"extensions: {path} has builds={place!r}, but {beside} is no file: mend one of them")
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     """Return the place in the file where it failed: its own line, whatever was called there."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"

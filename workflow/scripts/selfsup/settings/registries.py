@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsup.errors import UserError
+from selfsup.errors import PermanentError, UserError
 
 
 class Registry(Mapping):
@@ -85,9 +85,14 @@ class Chosen:
 
 
 def named(place: str) -> Any:
-    """Import and return "package.module:name"."""
+    """Import and return "package.module:name". Raises PermanentError where there is no such thing."""
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module:
+            raise  # of a package that the module itself wants
+        raise PermanentError(f"{place!r}, named by `builds` or as a tracker, does not exist ({error})") from error
 
 
 class Components(Mapping):
@@ -104,6 +109,9 @@ class Components(Mapping):
         if name not in list(self):
             raise KeyError(name)
         return named(self.added.get(name) or f"{self._package}.{name}:{self._member}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)  # by name alone: Mapping's own would import the component
 
     def __iter__(self) -> Iterator[str]:
         (folder,) = importlib.import_module(self._package).__path__

@@ -63,9 +63,8 @@ class Health:
         passes = (len(self._queries) + len(self._bank)) / (len(self._split) * PASSES_OF_A_STEP)
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
-        self._history = (
-            History(run.knn or RunFolder(run.folder).knn, start=start + 1, also=trackers) if ranks.is_main else None
-        )
+        self._trackers = trackers
+        self._history = History(run.knn or RunFolder(run.folder).knn, start=start + 1) if ranks.is_main else None
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.
@@ -96,7 +95,10 @@ class Health:
         if len(bank) >= IMAGES_PER_FEATURE * bank.shape[1]:
             figures |= {"effective_rank": effective_rank(bank), "uniformity": uniformity(bank)}
         counts = {"bank": len(bank), "queries": len(queries)}
-        self._history.append({"step": step, "epoch": step / self._steps_per_epoch, **figures, **counts})
+        row = {"step": step, "epoch": step / self._steps_per_epoch, **figures, **counts}
+        self._history.append(row)
+        for tracker in self._trackers:  # they count steps from 0, as history.csv does
+            tracker.append({**row, "step": step - 1})
         return figures
 
     def _choose_images(self, features: int) -> None:

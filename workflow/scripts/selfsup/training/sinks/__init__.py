@@ -13,7 +13,7 @@ class Sink(Protocol):
     """A tracker. A file here has one by the name `Tracker`."""
 
     def __init__(self, folder: Path, *, start: int):
-        """Open it, or go on with it. folder: the run's. start: how many steps are done; rows of later ones are void."""
+        """Open it, or go on with it. folder: the run's. start: steps done; rows of that number or more are void."""
 
     @staticmethod
     def check() -> None:
