@@ -11,9 +11,9 @@ from runs import on_cpu, train
 from selfsup.errors import UserError
 from selfsup.evaluation import encoder as encoder_module
 from selfsup.evaluation.encoder import check_same_features, encoder_card, load_encoder, save_encoder
+from selfsup.layout import boundary_name
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
-from selfsup.segments import boundary_name
 from selfsup.training.pretraining import Run
 from tiny import DROPPING_VIT, with_timm
 
