@@ -246,6 +246,26 @@ def test_a_loss_over_gathered_rows_has_the_gradient_of_one_rank():
         torch.testing.assert_close(as_double(found), wanted, rtol=1e-12, atol=1e-12)
 
 
+def _decorrelate(ranks: Ranks, rows: list) -> list:
+    """The same for a loss of the whole batch's covariance, as Barlow Twins and VICReg have."""
+    rows = as_double(rows)
+    weights = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3))
+    mine = rows.chunk(ranks.size)[ranks.rank] @ weights
+    mean = ranks.all_reduce_with_gradient(mine.sum(0)) / len(rows)
+    covariance = ranks.all_reduce_with_gradient((mine - mean).T @ (mine - mean)) / (len(rows) - 1)
+    (covariance - torch.eye(3, dtype=torch.float64)).square().sum().backward()
+    ranks.average_gradients([weights])
+    return weights.grad.tolist()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_loss_of_sums_over_ranks_has_the_gradient_of_one_rank(size):
+    rows = torch.randn(8, 4, dtype=torch.float64).tolist()
+    wanted = as_double(_decorrelate(Ranks(), rows))
+    for found in on_ranks(_decorrelate, size, rows):
+        torch.testing.assert_close(as_double(found), wanted, rtol=1e-12, atol=1e-12)
+
+
 def _compute_in(dtype: torch.dtype, training: Pretraining) -> None:
     training.method.networks.to(dtype)
     make_views = training.make_views
