@@ -24,7 +24,12 @@ class NetworkDraws:
         self._block = lru_cache(maxsize=64)(self._drawn)
 
     def begin(self, step: int, micro_batch: int) -> None:
-        """Seed for the forward pass of a step's micro-batch. The host does not wait for the device."""
+        """Seed for the forward pass of a step's micro-batch. The host does not wait for the device.
+
+        Not while a CUDA graph records: that forbids it, and would replay one step's draws in all.
+        """
+        if len(self._generators) > 1 and torch.cuda.is_current_stream_capturing():
+            return
         block, place = divmod(step, BLOCK)
         for generator in self._generators:
             generator.manual_seed(self._block(block, micro_batch)[place])
