@@ -97,8 +97,8 @@ SPELT = re.compile(
     r"^(?:\S*/)?(?:epoch_\S*|health_\S*|encoder\.(?:safetensors|json)|(?:metrics|ledger|history|knn|further)\.csv"
     r"|(?:segments|failed|record|store)\.json|partial|revision_\S*|seed\S*\d\S*|probe)$"
 )
-# Where names are spelt beside it: a dataset's own package; the lock looks for a run's STOP from any of its folders.
-ALLOWED = ("layout.py", "engine", "data", "job/stopping.py")
+# Where names are spelt beside it: a dataset's own package; STOP is looked for from any of a run's folders.
+ALLOWED = ("layout.py", "data", "job/stopping.py")
 
 
 def _texts(path: Path) -> list[str]:

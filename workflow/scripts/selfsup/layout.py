@@ -205,6 +205,16 @@ def card_name(epoch: int | str) -> str:
     return f"epoch_{_digits(epoch)}.json"
 
 
+def rolling_name(step: int) -> str:
+    """Return the file name of the rolling checkpoint after `step` steps."""
+    return f"step_{step:09d}.pt"
+
+
+def rolling_files(partial: Path) -> list[Path]:
+    """Return the rolling checkpoints that are there, in order."""
+    return sorted(partial.glob("step_*.pt"))
+
+
 def is_boundary(path: Path) -> bool:
     """Return whether a file has a boundary's name; a copy of somebody's beside it has another."""
     return _BOUNDARY.fullmatch(path.name) is not None

@@ -267,8 +267,8 @@ def _finish(
     done = torch.empty(views * count, 3, size, size, device=device)
 
     def make(part: slice) -> None:
-        stages = _stages(together.part(part), view[part], draws.policies, augment)
-        places = _Arrangement(stages, part.stop - part.start, device)
+        passes = _passes(together.part(part), view[part], draws.policies, augment)
+        places = _Arrangement(passes, part.stop - part.start, device)
         rows = part.start + places.first
         pictures = places.run(cropped(rows, together.part(rows)))
         done[part] = _normalise(pictures, augment)
@@ -301,7 +301,7 @@ def _side_by_side(make: Callable[[slice], None], parts: Sequence[slice]) -> None
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Pass:
     """Operations that are done side by side, each on samples of its own; the rest of the samples stay as they are.
 
     operations: the operation, its samples (int64 [n]) and its argument for each of them (float32 [n]).
@@ -318,26 +318,26 @@ class _Stage:
 
 
 class _Arrangement:
-    """Runs stages over a batch that is sorted anew before each, so that every operation finds its samples in a row.
+    """Runs passes over a batch that is sorted anew before each, so that every operation finds its samples in a row.
 
-    One gather a stage instead of two a (small) operation; all indices and arguments reach the device in two copies.
+    One gather a pass instead of two a (small) operation; all indices and arguments reach the device in two copies.
     """
 
-    def __init__(self, stages: list[_Stage], count: int, device: torch.device):
-        self._stages = stages
-        orders = [stage.order(count) for stage in stages]
+    def __init__(self, passes: list[_Pass], count: int, device: torch.device):
+        self._passes = passes
+        orders = [one.order(count) for one in passes]
         self.first = orders[0] if orders else np.arange(count)
         moves = [_move(old, new) for old, new in zip(orders, [*orders[1:], np.arange(count)], strict=False)]
-        values = [argument for stage in stages for _, _, argument in stage.operations]
+        values = [argument for one in passes for _, _, argument in one.operations]
         self._moves = _sent(moves, device, np.int64)
         self._values = _sent(values, device, np.float32)
 
     def run(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return the pictures, given in the order `first`, changed and in the samples' own order."""
         values = iter(self._values)
-        for stage, move in zip(self._stages, self._moves, strict=True):
+        for one, move in zip(self._passes, self._moves, strict=True):
             start = 0
-            for operation, chosen, _ in stage.operations:
+            for operation, chosen, _ in one.operations:
                 part = pictures[start : start + len(chosen)]
                 changed = operation(part, next(values))
                 if changed is not part:
@@ -361,7 +361,7 @@ def _sent(arrays: list[np.ndarray], device: torch.device, kind: type) -> Sequenc
     return together.split([len(array) for array in arrays])
 
 
-def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augment: Augment) -> list[_Stage]:
+def _passes(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augment: Augment) -> list[_Pass]:
     """Return what is to be done after the crop, in order. view: int [N], of each sample."""
     colours = OPERATIONS[augment.quantize]
     adjustments = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
@@ -389,9 +389,9 @@ def _stages(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augmen
 
     grey = np.flatnonzero(draws.grayscale)
     greys = [(colours.as_grey, grey, np.zeros(len(grey), np.float32))]
-    stages = [*map(jitters, range(draws.order.shape[1])), greys, [*blurs()], [*solarizes()]]
-    needed = [_Stage([step for step in stage if len(step[1])]) for stage in stages]
-    return [stage for stage in needed if stage.operations]
+    passes = [*map(jitters, range(draws.order.shape[1])), greys, [*blurs()], [*solarizes()]]
+    needed = [_Pass([step for step in one if len(step[1])]) for one in passes]
+    return [one for one in needed if one.operations]
 
 
 def _blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -19,7 +19,7 @@ import torch
 
 from selfsup import cards
 from selfsup.errors import PermanentError, UserError, reason_of
-from selfsup.layout import epoch_of, is_boundary
+from selfsup.layout import boundary_name, epoch_of, is_boundary, rolling_files
 from selfsup.provenance import sha256
 from selfsup.recipe import differences, pretraining_part
 from selfsup.segments import recorded_cards, write_card
@@ -173,7 +173,7 @@ def prune(partial: Path, keep: Path | None = None) -> None:
 
     Checkpoints newer than `keep` stay. Without `keep` the run is over, and all checkpoints in `partial` are deleted.
     """
-    rolling, boundaries = sorted(partial.glob("step_*.pt")), set(partial.glob("epoch_*.pt"))
+    rolling, boundaries = rolling_files(partial), set(partial.glob(boundary_name("*")))
     if keep is None:
         needless = {*rolling, *boundaries}
     else:

@@ -8,6 +8,7 @@ import torch
 
 from selfsup.engine.saving import Decision, Saver
 from selfsup.job.attempt import Attempt
+from selfsup.layout import rolling_name
 from selfsup.training.clock import Progress
 from selfsup.training.health import Health
 from selfsup.training.history import History
@@ -46,7 +47,7 @@ def _save_if_due(training: Pretraining, loss: torch.Tensor, saver: Saver) -> Dec
     """Write a rolling checkpoint if one is due or the job has to stop, and return what all ranks decided."""
     decision = saver.decide()
     if decision is not Decision.GO_ON:
-        path = training.run.partial / f"step_{training.step:09d}.pt"
+        path = training.run.partial / rolling_name(training.step)
         training.save(path, loss, saver, wait=decision is Decision.STOP)
     return decision
 
