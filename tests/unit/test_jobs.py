@@ -7,38 +7,10 @@ from types import SimpleNamespace
 import pytest
 from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options, validate_slurm_extra
 
+from machines import EIGHT_NODES, JEAN_ZAY, LAPTOP, NO_SITE, ONE_NODE, V100
 from selfsup import jobs
 from selfsup.arguments import add_compute_arguments
 from selfsup.errors import UserError
-
-NO_SITE = {"account": None, "partition": None, "constraint": None, "qos": None, "extra": ""}
-JEAN_ZAY = {
-    "account": "abc@v100",
-    "partition": None,
-    "constraint": "v100-32g",
-    "qos": "qos_gpu-t3",
-    "extra": "--hint=nomultithread",
-}
-LAPTOP = {
-    "nodes": 1,
-    "devices_per_node": 1,
-    "cpus_per_device": 2,
-    "hours": 1,
-    "device": "cpu",
-    "precision": "fp32",
-    "checkpoint_minutes": 1,
-}
-ONE_NODE = {
-    "nodes": 1,
-    "devices_per_node": 2,
-    "cpus_per_device": 10,
-    "hours": 20,
-    "device": "auto",
-    "precision": "auto",
-    "checkpoint_minutes": 10,
-}
-EIGHT_NODES = {**ONE_NODE, "nodes": 8, "devices_per_node": 4}
-V100 = {**EIGHT_NODES, "device": "cuda", "precision": "fp16", "hang_minutes": 5, "channels_last": False}
 
 
 class Resources(dict):

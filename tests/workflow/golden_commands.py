@@ -16,51 +16,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "workflow" / "scripts")]
 
-from workflows import Workflow  # noqa: E402 - when this is run by hand, the lines above say where it is
+# When this is run by hand, the line above says where they are.
+from machines import EIGHT_NODES, JEAN_ZAY, LAPTOP, NO_SITE, ONE_NODE, V100  # noqa: E402
+from workflows import Workflow  # noqa: E402
 
 GOLDEN = Path(__file__).with_suffix(".txt")
 REPOSITORY = Path(__file__).parents[2]
 # What Snakemake's Slurm plugin looks for; a plan asks none of them anything.
 SLURM_COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "sacctmgr")
 
-NO_SITE = {"account": None, "partition": None, "constraint": None, "qos": None, "extra": ""}
-JEAN_ZAY = {
-    "account": "abc@v100",
-    "partition": None,
-    "constraint": "v100-32g",
-    "qos": "qos_gpu-t3",
-    "extra": "--hint=nomultithread",
-    "reservation": "lab",
-    "memory_gb": 4,
-}
-LAPTOP = {
-    "nodes": 1,
-    "devices_per_node": 1,
-    "cpus_per_device": 2,
-    "hours": 1,
-    "device": "cpu",
-    "precision": "fp32",
-    "checkpoint_minutes": 1,
-}
-ONE_NODE = {
-    "nodes": 1,
-    "devices_per_node": 2,
-    "cpus_per_device": 10,
-    "hours": 20,
-    "device": "auto",
-    "precision": "auto",
-    "checkpoint_minutes": 10,
-}
-EIGHT_NODES = {**ONE_NODE, "nodes": 8, "devices_per_node": 4}
-V100 = {
-    **EIGHT_NODES,
-    "device": "cuda",
-    "precision": "fp16",
-    "hang_minutes": 5,
-    "channels_last": False,
-    "memory_gb": 160,
-    "gpu_type": "v100",
-}
+SITE = {**JEAN_ZAY, "reservation": "lab", "memory_gb": 4}
+V100_OF_A_TYPE = {**V100, "memory_gb": 160, "gpu_type": "v100"}
 EXPERIMENT = {"overrides": {}, "seeds": [0], "revision": 1}
 
 
@@ -168,8 +134,8 @@ class LikeJeanZay(OnSlurm):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.config["cluster"] = dict(JEAN_ZAY)
-        self.config["experiments"]["eight_nodes"]["compute"]["pretrain"] = dict(V100)
+        self.config["cluster"] = dict(SITE)
+        self.config["experiments"]["eight_nodes"]["compute"]["pretrain"] = dict(V100_OF_A_TYPE)
 
 
 KINDS: Mapping[str, type[Planned]] = {
