@@ -1,4 +1,4 @@
-"""Compute and cluster blocks of config.yaml whose jobs the golden texts hold: laptop, one node, eight, Jean Zay-like."""
+"""Compute and cluster blocks of config.yaml for the golden texts of jobs: laptop, one node, eight, Jean Zay-like."""
 
 NO_SITE = {"account": None, "partition": None, "constraint": None, "qos": None, "extra": ""}
 JEAN_ZAY = {
