@@ -88,6 +88,9 @@ def clone(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     site = next(block for block in blocks("docs/hpc.md") if "cluster" in block)
     (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    for command in PRINTED:  # the files that a page has its reader write: each test alone must find them
+        if command.startswith("echo "):
+            assert run(command, folder).returncode == 0
     return folder
 
 
