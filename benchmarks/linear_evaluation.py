@@ -26,6 +26,7 @@ from selfsup.engine.distributed import Ranks
 from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.linear import LinearEvaluation
+from selfsup.evaluation.task import Judged
 from selfsup.models import Backbone, fold_batch_norms, initial_backbone
 from selfsup.recipe import load_recipe
 
@@ -130,7 +131,8 @@ def one_step(
     recipe = load_recipe(name, {"linear": {"batch": images, "further": further}})
     encoder = initial_backbone(recipe, 0).eval().requires_grad_(False).to(device)
     compute = Compute(Ranks(), device, form.precision, threads, 0, channels_last=form.channels_last)
-    evaluation = LinearEvaluation(encoder, PackedStore(folder), recipe, seed=0, compute=compute, identity={})
+    judged = Judged(encoder, PackedStore(folder), recipe, seed=0, compute=compute)
+    evaluation = LinearEvaluation(judged, recipe.linear, identity={})
     evaluation.features = features(encoder, form, compute)
 
     def step() -> None:  # no value: the whole call counts

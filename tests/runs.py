@@ -7,9 +7,11 @@ from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.saving import Saver
 from selfsup.evaluation.linear import LinearEvaluation
+from selfsup.evaluation.task import Judged, Task
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.layout import boundary_name
+from selfsup.recipe import Recipe
 from selfsup.training.pretraining import Run
 from selfsup.training.segment import train_segment
 
@@ -73,14 +75,16 @@ def equal_states(one: dict, other: dict) -> bool:
 
 
 def evaluation(encoder, store, recipe, encoder_name="a test", compute=None) -> LinearEvaluation:
-    return LinearEvaluation(encoder, store, recipe, seed=0, compute=compute or on_cpu(), identity={"of": encoder_name})
+    judged = Judged(encoder, store, Recipe.of(recipe), seed=0, compute=compute or on_cpu())
+    return LinearEvaluation(judged, judged.recipe.linear, identity={"of": encoder_name})
 
 
-def evaluate(one: LinearEvaluation, folder, stop=None, minutes=60.0) -> list[dict]:
+def evaluate(one: Task, folder, stop=None, minutes=60.0) -> list[dict]:
+    """Continue an evaluation to its end, or until it is stopped; its rows of this time."""
     ranks, stage = one.compute.ranks, "linear evaluation"
     place = Place(ranks.rank, ranks.size)
     with Attempt(folder, stage=stage, goal="its end", fingerprint="a test", place=place, stop=stop) as attempt:
         saver = Saver(ranks, attempt, minutes)
-        rows = list(one.train(attempt, saver, folder / "partial"))
+        rows = list(one.run(attempt, saver, folder / "partial"))
         saver.finish()
         return rows

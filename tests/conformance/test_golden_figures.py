@@ -5,7 +5,7 @@ import pytest
 from test_recipe_keys import BUSY
 
 from runs import evaluate, evaluation
-from selfsup.evaluation.record import VERSIONS
+from selfsup.evaluation.linear_settings import LinearSettings
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe, merge
 from tiny import TINY
@@ -20,9 +20,9 @@ def test_the_figures_of_the_linear_evaluation_are_those_of_its_version(tiny_stor
     encoder = initial_backbone(recipe, 0).eval().requires_grad_(False)
     rows = evaluate(evaluation(encoder, tiny_store, recipe), tmp_path)
     found = [row["train_loss"] for row in rows], rows[-1]["top1"], rows[-1]["top5"]
-    version = VERSIONS["linear"]
+    version = LinearSettings.version
     assert ("linear", version) in FIGURES, f"record the figures of version {version} here: {found}"
     losses, *accuracies = FIGURES["linear", version]
-    changed = f"the linear evaluation's figures have changed: raise selfsup.evaluation.record.VERSIONS. Now: {found}"
+    changed = f"the linear evaluation's figures have changed: raise LinearSettings.version. Now: {found}"
     assert found[0] == pytest.approx(losses, rel=1e-4), changed
     assert list(found[1:]) == pytest.approx(accuracies), changed

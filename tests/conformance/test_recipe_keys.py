@@ -7,10 +7,9 @@ from functools import cache, reduce
 import pytest
 import torch
 
-from runs import on_cpu
+from runs import evaluation, on_cpu
 from selfsup.data.loader import CPU, Batches, ViewMaker
 from selfsup.engine.saving import Saver
-from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.job.attempt import Attempt
 from selfsup.models import initial_backbone
 from selfsup.recipe import Recipe, canonical, check_recipe, load_recipe, merge, overridden
@@ -208,9 +207,9 @@ def evaluated(tiny_store, tmp_path_factory):
         folder = tmp_path_factory.mktemp("evaluation")
         encoder = initial_backbone(recipe, 0).eval().requires_grad_(False)
         # bf16, so that a test in fp32 differs from one in the precision of computing.
-        one = LinearEvaluation(encoder, tiny_store, recipe, seed=0, compute=on_cpu(precision="bf16"), identity={})
+        one = evaluation(encoder, tiny_store, recipe, compute=on_cpu(precision="bf16"))
         with Attempt(folder, stage="linear evaluation", goal="its end", fingerprint="a test") as attempt:
-            rows = list(one.train(attempt, Saver(one.compute.ranks, attempt, 60), folder / "partial"))
+            rows = list(one.run(attempt, Saver(one.compute.ranks, attempt, 60), folder / "partial"))
         figures = [[row[key] for key in ("epoch", "lr", "train_loss", "top1", "top5")] for row in rows]
         classifiers = [*one._classifier.state_dict().values(), *one._further.state_dict().values()]
         return digest([torch.tensor(figures), *classifiers, one._test_features])

@@ -100,9 +100,9 @@ def test_the_gate_is_told_of_bands_and_of_going_on_where_config_yaml_has_them(co
 
 def test_a_local_copy_of_the_dataset_is_told_with_the_machine(config):
     cifar10 = config.experiments["cifar10"]
-    assert commands.machine_words(config, cifar10, "evaluate", in_slurm=False) == "--cpus 10 --local-ranks 1"
+    assert commands.machine_words(config, cifar10, "evaluate", "cifar10", in_slurm=False) == "--cpus 10 --local-ranks 1"
     copied = replace(config, datasets={"cifar10": {"source": "cifar10", "local_copy": "$TMPDIR"}})
-    words = commands.machine_words(copied, cifar10, "pretrain", in_slurm=True)
+    words = commands.machine_words(copied, cifar10, "pretrain", "cifar10", in_slurm=True)
     assert words == "--cpus 10 --local-copy '$TMPDIR' --time-limit 1200"
 
 

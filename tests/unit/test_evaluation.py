@@ -9,12 +9,13 @@ import torch
 
 from runs import StopAfter, evaluate, evaluation
 from selfsup.errors import PermanentError, UserError
-from selfsup.evaluation.linear import protocol
+from selfsup.evaluation.metrics import keys_of
 from selfsup.job.ledger import Ledger
 from selfsup.measures import top_k_hits
 from selfsup.models import initial_backbone
+from selfsup.protocols import linear_evaluation
 from selfsup.recipe import load_recipe
-from selfsup.tables.figure_keys import differences, figure_keys, settings
+from selfsup.tables.figure_keys import differences
 from selfsup.tables.layouts import Notes, to_latex, to_markdown
 from selfsup.tables.rows import (
     COMPARED_WITH,
@@ -25,6 +26,12 @@ from selfsup.tables.rows import (
     read_table,
     to_csv,
 )
+
+AUTHORS = load_recipe("cifar10_authors")
+
+
+def figure_keys(card, recipe, n_train):
+    return keys_of(linear_evaluation(recipe, "cifar10"), card, recipe, n_train)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -131,8 +138,9 @@ def test_a_last_batch_with_fewer_images_than_ranks_leaves_one_of_them_idle(tiny_
 
 
 def test_the_protocol_is_named_in_words():
-    assert protocol({**load_recipe("cifar10"), "micro_batches": 4}).endswith("pretrained in 4 micro-batches")
-    assert protocol(load_recipe("cifar10")) == "linear, 90 epochs, batch 256, lr 0.2 cosine to 0, last epoch"
+    recipe = load_recipe("cifar10")
+    assert recipe.linear.protocol({**recipe, "micro_batches": 4}).endswith("pretrained in 4 micro-batches")
+    assert recipe.linear.protocol(recipe) == "linear, 90 epochs, batch 256, lr 0.2 cosine to 0, last epoch"
 
 
 # The keys of Devillers & Lefort's figure for CIFAR-10, as an evaluation of ours writes them.
@@ -146,7 +154,7 @@ LIKE_THE_PAPER = {
     "epochs": 800,
     "global_batch": 512,
     "task": "linear",
-    "settings": settings(load_recipe("cifar10_authors")),
+    "settings": AUTHORS.linear.in_words(AUTHORS),
     "labels": 100,
     "n_train": 50000,
 }
@@ -331,7 +339,7 @@ def test_the_papers_recipes_have_the_keys_of_its_figures(name, images, left):
     """In all but what docs/reproduce.md tells of them."""
     recipe, (n_train, n_test) = load_recipe(name), images
     card = {"recipe": recipe, "training": {"epoch": float(recipe["epochs"])}}
-    ours = {**figure_keys(card, recipe, n_train), "n_test": n_test, "protocol": protocol(recipe)}
+    ours = {**figure_keys(card, recipe, n_train), "n_test": n_test, "protocol": recipe.linear.protocol(recipe)}
     published = pd.read_csv(REFERENCE).set_index(["implementation", "dataset"])
     assert differences(ours, published.loc[(COMPARED_WITH, name.split("_")[0])].to_dict()) == left
     original = differences(ours, published.loc[("Original", name.split("_")[0])].to_dict())

@@ -144,12 +144,14 @@ def test_an_import_is_finished_while_the_published_file_is_the_same(config, expe
 
 
 def evaluated(config: Config, experiment: Experiment, run: RunFolder, encoder: EncoderPaths, adopt=False) -> Evaluated:
-    return finished.evaluation(config, experiment, run, encoder, 0, adopt=adopt)
+    return finished.evaluation(config, experiment, run, encoder, experiment.evaluations["linear"], 0, adopt=adopt)
 
 
 def identity(config: Config, experiment: Experiment, encoder: EncoderPaths) -> dict:
     data = data_of(config.data_dir, experiment.dataset)
-    return record.identity(experiment.recipe, 0, encoder.weights, data, encoder.evaluation().folder)
+    return record.identity(
+        experiment.evaluations["linear"], experiment.recipe, 0, encoder.weights, data, encoder.evaluation().folder
+    )
 
 
 @pytest.mark.parametrize("which", ["encoder", "random_init"])

@@ -18,6 +18,7 @@ from selfsup.recipe import (
     recipe_names,
 )
 from selfsup.reports.explain import flattened
+from selfsup.settings.library import Library
 from selfsup.settings.typed import plain
 
 
@@ -162,7 +163,7 @@ def test_variants_differ_from_the_papers_recipe_in_these_values_and_no_others(na
 
 
 def test_a_recipe_whose_base_is_missing_or_itself_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_module, "RECIPES", tmp_path)
+    monkeypatch.setattr(recipe_module, "LIBRARY", Library(tmp_path, "recipe"))
     (tmp_path / "one.yaml").write_text("base: two\n")
     (tmp_path / "two.yaml").write_text("base: [one]\n")
     (tmp_path / "three.yaml").write_text("base: nowhere\nepochs: 3\n")

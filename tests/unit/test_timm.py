@@ -22,6 +22,7 @@ from selfsup.optim import parameter_treatments
 from selfsup.optim.adamw_settings import AdamWSettings
 from selfsup.recipe import fingerprint, load_recipe
 from selfsup.reports.explain import explained
+from selfsup.settings.library import Library
 from selfsup.settings.registries import BACKBONES
 from selfsup.training.network_draws import BLOCK, NetworkDraws
 from selfsup.training.pretraining import Pretraining, Run
@@ -54,7 +55,7 @@ def test_overrides_add_to_a_recipes_arguments(tmp_path, monkeypatch):
         (tmp_path / path.name).write_text(path.read_text())
     model = "{backbone: timm/vit_tiny_patch16_224, arguments: {patch_size: 4, depth: 2}}"
     (tmp_path / "vit.yaml").write_text(f"base: digits\nmodel: {model}\n")
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    monkeypatch.setattr(recipes, "LIBRARY", Library(tmp_path, "recipe"))
     recipe = load_recipe("vit", {"model": {"arguments": {"qkv_bias": False, "depth": 1}, "drop_path": 0.1}})
     assert recipe.model.arguments == {"patch_size": 4, "depth": 1, "qkv_bias": False} and recipe.model.drop_path == 0.1
     assert load_recipe("vit", {"model": {"batch_norm": {"eps": 0.1}}}).model.batch_norm.momentum == 0.1

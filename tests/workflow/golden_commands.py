@@ -89,13 +89,16 @@ class OnThisMachine(Planned):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
+        self.config["evaluations"] = {"neighbours": {"protocol": "knn", "dataset": "packed"}}
         laptop = {"bands": "my bands.yaml", "continue_after_collapse": True, "compute": {"tensorboard": True}}
+        laptop["evaluations"] = ["linear", "neighbours"]
         self.add("laptop", "digits", LAPTOP, LAPTOP, segment_epochs=20, **laptop)
         self.add("one_node", "cifar10", ONE_NODE, {**ONE_NODE, "tf32": True}, segment_epochs=1000)
         self.config["experiments"]["one_node"]["revision"] = 2
         published = {"publisher": "authors", "path": "weights of others.pt"}
         self.add("imported", "digits", LAPTOP, LAPTOP, segment_epochs=30, published=published)
-        finished = [f"results/laptop/seed0/{part}linear/metrics.csv" for part in ("", "random_init/")]
+        runs = [f"results/laptop/seed0/{part}" for part in ("", "random_init/")]
+        finished = [f"{run}{name}/metrics.csv" for run in runs for name in ("linear", "neighbours")]
         self.pretend(*finished, "results/laptop/seed0/linear/ledger.csv", "results/laptop/seed0/pretrain/ledger.csv")
         older = {"revision": 1, "fingerprint": "", "boundaries": [], "reached": 0, "recipe": {}}
         self.pretend("results/one_node/seed0/pretrain/segments.json", content=json.dumps(older))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfsup.evaluation.record import VERSIONS
+from selfsup.evaluation.linear_settings import LinearSettings
 from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe, pretraining_part
 from workflows import QUICK, Workflow, jobs
@@ -239,9 +239,9 @@ def test_a_raised_version_evaluates_again_and_trains_nothing(finished, tmp_path,
     other = tmp_path / "newer"
     shutil.copytree(repository / "workflow", other / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(repository / "Snakefile", other)
-    path = other / "workflow/scripts/selfsup/evaluation/record.py"
-    newer = f'VERSIONS = {{"linear": {VERSIONS["linear"] + 1}}}'
-    text, count = re.subn(r'^VERSIONS = {"linear": \d+}', newer, path.read_text(), flags=re.MULTILINE)
+    path = other / "workflow/scripts/selfsup/evaluation/linear_settings.py"
+    newer = f"class LinearSettings(TaskSettings):\n    version = {LinearSettings.version + 1}\n"
+    text, count = re.subn(r"^class LinearSettings\(TaskSettings\):\n", newer, path.read_text(), flags=re.MULTILINE)
     assert count == 1
     path.write_text(text)
     finished.repository = other

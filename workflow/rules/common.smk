@@ -7,9 +7,9 @@ from snakemake.utils import update_config
 
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
-from selfsup.layout import RESULTS, RunPaths, data_of, probe_of, store_in
+from selfsup.layout import LINEAR, RESULTS, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
-from selfsup.targets import experiment_asked_for
+from selfsup.targets import evaluation_asked_for, experiment_asked_for
 
 
 @ends_on_error
@@ -28,6 +28,7 @@ wildcard_constraints:
     experiment="|".join(map(re.escape, CONFIG.experiments)),
     dataset="|".join(map(re.escape, CONFIG.datasets)),
     table="|".join(map(re.escape, CONFIG.tables)),
+    evaluation="|".join(map(re.escape, CONFIG.evaluations)) or "(?!)",
     seed=r"\d+",
     epoch=r"\d+",
     revision=r"\d+",

@@ -1,4 +1,4 @@
-# Linear evaluation of an encoder, trained or not.
+# Evaluations of an encoder, trained or not: the recipe's linear one, and those that config.yaml names.
 
 
 rule linear_eval:
@@ -16,12 +16,12 @@ rule linear_eval:
         **resources_of("evaluate"),
     params:
         # Nothing is tracked: the evaluation's own record says what it was made from.
-        job=device_job("linear_eval.py", "evaluate", recipe=recipe_file, data=data_folder),
+        job=device_job("linear_eval.py", "evaluate", recipe=recipe_file, data=evaluation_data, protocol=nothing_told),
     message:
         "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
     shell:
         "{params.job[start]} --recipe {params.job[recipe]:q} --seed {wildcards.seed} --data {params.job[data]:q}"
-        " --encoder {input.encoder:q} --output {params.job[folder]:q} {params.job[machine]}"
+        " --encoder {input.encoder:q}{params.job[protocol]} --output {params.job[folder]:q} {params.job[machine]}"
         " 2>&1 | {params.job[tee]} {log}"
 
 
@@ -37,3 +37,29 @@ use rule linear_eval as linear_eval_random_init with:
         "logs/benchmarks/linear_eval/{experiment}_seed{seed}_random_init.tsv"
     message:
         "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"
+
+
+use rule linear_eval as evaluate with:
+    output:
+        metrics=RUN.encoder.evaluation("{evaluation}").metrics,
+    log:
+        "logs/evaluate/{evaluation}_{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{evaluation}_{experiment}_seed{seed}.tsv"
+    params:
+        job=device_job("evaluate.py", "evaluate", recipe=recipe_file, data=evaluation_data, protocol=protocol_words),
+    message:
+        "Evaluation {wildcards.evaluation} of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
+
+
+use rule linear_eval_random_init as evaluate_random_init with:
+    output:
+        metrics=RUN.random_init.evaluation("{evaluation}").metrics,
+    log:
+        "logs/evaluate/{evaluation}_{experiment}_seed{seed}_random_init.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{evaluation}_{experiment}_seed{seed}_random_init.tsv"
+    params:
+        job=device_job("evaluate.py", "evaluate", recipe=recipe_file, data=evaluation_data, protocol=protocol_words),
+    message:
+        "Evaluation {wildcards.evaluation} of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"

@@ -14,13 +14,23 @@ def untrained(wildcards):
 
 
 @ends_on_error
+def evaluation_of(wildcards):
+    """The evaluation that a job is of; the recipe's own where its name has no wildcard for it."""
+    experiment, name = experiment_of(wildcards), getattr(wildcards, "evaluation", LINEAR)
+    return evaluation_asked_for(CONFIG, experiment, name)
+
+
+@ends_on_error
 def evaluation_finished(wildcards, encoder):
     """Whether an evaluation's record says that it was made from what is there now. One made from something else is
     forced; one that was named is made again."""
-    experiment, run, paths = experiment_of(wildcards), run_of(wildcards), encoder.evaluation()
-    state = finished.evaluation(CONFIG, experiment, run, encoder, int(wildcards.seed), adopt=writing())
-    maker = "linear_eval_random_init" if encoder.untrained else "linear_eval"
-    if not workflow.remote_exec and is_named(str(paths.metrics), maker):
+    experiment, run, evaluation = experiment_of(wildcards), run_of(wildcards), evaluation_of(wildcards)
+    paths = encoder.evaluation(evaluation.name)
+    state = finished.evaluation(CONFIG, experiment, run, encoder, evaluation, int(wildcards.seed), adopt=writing())
+    maker = "linear_eval" if evaluation.name == LINEAR else "evaluate"
+    if not workflow.remote_exec and is_named(
+        str(paths.metrics), f"{maker}_random_init" if encoder.untrained else maker
+    ):
         TO_BE_FORGOTTEN.add(paths.folder)
         return False
     if state.outdated:
@@ -32,8 +42,10 @@ def dataset_evaluated_on(encoder):
     """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
 
     def dataset(wildcards):
-        refuse_if_busy(encoder(wildcards).evaluation().folder)
-        return settled(dataset_of(wildcards), evaluation_finished(wildcards, encoder(wildcards)))
+        evaluation = evaluation_of(wildcards)
+        refuse_if_busy(encoder(wildcards).evaluation(evaluation.name).folder)
+        store = store_in(data_of(CONFIG.data_dir, evaluation.dataset))
+        return settled(store, evaluation_finished(wildcards, encoder(wildcards)))
 
     return dataset
 

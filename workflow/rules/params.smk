@@ -16,6 +16,20 @@ def data_folder(wildcards, input):
     return str(data_of(CONFIG.data_dir, experiment_of(wildcards).dataset))
 
 
+def evaluation_data(wildcards, input):
+    return str(data_of(CONFIG.data_dir, evaluation_of(wildcards).dataset))
+
+
+def nothing_told(wildcards, input):
+    return ""
+
+
+def protocol_words(wildcards, input):
+    """What an evaluation is told beside what the linear one is."""
+    told = told_file("evaluation", evaluation_of(wildcards).told())
+    return f" {commands.words({'--protocol': told})}"
+
+
 def whole_config(wildcards, input):
     return told_file("config", config)
 

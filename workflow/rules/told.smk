@@ -48,7 +48,8 @@ def device_job(name, stage, /, **words):
         if not in_slurm() and not workflow.dryrun:
             commands.refuse_several_nodes(experiment, stage)
         start = jobs.launcher(experiment.compute[stage], told["start"], in_slurm=in_slurm())
-        machine = commands.machine_words(CONFIG, experiment, stage, in_slurm=in_slurm())
+        dataset = evaluation_of(wildcards).dataset if stage == "evaluate" else experiment.dataset
+        machine = commands.machine_words(CONFIG, experiment, stage, dataset, in_slurm=in_slurm())
         return {**told, "start": start, "machine": machine, "tee": commands.TEE}
 
     return job

@@ -8,6 +8,7 @@ the first of these.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 from selfsup.as_run import config_as_run
@@ -57,19 +58,20 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
     rows = []
     for name in config.tables[table]:
         experiment = config.experiments[name]
-        source = config.datasets[experiment.dataset]["source"]
         runs = [RunPaths(results, name, seed) for seed in experiment.seeds]
         ledgers = tuple(run.pretrain.ledger for run in runs)
-        for untrained in (False, True):
+        for evaluation, untrained in product(experiment.evaluations.values(), (False, True)):
             encoders = [run.random_init if untrained else run.encoder for run in runs]
+            source = config.datasets[evaluation.dataset]["source"]
             rows.append(
                 Row(
                     experiment=name,
-                    dataset=dataset_label(experiment.dataset, source),
+                    dataset=dataset_label(evaluation.dataset, source),
+                    evaluation=evaluation.name,
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,
-                    metrics=[encoder.evaluation().metrics for encoder in encoders],
+                    metrics=[encoder.evaluation(evaluation.name).metrics for encoder in encoders],
                     random_init=untrained,
                     split=SPLITS.get(source, "test"),
                     ledgers=() if untrained else ledgers,

@@ -16,12 +16,19 @@ from typing import Any
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, ConfigFile, Experiment, check_config, config_of
 from selfsup.errors import UserError
-from selfsup.layout import RECORDS_OF_RUNS, RunPaths, seed_of
+from selfsup.layout import LINEAR, RECORDS_OF_RUNS, RunPaths, seed_of
 from selfsup.settings.typed import plain, with_numbers
 from selfsup.settings.yaml_reader import read_yaml
 
 # Keys of config.yaml that are compared as one; of the others, each name for itself.
 WHOLE = ("data_dir", "cluster")
+# Sections whose names refer to those of others; each stands behind the ones that it refers to.
+SECTIONS = {
+    "datasets": (),
+    "evaluations": ("datasets",),
+    "experiments": ("datasets", "evaluations"),
+    "tables": ("experiments",),
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ def record_what_runs(results: Path, config: Config, raw: Mapping, runs: set[tupl
         merged = {**raw, **plain(checked)}
         content = {
             "written": datetime.now(UTC).isoformat(),
-            "config": _part({**merged, "experiments": {name: block}}, name, block["dataset"]),
-            "config_yaml": _part(alone, name, block["dataset"]),
+            "config": _part({**merged, "experiments": {name: block}}, name, block),
+            "config_yaml": _part(alone, name, block),
         }
         path = RunPaths(results, name, seed).as_run
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,18 +92,20 @@ def as_run(now: Mapping, results: Path) -> dict[str, Any]:
         merged |= {key: value for key, value in _places(record["config"]).items() if here.get(key) == then.get(key)}
     for path, record in records:
         _add_seed(merged, record, path.parent.name, seed_of(path))
-    content: dict[str, Any] = {key: {} for key in ("datasets", "tables", "experiments")}
+    content: dict[str, Any] = {key: {} for key in SECTIONS}
     for (section, *name), value in merged.items():
         if name:
             content[section][name[0]] = value
         else:
             content[section] = value
-    for section, referred in (("experiments", "datasets"), ("tables", "experiments")):
+    for section, referred in SECTIONS.items():
         content[section] = {
             name: value
             for name, value in content[section].items()
-            if (section, name) in here or _refers_to(value) <= content[referred].keys()
+            if (section, name) in here or all(_named(value, kind) <= content[kind].keys() for kind in referred)
         }
+    if not content["evaluations"]:
+        del content["evaluations"]
     extensions = [one for part in (now, *(record["config"] for _, record in records)) for one in _extensions(part)]
     return content | ({"extensions": list(dict.fromkeys(extensions))} if extensions else {})
 
@@ -106,9 +115,13 @@ def _extensions(content: Mapping) -> list[str]:
     return list(content.get("extensions") or [])
 
 
-def _refers_to(value: Any) -> set[str]:
-    """Return the dataset of an experiment, the experiments of a table."""
-    return set(value) if isinstance(value, list) else {value["dataset"]}
+def _named(value: Any, kind: str) -> set[str]:
+    """Return the names of a section that a table, an experiment or an evaluation has."""
+    if isinstance(value, list):
+        return set(value)
+    if kind == "evaluations":
+        return set(value.get("evaluations") or ()) - {LINEAR}
+    return {value["dataset"]} if value.get("dataset") else set()
 
 
 def _add_seed(merged: dict, record: Mapping, name: str, seed: int) -> None:
@@ -126,14 +139,20 @@ def _places(content: Mapping) -> dict[tuple[str, ...], Any]:
     return places | {(section, name): block for section, names in named.items() for name, block in names.items()}
 
 
-def _part(content: Mapping, name: str, dataset: str) -> dict[str, Any]:
-    """Return what concerns an experiment: itself, its dataset, and the tables that it is in."""
+def _part(content: Mapping, name: str, block: Mapping) -> dict[str, Any]:
+    """Return what concerns an experiment: itself, its datasets and evaluations, and the tables that it is in.
+
+    block: its own, as it is run.
+    """
     tables = {key: names for key, names in (content.get("tables") or {}).items() if name in names}
-    parts = {key: content.get(key) or {} for key in ("datasets", "experiments")}
+    parts = {key: content.get(key) or {} for key in ("datasets", "experiments", "evaluations")}
+    evaluations = {key: one for key, one in parts["evaluations"].items() if key in _named(block, "evaluations")}
+    datasets = {block["dataset"], *(one["dataset"] for one in evaluations.values() if one.get("dataset"))}
     return {
         **{key: content[key] for key in (*WHOLE, "extensions") if key in content},
-        "datasets": {key: block for key, block in parts["datasets"].items() if key == dataset},
+        "datasets": {key: block for key, block in parts["datasets"].items() if key in datasets},
         "tables": tables,
+        **({"evaluations": evaluations} if evaluations else {}),
         "experiments": {key: block for key, block in parts["experiments"].items() if key == name},
     }
 

@@ -81,9 +81,9 @@ def refuse_several_nodes(experiment: Experiment, stage: str) -> None:
         )
 
 
-def machine_words(config: Config, experiment: Experiment, stage: str, *, in_slurm: bool) -> str:
+def machine_words(config: Config, experiment: Experiment, stage: str, dataset: str, *, in_slurm: bool) -> str:
     """Return what the script of a stage is told of the machine and of the dataset's copy on it."""
-    local_copy = config.datasets[experiment.dataset].get("local_copy")
+    local_copy = config.datasets[dataset].get("local_copy")
     return jobs.arguments(experiment.compute[stage], in_slurm=in_slurm, local_copy=local_copy)
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
 from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
+from selfsup.layout import LINEAR, OWN_FOLDERS
 from selfsup.names import check_names
+from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
 from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
@@ -46,6 +48,17 @@ class Dataset(Settings):
     """folder of each node that the packed images are copied to"""
 
 
+class EvaluationBlock(Settings):
+    """One of config.yaml's `evaluations`."""
+
+    protocol: str
+    """how encoders are judged: a name in workflow/protocols, or linear, the recipe's own"""
+    dataset: str | None = None
+    """a name of `datasets`; null: the experiment's own"""
+    overrides: dict | None = None
+    """keys of the protocol that differ"""
+
+
 class Published(Settings):
     """An experiment's encoder that others have trained."""
 
@@ -80,6 +93,8 @@ class Block(Settings):
     """a name of `datasets`"""
     overrides: dict
     """keys of the recipe that differ"""
+    evaluations: Annotated[list[str], Length(1), Distinct()] = (LINEAR,)
+    """how its encoders are judged: linear, and names of `evaluations`"""
     published: Published | None = None
     """an encoder to be imported instead of trained"""
     seeds: Annotated[list[Seed], Length(1), Distinct()]
@@ -104,9 +119,15 @@ class ConfigFile(Settings):
     datasets: dict[Name, Dataset]
     tables: dict[Name, Annotated[list[str], Length(1), Distinct()]]
     """names of experiments"""
+    evaluations: dict[Name, EvaluationBlock] | None = None
+    """how encoders may be judged beside the recipes' own linear evaluation"""
     experiments: Annotated[dict[Name, Block], Length(1)]
     extensions: Annotated[list[str], Distinct()] = ()
     """Python files that add methods, backbones, optimisers and trackers: docs/extend.md"""
+
+
+# Sections of config.yaml whose keys are names of the user's.
+NAMED = ("datasets", "tables", "evaluations", "experiments")
 
 
 @dataclass(frozen=True)
@@ -114,6 +135,7 @@ class Experiment:
     """One line of a table: a recipe on a dataset, and how its jobs are run.
 
     `recipe` is complete, overrides merged and validated; `compute` has the blocks "pretrain" and "evaluate".
+    evaluations: how its encoders are judged, by name.
     """
 
     name: str
@@ -123,6 +145,7 @@ class Experiment:
     segment_epochs: int
     revision: int
     compute: Jobs
+    evaluations: dict[str, Evaluation]
     recipe_name: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     bands: str | None = None  # file of health bands; None: the recipe's
@@ -134,6 +157,7 @@ class Config:
     """The whole of config.yaml, checked.
 
     published: of experiments whose encoder others have trained, {publisher, path}; nothing is pretrained for them.
+    evaluations: the names of those that are not the recipes' own.
     extensions: paths of files that are loaded by now.
     """
 
@@ -144,6 +168,7 @@ class Config:
     experiments: dict[str, Experiment]
     published: dict[str, Published]
     extensions: list[str] = field(default_factory=list)
+    evaluations: list[str] = field(default_factory=list)
 
 
 def load_config(path: Path) -> Config:
@@ -195,9 +220,11 @@ def check_config(raw: Mapping) -> Config:
     datasets = {name: _dataset(name, block) for name, block in file.datasets.items()}
     check_names(file)
     _check_tables(file)
-    experiments = {name: _experiment(name, block, datasets) for name, block in file.experiments.items()}
+    evaluations = file.evaluations or {}
+    _check_evaluations(evaluations, datasets)
+    experiments = {name: _experiment(name, block, datasets, evaluations) for name, block in file.experiments.items()}
     published = {name: _published(name, one.published) for name, one in file.experiments.items() if one.published}
-    return Config(data_dir, file.cluster, datasets, file.tables, experiments, published, extensions)
+    return Config(data_dir, file.cluster, datasets, file.tables, experiments, published, extensions, list(evaluations))
 
 
 def _dataset(name: str, block: Dataset) -> Dataset:
@@ -217,11 +244,22 @@ def _check_tables(file: ConfigFile) -> None:
                 )
 
 
+def _check_evaluations(evaluations: Mapping[str, EvaluationBlock], datasets: Mapping) -> None:
+    for name, block in evaluations.items():
+        if name in OWN_FOLDERS:
+            raise UserError(f"config.yaml: evaluations.{name} has a name of the workflow's own: rename it")
+        if block.dataset is not None and block.dataset not in datasets:
+            raise UserError(
+                f"config.yaml: evaluations.{name}.dataset is {block.dataset!r}, which is not "
+                f"defined{suggest(block.dataset, list(datasets))}"
+            )
+
+
 def _check_names(raw: Any) -> None:
     """Refuse names that are numbers, dates or truth values to YAML: as texts they could be another name."""
     kinds = raw.items() if isinstance(raw, Mapping) else ()
     for kind, block in kinds:
-        for name in block if isinstance(block, Mapping) and kind in ("datasets", "tables", "experiments") else ():
+        for name in block if isinstance(block, Mapping) and kind in NAMED else ():
             if not isinstance(name, str):
                 raise UserError(f"config.yaml: {kind}.{name} has a name that is no text to YAML: write it in quotes")
 
@@ -263,7 +301,7 @@ def _expanded(path: str, key: str) -> str:
     return expanded
 
 
-def _experiment(name: str, block: Block, datasets: Mapping) -> Experiment:
+def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping) -> Experiment:
     if block.dataset not in datasets:
         raise UserError(
             f"config.yaml: experiments.{name}.dataset is {block.dataset!r}, which is not "
@@ -277,6 +315,7 @@ def _experiment(name: str, block: Block, datasets: Mapping) -> Experiment:
         name,
         recipe,
         *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")),
+        evaluations={one: _evaluation(name, one, block.dataset, recipe, evaluations) for one in block.evaluations},
         recipe_name=block.recipe,
         overrides=block.overrides,
         bands=block.bands and _expanded(block.bands, f"experiments.{name}.bands"),
@@ -285,6 +324,21 @@ def _experiment(name: str, block: Block, datasets: Mapping) -> Experiment:
     for problem in (*_compute_problems(experiment), *_batch_problems(experiment)):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment
+
+
+def _evaluation(experiment: str, name: str, dataset: str, recipe: Recipe, known: Mapping) -> Evaluation:
+    if name == LINEAR:
+        return linear_evaluation(recipe, dataset)
+    if name not in known:
+        raise UserError(
+            f"config.yaml: experiments.{experiment}.evaluations lists {name!r}, which `evaluations` does not "
+            f"define{suggest(name, [LINEAR, *known])}"
+        )
+    block = known[name]
+    try:
+        return evaluation_of(name, block.protocol, block.overrides or {}, recipe, block.dataset or dataset)
+    except UserError as error:
+        raise UserError(f"config.yaml: evaluations.{name}: {error}") from error
 
 
 def _published(name: str, block: Published) -> Published:
@@ -310,15 +364,17 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
 
 def _batch_problems(experiment: Experiment) -> Iterator[str]:
     recipe = experiment.recipe
-    batches = {
-        "pretrain": ("global_batch", recipe.global_batch, recipe.micro_batches),
-        "evaluate": ("linear.batch", recipe.linear.batch, 1),
-    }
-    for stage, (key, batch, parts) in batches.items():
-        nodes, per_node = experiment.compute[stage].nodes, experiment.compute[stage].devices_per_node
-        if batch % (nodes * per_node * parts):
-            pieces = f" and {parts} micro_batches" if parts > 1 else ""
-            yield (
-                f"{key} is {batch}, which cannot be shared equally by compute.{stage}'s {nodes * per_node} devices "
-                f"({nodes} nodes x {per_node}){pieces}: change nodes, devices_per_node or the batch"
-            )
+    yield from _uneven(experiment, "pretrain", "global_batch", recipe.global_batch, recipe.micro_batches)
+    for name, one in experiment.evaluations.items():
+        for key, batch in one.settings.batches.items():
+            yield from _uneven(experiment, "evaluate", f"{name}.{key}", batch, 1)
+
+
+def _uneven(experiment: Experiment, stage: str, key: str, batch: int, parts: int) -> Iterator[str]:
+    nodes, per_node = experiment.compute[stage].nodes, experiment.compute[stage].devices_per_node
+    if batch % (nodes * per_node * parts):
+        pieces = f" and {parts} micro_batches" if parts > 1 else ""
+        yield (
+            f"{key} is {batch}, which cannot be shared equally by compute.{stage}'s {nodes * per_node} devices "
+            f"({nodes} nodes x {per_node}){pieces}: change nodes, devices_per_node or the batch"
+        )

@@ -14,7 +14,8 @@ from selfsup.cards import card_if_any
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
 from selfsup.evaluation import record
-from selfsup.layout import LINEAR, EncoderPaths, RunFolder, data_of, store_in
+from selfsup.layout import EncoderPaths, RunFolder, data_of, store_in
+from selfsup.protocols import Evaluation
 from selfsup.recipe import fingerprint
 from selfsup.segments import Done, boundaries, holds_older, is_finished, work_done
 
@@ -87,15 +88,22 @@ class Evaluated:
 
 
 def evaluation(
-    config: Config, experiment: Experiment, run: RunFolder, encoder: EncoderPaths, seed: int, *, adopt: bool
+    config: Config,
+    experiment: Experiment,
+    run: RunFolder,
+    encoder: EncoderPaths,
+    evaluation: Evaluation,
+    seed: int,
+    *,
+    adopt: bool,
 ) -> Evaluated:
-    """Return how the linear evaluation of an encoder stands.
+    """Return how an evaluation of an encoder stands.
 
     adopt: write a record for results of an older version of this software, which kept none.
     """
-    paths, data = encoder.evaluation(LINEAR), data_of(config.data_dir, experiment.dataset)
-    wanted = record.identity(experiment.recipe, seed, encoder.weights, data, paths.folder)
-    older = record.older_results(paths.folder, wanted, encoder.weights, data)
+    paths, data = encoder.evaluation(evaluation.name), data_of(config.data_dir, evaluation.dataset)
+    wanted = record.identity(evaluation, experiment.recipe, seed, encoder.weights, data, paths.folder)
+    older = record.older_results(paths.folder, evaluation, wanted, encoder.weights, data)
     if older and adopt:
         record.keep(paths.folder, wanted, older)
     known = encoder_finished(config, experiment, run, encoder, seed)

@@ -15,6 +15,13 @@ from pathlib import Path
 
 RESULTS = Path("results")  # as rules name it, from the folder that Snakemake runs in
 LINEAR = "linear"  # the evaluation of that name
+FEATURES = "features"  # the folder of an encoder's features, by what they are of
+OWN_FOLDERS = (
+    LINEAR,
+    FEATURES,
+    "pretrain",
+    "random_init",
+)  # of a run: no evaluation may have their names
 RECORDS_OF_RUNS = "*/seed*.json"  # below the results: see RunPaths.as_run
 
 _BOUNDARY = re.compile(r"epoch_\d+\.pt")
@@ -115,8 +122,18 @@ class EncoderPaths:
 
     def evaluations(self) -> list[EvaluationPaths]:
         """Return the evaluations whose metrics are there, in the order of their names."""
-        metrics = EvaluationPaths(self.folder / "*").metrics.relative_to(self.folder)
-        return [EvaluationPaths(path.parent) for path in sorted(self.folder.glob(str(metrics)))]
+        return [one for one in self.begun_evaluations() if one.metrics.exists()]
+
+    def begun_evaluations(self) -> list[EvaluationPaths]:
+        """Return the evaluations that have left something, in the order of their names."""
+        any_one = EvaluationPaths(Path("*"))
+        files = (any_one.metrics, any_one.record, any_one.ledger)
+        folders = {path.parent for file in files for path in self.folder.glob(str(file))}
+        return [EvaluationPaths(folder) for folder in sorted(folders - {RunFolder(self.folder).pretrain.folder})]
+
+    def features(self, name: str) -> Path:
+        """Return the folder of its features of a dataset's images, which may be deleted."""
+        return self.folder / FEATURES / name
 
 
 class RunFolder:
@@ -144,9 +161,9 @@ class RunFolder:
         """The same encoder at random initialisation."""
         return EncoderPaths(self.folder / "random_init", untrained=True)
 
-    def job_folders(self, evaluation: str = LINEAR) -> list[JobFolder]:
-        """Return the folders that jobs of the trained encoder work in, in their order."""
-        return [self.pretrain, self.encoder.evaluation(evaluation)]
+    def job_folders(self) -> list[JobFolder]:
+        """Return the folders that jobs of the trained encoder work in, or have worked in, in their order."""
+        return [self.pretrain, *self.encoder.begun_evaluations()]
 
     def begun(self, revision: int | str) -> Path:
         """Return what says that an older run was set aside for this revision."""
@@ -156,10 +173,11 @@ class RunFolder:
         """Return where a run of this revision is set aside."""
         return RunFolder(self.folder.with_name(f"{self.folder.name}_revision{revision}"))
 
-    def of_a_revision(self, evaluation: str = LINEAR) -> list[Path]:
+    def of_a_revision(self) -> list[Path]:
         """Return what is there and depends on the training; the folder with the run's record last."""
-        encoders = f"{self.encoder.card.stem}.*"
-        patterns = (self.begun("*").name, self.knn.name, evaluation, encoders, self.pretrain.folder.name)
+        evaluations = [one.folder.name for one in self.encoder.begun_evaluations()]
+        folders, encoders = dict.fromkeys([LINEAR, *evaluations, FEATURES]), f"{self.encoder.card.stem}.*"
+        patterns = (self.begun("*").name, self.knn.name, *folders, encoders, self.pretrain.folder.name)
         return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfsup.config import Config
+from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
-from selfsup.layout import RESULTS, RunPaths
+from selfsup.layout import LINEAR, RESULTS, RunPaths
 
 TABLE_KINDS = ("csv", "md", "tex")
 FIGURE_KINDS = ("svg", "png")
@@ -19,13 +19,19 @@ def runs_of(config: Config, experiment: str) -> list[RunPaths]:
 
 def metrics_of_experiment(config: Config, experiment: str) -> list[Path]:
     """Return the evaluations of an experiment's trained encoders."""
-    return [run.encoder.evaluation().metrics for run in runs_of(config, experiment)]
+    names = config.experiments[experiment].evaluations
+    return [run.encoder.evaluation(name).metrics for run in runs_of(config, experiment) for name in names]
 
 
 def metrics_of_table(config: Config, table: str) -> list[Path]:
     """Return the evaluations that a table shows: of trained encoders, and of the same ones untrained."""
-    runs = [run for name in config.tables[table] for run in runs_of(config, name)]
-    return [encoder.evaluation().metrics for run in runs for encoder in (run.encoder, run.random_init)]
+    return [
+        encoder.evaluation(name).metrics
+        for experiment in config.tables[table]
+        for run in runs_of(config, experiment)
+        for encoder in (run.encoder, run.random_init)
+        for name in config.experiments[experiment].evaluations
+    ]
 
 
 def files_of_table(table: str) -> list[Path]:
@@ -41,7 +47,7 @@ def curves_of(experiment: str) -> list[Path]:
 def ledgers(config: Config) -> list[Path]:
     """Return the ledgers that are there: jobs keep them up, and they are no rule's output."""
     runs = [run for name in config.experiments for run in runs_of(config, name)]
-    folders = [job for run in runs for job in (*run.job_folders(), run.random_init.evaluation())]
+    folders = [job for run in runs for job in (*run.job_folders(), *run.random_init.begun_evaluations())]
     return [job.ledger for job in folders if job.ledger.exists()]
 
 
@@ -69,7 +75,16 @@ def parts_of_report(config: Config) -> list[Path]:
 def rows_of_table(config: Config, table: str) -> list[str]:
     """Return what a table says of its experiments beside their metrics; a change of it makes the table anew."""
     experiments = [config.experiments[name] for name in config.tables[table]]
-    return [f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}" for one in experiments]
+    return [
+        f"{one.name} {one.recipe['epochs']} {one.recipe['global_batch']} {one.seeds}{_further(one)}"
+        for one in experiments
+    ]
+
+
+def _further(experiment: Experiment) -> str:
+    """Return an experiment's evaluations as a part of text; nothing for the linear one alone."""
+    names = list(experiment.evaluations)
+    return "" if names == [LINEAR] else f" {names}"
 
 
 def config_of_experiment(raw: Mapping[str, Any], experiment: str) -> dict[str, Any]:
@@ -85,4 +100,4 @@ def config_of_table(raw: Mapping[str, Any], table: str) -> dict[str, Any]:
 
 
 def _of_all(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: raw[key] for key in ("data_dir", "cluster", "datasets", "extensions") if key in raw}
+    return {key: raw[key] for key in ("data_dir", "cluster", "datasets", "evaluations", "extensions") if key in raw}

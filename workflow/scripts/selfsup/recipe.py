@@ -1,7 +1,6 @@
 """Recipes: how an encoder is trained and evaluated, as data. Imports no torch: Snakemake reads this in every job.
 
-A recipe is a file of workflow/recipes: a complete one, or the differences from others, which its key `base` names:
-`base: cifar10`, or `base: [cifar10, implementations/authors]`, merged in that order. Folders hold parts of recipes.
+A recipe is a file of workflow/recipes, or the differences from others that it names: `selfsup.settings.library`.
 """
 
 import copy
@@ -14,8 +13,9 @@ from typing import Annotated, Any
 
 from selfsup.errors import UserError
 from selfsup.settings.extensions import load_extensions
+from selfsup.settings.library import Library, without_base
 from selfsup.settings.notes import Bounds, Count
-from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, Chosen, Registry
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, Chosen, Registry
 from selfsup.settings.typed import (
     Elsewhere,
     Settings,
@@ -28,9 +28,9 @@ from selfsup.settings.typed import (
     with_numbers,
     without_later,
 )
-from selfsup.settings.yaml_reader import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+LIBRARY = Library(RECIPES, "recipe")
 
 
 class RecipeError(UserError):
@@ -97,40 +97,20 @@ def load_recipe(name: str, overrides: Mapping | None = None) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names of all recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return LIBRARY.names()
 
 
 def recipe_files(name: str) -> list[Path]:
-    """Return the files that make up a recipe, in the order in which they are merged: its bases first.
-
-    Raises RecipeError for an unknown name, and for a recipe that is its own base.
-    """
-    if name not in recipe_names():
-        raise RecipeError(f"recipe {name!r} does not exist in workflow/recipes{suggest(name, recipe_names())}")
-    return _chain(name, ())
+    """Return the files that make up a recipe, as `Library.files` does. Raises RecipeError for an unknown name."""
+    try:
+        return LIBRARY.files(name)
+    except UserError as error:
+        raise RecipeError(str(error)) from error
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """Return what one file of workflow/recipes says itself, without its bases."""
-    return {key: value for key, value in with_numbers(Recipe, _mapping(path)).items() if key != "base"}
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: wanted the keys of a recipe, found {content!r}")
-    return content
-
-
-def _chain(name: str, above: tuple[str, ...]) -> list[Path]:
-    path = RECIPES / f"{name}.yaml"
-    if name in above:
-        raise RecipeError(f"recipe {name} is its own base: {' -> '.join([*above, name])}")
-    if not path.is_file():
-        raise RecipeError(f"recipe {above[-1]}: its base {name!r} does not exist in workflow/recipes")
-    bases = _mapping(path).get("base", [])
-    bases = bases if isinstance(bases, list) else [bases]
-    return [*(file for base in bases for file in _chain(base, (*above, name))), path]
+    return without_base(with_numbers(Recipe, LIBRARY.content(path)))
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -249,10 +229,11 @@ def pretraining_part(recipe: Mapping) -> dict[str, Any]:
     return {key: value for key, value in without_later(Recipe, recipe).items() if key != "linear"}
 
 
-def evaluation_part(recipe: Mapping) -> dict[str, Any]:
-    """Return what a linear evaluation depends on, beside the encoder's weights."""
+def evaluation_part(recipe: Mapping, task: str = "linear", settings: Mapping | None = None) -> dict[str, Any]:
+    """Return what an evaluation depends on, beside the encoder's weights. settings: of the task; None: the recipe's."""
     known = without_later(Recipe, recipe)
-    return {key: known[key] for key in ("model", "augment", "linear", "micro_batches")}
+    own = known[task] if settings is None else without_later(TASKS[task], settings)
+    return {**{key: known[key] for key in ("model", "augment", "micro_batches")}, task: own}
 
 
 def fingerprint(recipe: Mapping, revision: int) -> str:

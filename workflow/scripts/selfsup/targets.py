@@ -7,7 +7,8 @@ from itertools import product
 
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
-from selfsup.layout import RESULTS, RunPaths
+from selfsup.layout import LINEAR, RESULTS, RunPaths
+from selfsup.protocols import Evaluation, linear_evaluation
 
 WILDCARD = re.compile(r"\{(\w+)(?:,[^{}]*)?\}")  # {seed}, or {seed,\d+} as Snakemake keeps it with its constraint
 
@@ -42,6 +43,18 @@ def experiment_asked_for(config: Config, name: str, seed: str | None) -> Experim
     )
 
 
+def evaluation_asked_for(config: Config, experiment: Experiment, name: str) -> Evaluation:
+    """Return an evaluation of an experiment. Raises UserError for one that the experiment does not list."""
+    if name in experiment.evaluations:
+        return experiment.evaluations[name]
+    if name == LINEAR:
+        return linear_evaluation(experiment.recipe, experiment.dataset)
+    raise UserError(
+        f"experiment {experiment.name} has no evaluation {name}: experiments.{experiment.name}.evaluations in "
+        f"config.yaml is {list(experiment.evaluations)}; to have it too, add it there"
+    )
+
+
 def _filled(patterns: Iterable[str], config: Config) -> Iterator[str]:
     """Yield the patterns, their wildcards replaced by each of the values that config.yaml has for them."""
     values = _values(config)
@@ -58,6 +71,7 @@ def _values(config: Config) -> Mapping[str, list[str]]:
         "experiment": list(config.experiments),
         "dataset": list(config.datasets),
         "table": list(config.tables),
+        "evaluation": sorted({name for one in experiments for name in one.evaluations}),
         "seed": sorted({str(seed) for one in experiments for seed in one.seeds}),
         "epoch": sorted({f"{one.recipe['epochs']:04d}" for one in experiments}),
     }

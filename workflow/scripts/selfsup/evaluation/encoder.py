@@ -16,7 +16,6 @@ from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
 from selfsup.errors import UserError
 from selfsup.evaluation import record
-from selfsup.evaluation.linear import protocol
 from selfsup.models import build_backbone, software, torchvision_recipe, torchvision_twin
 from selfsup.models.resnet_settings import ResNetSettings
 from selfsup.models.timm_settings import TimmSettings
@@ -30,7 +29,7 @@ def encoder_card(network: str, recipe: Mapping, seed: int | None) -> dict[str, A
         "network": network,
         "recipe": plain(recipe),
         "seed": seed,
-        "protocol": protocol(recipe),
+        "protocol": Recipe.of(recipe).linear.protocol(recipe),
         **_lines_of_the_twin(recipe),
         "code_revision": provenance.code_revision(),
         "versions": provenance.versions() | software(recipe),

@@ -1,4 +1,4 @@
-"""Fast features of a frozen encoder, on which a linear evaluation spends nearly all of its time."""
+"""Fast features of a frozen encoder, on which evaluations spend nearly all of their time."""
 
 import torch
 

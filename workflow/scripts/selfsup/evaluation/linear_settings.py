@@ -1,24 +1,13 @@
 """What a recipe says of its linear evaluation (paper, section 6.5)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from selfsup.augment.settings import Interpolation, View
+from selfsup.augment.settings import View
+from selfsup.evaluation.task_settings import TaskSettings, TestView, view_in_words
 from selfsup.settings.notes import Count, Momentum, NotNegative, Seed
+from selfsup.settings.registries import TASKS
 from selfsup.settings.typed import Settings, since
-
-
-class TestView(Settings):
-    resize: Count
-    """pixels of the shorter side before the centre crop"""
-    crop: Count
-    """pixels of the centre crop's side"""
-    interpolation: Interpolation
-    """of the resize"""
-
-    def problems(self) -> Iterator[str]:
-        if self.crop > self.resize:
-            yield f"crop is {self.crop}, larger than the resized picture of {self.resize}"
 
 
 class Further(Settings):
@@ -28,7 +17,8 @@ class Further(Settings):
     """which draw of them; 0 is the headline's"""
 
 
-class LinearSettings(Settings):
+@TASKS.add("linear", builds="selfsup.evaluation.linear:LinearEvaluation")
+class LinearSettings(TaskSettings):
     epochs: Count
     """length of the training, in passes over the training images"""
     batch: Count
@@ -57,3 +47,27 @@ class LinearSettings(Settings):
         for number, one in enumerate(self.further):
             if one.peak_lr < self.lr_floor:
                 yield f"further.{number}.peak_lr is {one.peak_lr}, below the lr_floor of {self.lr_floor}"
+
+    def protocol(self, recipe: Mapping) -> str:
+        """Return the protocol in words; it also mentions micro-batches of the pretraining."""
+        rate, parts = f"lr {self.peak_lr:g} cosine to {self.lr_floor:g}", recipe["micro_batches"]
+        words = [f"linear, {self.epochs} epochs", f"batch {self.batch}", rate, "last epoch"]
+        return ", ".join(words + ([f"pretrained in {parts} micro-batches"] if parts > 1 else []))
+
+    def in_words(self, recipe: Mapping) -> str:
+        return ", ".join(
+            [
+                f"momentum {self.momentum:g}{' Nesterov' if self.nesterov else ''}",
+                f"weight decay {self.weight_decay:g}",
+                *view_in_words(self.train_view, recipe["augment"]["size"]),
+                str(self.test),
+            ]
+        )
+
+    @property
+    def goal(self) -> str:
+        return f"epoch {self.epochs}"
+
+    @property
+    def batches(self) -> dict[str, int]:
+        return {"batch": self.batch}

@@ -14,25 +14,25 @@ from typing import Any
 
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import card_if_any
-from selfsup.layout import LINEAR, EncoderPaths, EvaluationPaths, store_in
+from selfsup.layout import EncoderPaths, EvaluationPaths, store_in
+from selfsup.protocols import Evaluation
 from selfsup.recipe import evaluation_part
 
-# Of each task; raised by whoever changes a figure, so that finished evaluations run again. Golden figures in the tests
-# fail for who forgets.
-VERSIONS = {"linear": 1}
 # Of the metrics, in the encoder's card.
 IN_THE_CARD = {"top1": float, "top5": float, "n_test": int, "seed": int, "protocol": str, "dataset_fingerprint": str}
 
 
-def identity(recipe: Mapping, seed: int, encoder: Path, data: Path, folder: Path) -> dict[str, Any]:
+def identity(
+    evaluation: Evaluation, recipe: Mapping, seed: int, encoder: Path, data: Path, folder: Path
+) -> dict[str, Any]:
     """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder;
     folder: of the results."""
     return {
-        "evaluation": evaluation_part(recipe),
+        "evaluation": evaluation_part(recipe, evaluation.task, evaluation.settings),
         "seed": seed,
         "encoder": card_if_any(encoder.with_suffix(".json")).get("encoder_sha256"),
         "data": card_if_any(store_in(data)).get("fingerprint") or _data_of(folder),
-        "version": VERSIONS[LINEAR],
+        "version": evaluation.settings.version,
     }
 
 
@@ -70,7 +70,9 @@ def forget(folder: Path) -> None:
     EvaluationPaths(folder).record.unlink(missing_ok=True)
 
 
-def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> dict[str, str] | None:
+def older_results(
+    folder: Path, evaluation: Evaluation, wanted: Mapping, encoder: Path, data: Path
+) -> dict[str, str] | None:
     """Return the result files of an older version of this software, which kept no record, if all that they tell of what
     they were made from is what is wanted. Columns that it did not have yet are added to the metrics."""
     if EvaluationPaths(folder).record.exists() or wanted["version"] != 1:
@@ -84,15 +86,15 @@ def older_results(folder: Path, wanted: Mapping, encoder: Path, data: Path) -> d
         return None
     paths = EvaluationPaths(folder)
     files = {path.name: path.read_text() for path in paths.results if path.exists()}
-    return {**files, paths.metrics.name: _with_keys(row, card, data)}
+    return {**files, paths.metrics.name: _with_keys(row, evaluation, card, data)}
 
 
-def _with_keys(row: Mapping, card: Mapping, data: Path) -> str:
-    from selfsup.tables.figure_keys import figure_keys  # pandas is slow to load, and needed this once
+def _with_keys(row: Mapping, evaluation: Evaluation, card: Mapping, data: Path) -> str:
+    from selfsup.evaluation.metrics import keys_of  # pandas is slow to load, and needed this once
 
     store = card_if_any(store_in(data))  # deleted since, perhaps: its number of images is then not known
     train = store["splits"]["train"]["images"] if store else None
-    missing = {key: value for key, value in figure_keys(card, card["recipe"], train).items() if key not in row}
+    missing = {key: value for key, value in keys_of(evaluation, card, card["recipe"], train).items() if key not in row}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*row, *missing], [*row.values(), *missing.values()]])
     return text.getvalue()

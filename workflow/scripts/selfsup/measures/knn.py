@@ -24,6 +24,13 @@ def knn_top1(
     hits = 0
     for rows, truth in zip(queries.split(QUERIES_AT_ONCE), labels.split(QUERIES_AT_ONCE), strict=True):
         cosines, nearest = (rows @ bank.T).topk(neighbours, dim=1)
-        votes = F.one_hot(bank_labels[nearest], classes) * (cosines / TEMPERATURE).exp()[:, :, None]
-        hits += int((votes.sum(dim=1).argmax(dim=1) == truth).sum())
+        hits += int((votes(cosines, bank_labels[nearest], classes, TEMPERATURE).argmax(dim=1) == truth).sum())
     return 100 * hits / len(labels)
+
+
+def votes(cosines: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
+    """Return the weight of each class among neighbours: float32 [Q, classes].
+
+    cosines: float32 [Q, k]. labels: of the neighbours, int64 [Q, k].
+    """
+    return (F.one_hot(labels, classes) * (cosines / temperature).exp()[:, :, None]).sum(dim=1)

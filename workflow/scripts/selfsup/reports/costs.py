@@ -45,11 +45,13 @@ def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
 
 def job_folders(run: RunPaths) -> dict[str, JobFolder]:
     """Return the folders of a run that have ledgers, by what compute.csv calls the work there."""
-    return {
-        "pretraining": run.pretrain,
-        "linear evaluation": run.encoder.evaluation(),
-        "untrained, linear evaluation": run.random_init.evaluation(),
+    encoders = {"": run.encoder, "untrained, ": run.random_init}
+    evaluations = {
+        f"{before}{one.folder.name} evaluation": one
+        for before, encoder in encoders.items()
+        for one in encoder.begun_evaluations()
     }
+    return {"pretraining": run.pretrain, **evaluations}
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from selfsup.job.ledger import read_ledger
 from selfsup.job.lock import Holder, living_holder, read_holder
 from selfsup.job.slurm import ENDED, Waiting, job_states, waiting_jobs
 from selfsup.job.stopping import stop_file
-from selfsup.layout import PretrainPaths, RunFolder, RunPaths, boundary_files
+from selfsup.layout import LINEAR, PretrainPaths, RunFolder, RunPaths, boundary_files
 from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import boundaries, work_done
 
@@ -109,8 +109,8 @@ def _standing(
 
 def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
     """Return the job or process at work and its state; nothing for a run that no job holds."""
-    for folder, doing in zip((one.folder for one in run.job_folders()), ("pretraining", "evaluating"), strict=True):
-        holder = read_holder(folder)
+    for folder in (one.folder for one in run.job_folders()):
+        holder, doing = read_holder(folder), "pretraining" if folder == run.pretrain.folder else "evaluating"
         if holder is None:
             continue
         slurm = states.get(holder.job_id)
@@ -123,7 +123,8 @@ def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
 
 def _in_queue(experiment: str, seed: int, queued: Sequence[Waiting]) -> tuple[str, str]:
     """Return the run's job that waits for its turn. The executor's comment has the rule's wildcards in their order."""
-    wanted = re.compile(rf"rule_(?:pretrain_segment|linear_eval)_wildcards_{re.escape(experiment)}_{seed}(?:_\d+)?")
+    run = rf"{re.escape(experiment)}_{seed}"
+    wanted = re.compile(rf"rule_((pretrain_segment|linear_eval)_wildcards_{run}(_\d+)?|evaluate_wildcards_{run}_.+)")
     found = next((one.job_id for one in queued if wanted.fullmatch(one.comment)), "")
     return found, "pending" if found else ""
 
@@ -140,9 +141,10 @@ def _rest(run: RunFolder, over: bool, *, begun: bool) -> str:
     stop = stop_file(run.pretrain.folder)
     if stop:
         return f"stopped: {stop} is there"
-    metrics = run.encoder.evaluation().metrics
-    if metrics.exists():
-        return f"evaluated: top-1 {float(_tail(metrics)[0]['top1']):.2f} %"
+    judged = {one.folder.name: _tail(one.metrics)[0]["top1"] for one in run.encoder.evaluations()}
+    if judged:
+        first = LINEAR if LINEAR in judged else min(judged)
+        return f"evaluated: top-1 {float(judged[first]):.2f} %" + ("" if first == LINEAR else f" ({first})")
     if over and not _verdict(run.pretrain):
         return "trained, not evaluated"
     verdict = _verdict(run.pretrain)

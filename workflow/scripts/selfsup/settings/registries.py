@@ -1,4 +1,4 @@
-"""What a recipe chooses from. The files *_settings.py of a package are found by their names, and register classes here.
+"""What recipes and protocols choose from. The files *_settings.py of a package register classes here.
 
 A new method is methods/<name>.py and methods/<name>_settings.py, a backbone models/<name>.py and its settings; so on.
 """
@@ -13,7 +13,7 @@ from selfsup.errors import PermanentError, UserError
 
 
 class Registry(Mapping):
-    """Settings classes by name: of methods, backbones, optimisers. A name is known once its file is read.
+    """Settings classes by name: of methods, backbones, optimisers, tasks. A name is known once its file is read.
 
     A name that ends in "*" answers for all that begin with what stands before it, and are no names themselves.
     package: whose files *_settings.py are read when the first name is asked for, none of which may import torch.
@@ -125,4 +125,5 @@ class Components(Mapping):
 METHODS = Registry("selfsup.methods")
 BACKBONES = Registry("selfsup.models")
 OPTIMIZERS = Registry("selfsup.optim")
+TASKS = Registry("selfsup.evaluation")
 TRACKERS = Components("selfsup.training.sinks", "Tracker")

@@ -27,11 +27,10 @@ KEYS = {
 IN_WORDS = ("protocol", "settings")
 
 
-def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str, Any]:
-    """Return the keys of a linear evaluation that metrics.csv does not have by other names; None where not known.
+def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
+    """Return what metrics.csv tells of an encoder by its card; None where that is not known.
 
-    card: of the encoder. recipe: what the evaluation was done by. n_train: training images, all with their labels;
-    None where that is not known.
+    n_train: training images of the dataset, None where that is not known.
     """
     trained = card.get("recipe", {})
     model = trained.get("model", {})
@@ -43,29 +42,7 @@ def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str
         "stem": _stem(model["stem"]) if "stem" in model else None,
         "epochs": 0 if untrained else _epochs(card, trained, n_train),
         "global_batch": None if untrained else trained.get("global_batch"),
-        "task": "linear",
-        "settings": settings(recipe),
-        "labels": 100,
-        "n_train": n_train,
     }
-
-
-def settings(recipe: Mapping) -> str:
-    """Return in words what a linear evaluation is done with beside its `protocol`, as far as papers tell it."""
-    linear, size = recipe["linear"], recipe["augment"]["size"]
-    view, test = linear["train_view"], linear["test"]
-    (least, most), (narrow, wide) = view["crop"]["scale"], view["crop"]["ratio"]
-    others = [name for name in ("jitter", "grayscale", "blur", "solarize") if view[name]]
-    return ", ".join(
-        [
-            f"momentum {linear['momentum']:g}{' Nesterov' if linear['nesterov'] else ''}",
-            f"weight decay {linear['weight_decay']:g}",
-            f"crops of {least:g} to {most:g} of the area and ratio {narrow:.4g} to {wide:.4g} at {size} pixels",
-            f"flip {view['flip']:g}",
-            *others,
-            f"test resize {test['resize']} {test['interpolation']} and crop {test['crop']}",
-        ]
-    )
 
 
 def differences(line: Mapping, reference: Mapping) -> list[str]:

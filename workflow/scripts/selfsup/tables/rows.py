@@ -13,6 +13,7 @@ import pandas as pd
 
 from selfsup.errors import UserError
 from selfsup.job.ledger import begun, read_ledger
+from selfsup.layout import LINEAR
 from selfsup.recipe import RECIPES
 from selfsup.settings.notes import Bounds, Count, Natural, NotNegative, Pattern
 from selfsup.settings.typed import Settings, hints, read
@@ -99,11 +100,13 @@ class Line(Settings):
     """%, of the training images' labels, that the evaluation used"""
     n_train: Count | None = None
     """training images"""
+    evaluation: str | None = None
+    """of config.yaml, by which the figure was made; linear: the recipe's own"""
 
 
 COLUMNS = list(hints(Line))
 WHOLE_NUMBERS = ("epochs", "global_batch", "n_test", "numerics_changes", "width", "n_train")
-METRICS = ("top1", "top5", "best_top1", "n_test", "protocol", "encoder_sha256", "numerics_changes")
+METRICS = ("top1", "top5", "n_test", "protocol", "encoder_sha256", "numerics_changes")
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ class Row:
     """One of our lines: an experiment's trained encoders, or the untrained ones (random_init)."""
 
     experiment: str
-    dataset: str  # see `dataset_label`
+    dataset: str  # see `dataset_label`; that was evaluated on
     epochs: int
     global_batch: int
     seeds: list[int]
     metrics: list[Path]  # one file a seed
     random_init: bool
     split: str = "test"
+    evaluation: str = LINEAR
     ledgers: tuple[Path, ...] = ()  # of the pretrainings, one a seed
 
 
@@ -177,6 +181,7 @@ def _line(row: Row) -> dict:
         "global_batch": None if row.random_init else row.global_batch,
         "seeds": " ".join(map(str, row.seeds)),
         "split": row.split,
+        "evaluation": row.evaluation,
     }
     missing = [path for path in row.metrics if not path.exists()]
     if missing:
@@ -190,7 +195,7 @@ def _line(row: Row) -> dict:
         "top5": metrics["top5"].mean(),
         "top1_std": metrics["top1"].std(),
         "top5_std": metrics["top5"].std(),
-        "best_top1": metrics["best_top1"].mean(),
+        "best_top1": metrics["best_top1"].mean() if "best_top1" in metrics else None,
         "encoder_sha256": " ".join(metrics["encoder_sha256"]),
         "numerics_changes": metrics["numerics_changes"].sum(),
         "gpu_hours": _hours(row.ledgers, "gpu_hours"),
