@@ -435,3 +435,25 @@ def test_a_table_is_written_to_a_name_in_csv_alone_for_others_would_lose_what_fo
     assert done.stderr.startswith(f"error: --output is {output}, wanted a name that ends in .csv")
     assert subprocess.run([*command[:-1], f"{output}.csv"], cwd=repository, capture_output=True).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"demo.v2.csv", "demo.v2.md", "demo.v2.tex"}
+
+
+def test_evaluations_of_one_dataset_are_columns_of_their_own(tmp_path):
+    """A published figure stands in the column of our evaluation that is done like it."""
+    linear, nearest = metrics_file(tmp_path / "a", 91.25), metrics_file(tmp_path / "b", 88.5, task="knn", labels=100)
+    rows = [row([linear]), replace(row([nearest]), evaluation="neighbours")]
+    frame = make_table("mine", rows)
+    text = to_markdown(frame).splitlines()
+    assert text[0].split("|")[2:4] == [" CIFAR10, linear ", " CIFAR10, neighbours "]
+    (ours,) = (line for line in text[:6] if line.startswith("| This work "))
+    assert "91.25" in ours.split("|")[2] and "88.50" in ours.split("|")[3]
+    (paper,) = (line for line in text[:6] if line.startswith("| Devillers & Lefort "))
+    assert "91.92" in paper.split("|")[2] and paper.split("|")[3].strip() == ""
+    assert list(frame[frame["status"] == "run"]["evaluation"]) == ["linear", "neighbours"]
+    assert frame.iloc[-1]["verdict"] == "not comparable" and "task knn" in frame.iloc[-1]["verdict_reason"]
+
+
+def test_a_key_that_a_backbone_has_not_got_is_no_unknown_one():
+    """timm's models have no width and no stem."""
+    theirs = {**LIKE_THE_PAPER, "backbone": "timm/vit_small_patch16_224", "width": None, "stem": None}
+    assert differences(theirs, theirs) == []
+    assert differences({**LIKE_THE_PAPER, "width": None}, LIKE_THE_PAPER) == ["not told by metrics.csv: width"]

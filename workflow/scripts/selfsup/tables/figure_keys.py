@@ -25,6 +25,7 @@ KEYS = {
     "n_test": "test images",
 }
 IN_WORDS = ("protocol", "settings")
+OF_RESNETS = ("width", "stem")  # timm's models have neither, which is not the same as a width that is not known
 
 
 def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
@@ -48,8 +49,9 @@ def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
 def differences(line: Mapping, reference: Mapping) -> list[str]:
     """Return in words each key in which one of our figures differs from a published one, or which is not known."""
     ours, theirs = ({key: plain(side.get(key)) for key in KEYS} for side in (line, reference))
-    unknown = [name for key, name in KEYS.items() if ours[key] is None]
-    words = [_difference(key, ours[key], theirs[key]) for key in KEYS if ours[key] is not None]
+    keys = [key for key in KEYS if key not in OF_RESNETS or not str(ours["backbone"]).startswith("timm/")]
+    unknown = [KEYS[key] for key in keys if ours[key] is None]
+    words = [_difference(key, ours[key], theirs[key]) for key in keys if ours[key] is not None]
     known = [text for text in words if text]
     return known + ([f"not told by metrics.csv: {', '.join(unknown)}"] if unknown else [])
 

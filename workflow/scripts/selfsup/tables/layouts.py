@@ -1,16 +1,19 @@
 """The table for people: Markdown, and LaTeX in the paper's layout (its table 1), with footnotes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
+from selfsup.layout import LINEAR
 from selfsup.tables.rows import COMPARED_WITH, TOLERANCE
 
 DATASETS = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # as the paper writes them
+LIKE_LINEAR = {"online probe": LINEAR}  # figures that papers set beside those of a linear evaluation; a footnote tells
 DETAILS = {
     "Implementation": "implementation",
     "Dataset": "dataset",
+    "Evaluation": "evaluation",
     "Method": "method",
     "Backbone": "backbone",
     "Width": "width",
@@ -50,11 +53,12 @@ class Notes:
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return the table in the paper's layout, below it what each row rests on, then the footnotes."""
     notes = Notes()
-    names, datasets, cells = _grid(frame)
-    head = ["Top-1 / Top-5 (%)", *(DATASETS.get(dataset, dataset) for dataset in datasets)]
-    accuracies = [[name, *(_pair(cells.get((name, dataset)), notes) for dataset in datasets)] for name in names]
-    details = [[_detail(row, key) for key in DETAILS.values()] for row in _named(frame)]
-    lines = [*_columns(head, accuracies), "", *_columns(list(DETAILS), details), "", *_remarks(frame)]
+    names, columns, cells = _grid(frame)
+    head = ["Top-1 / Top-5 (%)", *columns.values()]
+    accuracies = [[name, *(_pair(cells.get((name, column)), notes) for column in columns)] for name in names]
+    shown = {title: key for title, key in DETAILS.items() if key != "evaluation" or _several(frame)}
+    details = [[_detail(row, key) for key in shown.values()] for row in _named(frame)]
+    lines = [*_columns(head, accuracies), "", *_columns(list(shown), details), "", *_remarks(frame)]
     lines += [f"- [{letter}] {text}" for letter, text in notes.lettered()]
     return "\n".join(lines) + "\n"
 
@@ -62,19 +66,19 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def to_latex(frame: pd.DataFrame) -> str:
     """Return the table in the paper's layout: implementations down, datasets across; needs no package."""
     notes = Notes()
-    names, datasets, cells = _grid(frame)
-    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(DATASETS.get(one, one))}}}" for one in datasets)
+    names, columns, cells = _grid(frame)
+    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(title)}}}" for title in columns.values())
     lines = [
-        rf"\begin{{tabular}}{{l{'cc' * len(datasets)}}}",
+        rf"\begin{{tabular}}{{l{'cc' * len(columns)}}}",
         r"\hline",
         rf"Implementations & {spans} \\",
-        " & ".join(["", *(["Top-1", "Top-5"] * len(datasets))]).strip() + r" \\",
+        " & ".join(["", *(["Top-1", "Top-5"] * len(columns))]).strip() + r" \\",
         r"\hline",
     ]
     for name in names:
         figures = []
-        for dataset in datasets:
-            row = cells.get((name, dataset))
+        for column in columns:
+            row = cells.get((name, column))
             mark = notes.mark(_footnote(row)) if row is not None else ""
             top1 = _tex(_percent(row, "top1")) + (f"$^{{{mark}}}$" if mark else "")
             figures += [top1, _tex(_percent(row, "top5"))]
@@ -90,22 +94,49 @@ def _letters(number: int) -> str:
     return (_letters(before - 1) if before else "") + chr(ord("a") + place)
 
 
-def _grid(frame: pd.DataFrame) -> tuple[list[str], list[str], dict[tuple[str, str], Mapping]]:
-    """Return the names of rows and of datasets, and the lines by both."""
+Column = tuple[str, str]  # a dataset and, on it, an evaluation
+
+
+def _grid(frame: pd.DataFrame) -> tuple[list[str], dict[Column, str], dict[tuple[str, Column], Mapping]]:
+    """Return the names of rows, the columns with their titles, and the lines by both."""
     rows = _named(frame)
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     ours = [
         name for name in names if any(row["implementation"] == name and row["status"] != "published" for row in rows)
     ]
     names = [name for name in names if name not in ours] + ours
-    cells = {(row["implementation"], row["dataset"]): row for row in rows}
-    return names, list(dict.fromkeys(row["dataset"] for row in rows)), cells
+    placed = [(row, _column(row, rows)) for row in rows]
+    cells = {(row["implementation"], column): row for row, column in placed}
+    return names, _titles(dict.fromkeys(column for _, column in placed)), cells
+
+
+def _column(row: Mapping, rows: Sequence[Mapping]) -> Column:
+    """Return the column of a line: a published figure's is that of our evaluation which is done like it."""
+    if not pd.isna(row["evaluation"]):
+        return row["dataset"], row["evaluation"]
+    alike = ("dataset", "task", "labels")
+    ours = (one for one in rows if not pd.isna(one["evaluation"]) and not pd.isna(one["task"]))
+    same = (one["evaluation"] for one in ours if all(one[key] == row[key] for key in alike))
+    share = "" if pd.isna(row["labels"]) or row["labels"] == 100 else f", {row['labels']:g} % of labels"
+    return row["dataset"], next(same, f"{LIKE_LINEAR.get(row['task'], row['task'])}{share}")
+
+
+def _titles(columns: Iterable[Column]) -> dict[Column, str]:
+    """Return the columns' titles: a dataset's name, and an evaluation's where the dataset has several."""
+    columns = list(columns)
+    several = {dataset for dataset, _ in columns if sum(dataset == one for one, _ in columns) > 1}
+    names = {column: DATASETS.get(column[0], column[0]) for column in columns}
+    return {column: f"{names[column]}, {column[1]}" if column[0] in several else names[column] for column in columns}
+
+
+def _several(frame: pd.DataFrame) -> bool:
+    return frame["evaluation"].nunique() > 1
 
 
 def _named(frame: pd.DataFrame) -> list[dict]:
-    """Return the lines; where several experiments share a dataset, ours carry the experiment's name."""
+    """Return the lines; where several experiments share a column, ours carry the experiment's name."""
     ours = frame["status"] != "published"
-    several = frame.loc[ours, ["implementation", "dataset"]].duplicated().any()
+    several = frame.loc[ours, ["implementation", "dataset", "evaluation"]].duplicated().any()
     rows = frame.to_dict("records")
     for row in rows:
         if several and row["status"] != "published":
@@ -168,9 +199,11 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
             f"Verdict: last epoch's top-1 against {COMPARED_WITH}, tolerance {TOLERANCE:g} points, by which single "
             "runs of the paper's authors differ."
         )
-    for row in frame[frame["status"] == "run"].to_dict("records"):
-        remarks.append(f"{row['implementation']} ({row['experiment']}): encoder SHA-256 {row['encoder_sha256']}")
-    return [f"- {remark}" for remark in remarks]
+    run = frame[frame["status"] == "run"].to_dict("records")
+    encoders = [
+        f"{row['implementation']} ({row['experiment']}): encoder SHA-256 {row['encoder_sha256']}" for row in run
+    ]
+    return [f"- {remark}" for remark in dict.fromkeys([*remarks, *encoders])]
 
 
 def _columns(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
