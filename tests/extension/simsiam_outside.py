@@ -1,15 +1,16 @@
-"""One of each kind from outside the package: a method, an optimiser, a backbone, a tracker. The code lies beside this.
+"""One of each kind from outside the package: method, optimiser, backbone, task, tracker. The code lies beside this.
 
 Snakemake reads this file in every job, so it imports no torch.
 """
 
 from typing import Literal
 
+from selfsup.evaluation.task_settings import FrozenSettings
 from selfsup.models.batch_norm_settings import BatchNormSettings
 from selfsup.models.head_settings import LayersSettings
 from selfsup.optim.settings import OptimizerSettings
 from selfsup.settings.notes import Count, Share
-from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TRACKERS
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.settings.typed import Settings
 
 
@@ -36,6 +37,15 @@ class ThreeLayersSettings(Settings):
     width: Count
     """channels"""
     batch_norm: BatchNormSettings
+
+
+@TASKS.add("class_means", builds="simsiam_outside_code:ClassMeans")
+class ClassMeansSettings(FrozenSettings):
+    normalise: bool
+    """are features scaled to length 1"""
+
+    def protocol(self, recipe):
+        return f"nearest class mean, {'normalised ' if self.normalise else ''}features"
 
 
 TRACKERS.added["lines"] = "simsiam_outside_code:Lines"

@@ -1,11 +1,15 @@
-"""The code behind simsiam_outside.py: SimSiam with a centre, descent by signs, three layers, rows as lines of JSON."""
+"""The code behind simsiam_outside.py: SimSiam with a centre, descent by signs, three layers, means, lines of JSON."""
 
 import json
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from selfsup.evaluation.extraction import SplitFeatures
+from selfsup.evaluation.task import Task
+from selfsup.measures import accuracy
 from selfsup.methods import Method, Output
 from selfsup.methods.byol import byol_loss
 from selfsup.models import BatchNorm, build_backbone, build_head, seeded_weights
@@ -72,6 +76,31 @@ def three_layers(recipe):
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.out_features = width
     return network
+
+
+class ClassMeans(Task):
+    """Each test picture is of the class whose mean feature is nearest."""
+
+    total_steps = 1
+
+    def run(self, attempt, saver, partial):
+        train = SplitFeatures.of(self.judged, "train", self.settings, attempt)
+        test = train and SplitFeatures.of(self.judged, "test", self.settings, attempt)
+        if not test:
+            return
+        labels, features = train.labels(range(len(train))), self._scaled(train.rows(range(len(train))))
+        means = torch.stack([features[labels == one].mean(0) for one in range(self.classes)])
+        mine = range(self.compute.ranks.rank, len(test), self.compute.ranks.size)
+        logits = -torch.cdist(self._scaled(test.rows(mine)), means)
+        self.rows.append(accuracy(logits, test.labels(mine), len(test), self.compute.ranks))
+        self.step = 1
+        yield self.rows[-1]
+
+    def _scaled(self, features):
+        return F.normalize(features, dim=1) if self.settings.normalise else features
+
+    def figures(self):
+        return self.rows[-1]
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""A method, an optimiser, a backbone and a tracker from outside the package, named in config.yaml's `extensions`."""
+"""A method, an optimiser, a backbone, a task and a tracker from outside the package, named in config.yaml."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
 from selfsup.settings import extensions
 from selfsup.settings.extensions import load_extensions, loaded_extensions
-from selfsup.settings.registries import METHODS, TRACKERS
+from selfsup.settings.registries import METHODS, TASKS, TRACKERS
 from workflows import Workflow, wait_until
 
 EXTENSION = Path(__file__).parents[1] / "extension"
@@ -23,12 +23,9 @@ HEAD = {"layers": [16, 8], "bias_before_bn": False, "bias_last": False, "last_ba
 OVERRIDES = {
     "method": "simsiam_outside",
     "simsiam_outside": {"projector": HEAD, "predictor": HEAD, "pull": 0.5},
-    "epochs": 4,
     "global_batch": 64,
     "model": {"backbone": "three_layers", "width": 16},
     "optimizer": {"name": "sign", "peak_lr": 0.001, "warmup_epochs": 1, "momentum": 0.9},
-    "augment": {"size": 8},
-    "linear": {"epochs": 2, "test": {"resize": 9, "crop": 8}},
 }
 
 pytestmark = pytest.mark.slow
@@ -40,10 +37,12 @@ def outside(tmp_path, repository) -> Workflow:
     workflow = Workflow(tmp_path / "outside", repository)
     shutil.copytree(EXTENSION, workflow.path("mine"))
     block = yaml.safe_load(yaml.safe_dump(workflow.digits))
-    block |= {"overrides": OVERRIDES, "segment_epochs": 2}
+    block |= {"recipe": "mine/outside.yaml", "overrides": OVERRIDES, "segment_epochs": 2}
+    block["evaluations"] = ["linear", "means"]
     block["compute"]["trackers"] = ["lines"]
     block["compute"]["pretrain"] |= {"devices_per_node": 2, "cpus_per_device": 1, "checkpoint_minutes": 0.001}
     workflow.config |= {
+        "evaluations": {"means": {"protocol": "mine/class_means.yaml", "overrides": {"normalise": True}}},
         "extensions": ["mine/simsiam_outside.py"],
         "experiments": {"outside": block},
         "tables": {"outside": ["outside"]},
@@ -73,6 +72,9 @@ def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_ta
     table = pd.read_csv(outside.path("results/outside.csv"))
     ours = table[table["implementation"] == "This work"].iloc[0]
     assert (ours["method"], ours["backbone"]) == ("simsiam_outside", "three_layers") and ours["top1"] > 0
+    means = table[(table["evaluation"] == "means") & (table["implementation"] == "This work")].iloc[0]
+    assert means["task"] == "class_means" and 10 < means["top1"] <= 100
+    assert means["protocol"] == "nearest class mean, normalised features"
     assert "Nothing to be done" in outside.run("results/outside.csv")
 
 
@@ -89,7 +91,7 @@ class Mine(Settings):
 def forgotten(monkeypatch):
     """Registries and modules are after the test what they were before."""
     METHODS.read_own()
-    for registry in (METHODS, TRACKERS):
+    for registry in (METHODS, TASKS, TRACKERS):
         for kept in ("classes", "components", "added"):
             if hasattr(registry, kept):
                 monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))

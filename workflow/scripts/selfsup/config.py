@@ -52,7 +52,7 @@ class EvaluationBlock(Settings):
     """One of config.yaml's `evaluations`."""
 
     protocol: str
-    """how encoders are judged: a name in workflow/protocols, or linear, the recipe's own"""
+    """how encoders are judged: linear, the recipe's own, a name in workflow/protocols, or the path of a file .yaml"""
     dataset: str | None = None
     """a name of `datasets`; null: the experiment's own"""
     overrides: dict | None = None
@@ -88,7 +88,7 @@ class Block(Settings):
     """One of config.yaml's `experiments`."""
 
     recipe: str
-    """a name in workflow/recipes"""
+    """a name in workflow/recipes, or the path of a file .yaml"""
     dataset: str
     """a name of `datasets`"""
     overrides: dict
@@ -123,7 +123,7 @@ class ConfigFile(Settings):
     """how encoders may be judged beside the recipes' own linear evaluation"""
     experiments: Annotated[dict[Name, Block], Length(1)]
     extensions: Annotated[list[str], Distinct()] = ()
-    """Python files that add methods, backbones, optimisers and trackers: docs/extend.md"""
+    """Python files that add methods, backbones, optimisers, tasks and trackers: docs/extend.md"""
 
 
 # Sections of config.yaml whose keys are names of the user's.

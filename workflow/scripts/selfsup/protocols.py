@@ -38,7 +38,7 @@ def evaluation_of(name: str, protocol: str, overrides: Mapping, recipe: Recipe, 
     """Return an evaluation of a recipe's encoders. Raises UserError for what cannot be used."""
     if protocol == LINEAR:
         whole = linear_evaluation(recipe, dataset)
-    elif protocol in PROTOCOLS.names():
+    elif protocol in PROTOCOLS:
         content = reduce(merge, map(_said, PROTOCOLS.files(protocol)))
         settings = {key: value for key, value in content.items() if key != "task"}
         whole = read_evaluation(f"protocol {protocol}", content.get("task"), settings, dataset)

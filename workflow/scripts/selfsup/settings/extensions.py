@@ -1,4 +1,4 @@
-"""Files from outside the package that add methods, backbones, optimisers and trackers: config.yaml's `extensions`.
+"""Files from outside the package that add components, from methods to trackers: config.yaml's `extensions`.
 
 Each is a Python file that registers settings by the decorators of `selfsup.settings.registries`. Its folder is put on
 sys.path, so that `builds="my_method:MyMethod"` names a file beside it, which may import torch. The file itself should
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from selfsup.errors import UserError
-from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS
 
 
 def load_extensions(paths: Iterable[str | Path]) -> None:
@@ -46,7 +46,7 @@ def _load(path: Path, file: Path) -> None:
     _refuse_another(path, file.stem, file)
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    registries = (METHODS, BACKBONES, OPTIMIZERS)
+    registries = (METHODS, BACKBONES, OPTIMIZERS, TASKS)
     for registry in registries:
         registry.read_own()
     before = [dict(registry.components) for registry in registries]

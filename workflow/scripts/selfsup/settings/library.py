@@ -13,6 +13,8 @@ from selfsup.errors import UserError
 from selfsup.settings.typed import suggest
 from selfsup.settings.yaml_reader import read_yaml
 
+SUFFIX = ".yaml"
+
 
 @dataclass(frozen=True)
 class Library:
@@ -23,16 +25,22 @@ class Library:
 
     def names(self) -> list[str]:
         """Return the names of all that can be used by itself."""
-        return sorted(path.stem for path in self.folder.glob("*.yaml"))
+        return sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}"))
 
     def files(self, name: str) -> list[Path]:
         """Return the files that make up `name`, in the order in which they are merged: its bases first.
 
+        name: of the folder, or the path of a file elsewhere, which ends in .yaml and whose bases are of the folder.
         Raises UserError for an unknown name, and for a file that is its own base.
         """
-        if name not in self.names():
-            raise UserError(f"{self.what} {name!r} does not exist in {self._place}{suggest(name, self.names())}")
+        if name not in self:
+            elsewhere = f", nor as the path of a file: {Path(name).resolve()}" if name.endswith(SUFFIX) else ""
+            known = suggest(name, self.names())
+            raise UserError(f"{self.what} {name!r} does not exist in {self._place}{elsewhere}{known}")
         return self._chain(name, ())
+
+    def __contains__(self, name: str) -> bool:
+        return Path(name).is_file() if name.endswith(SUFFIX) else name in self.names()
 
     def content(self, path: Path) -> dict[str, Any]:
         """Return what one file says itself, its key `base` included."""
@@ -46,7 +54,7 @@ class Library:
         return f"workflow/{self.folder.name}"
 
     def _chain(self, name: str, above: tuple[str, ...]) -> list[Path]:
-        path = self.folder / f"{name}.yaml"
+        path = Path(name) if name.endswith(SUFFIX) else self.folder / f"{name}{SUFFIX}"
         if name in above:
             raise UserError(f"{self.what} {name} is its own base: {' -> '.join([*above, name])}")
         if not path.is_file():
