@@ -92,7 +92,7 @@ def test_a_segment_is_judged_once_it_is_finished(experiment, run):
 
 def test_an_encoder_is_finished_when_its_card_is_of_this_recipe_and_revision(config, experiment, run):
     def done(one: Experiment = experiment) -> bool:
-        return finished.export_finished(config, one, run, 0)
+        return finished.export_finished(config, one, run.encoder, 0)
 
     assert not done()
     export(run.encoder, experiment)
@@ -114,7 +114,7 @@ def test_an_encoder_of_other_images_or_of_another_seed_stops_the_plan(config, ex
     with pytest.raises(
         UserError, match=r"trained on other images \(images\) than .*store.json tells of \(01234567\).*digits.rev"
     ):
-        finished.export_finished(config, experiment, run, 0)
+        finished.export_finished(config, experiment, run.encoder, 0)
     for encoder in (run.encoder, run.random_init):
         export(encoder, experiment, seed=1)
         with pytest.raises(UserError, match=r"encoder.json is of seed 1, wanted 0: a copied folder\? Delete it"):

@@ -3,7 +3,7 @@
 
 rule export_encoder:
     input:
-        last_boundary,
+        boundary_exported,
     output:
         weights=RUN.encoder.weights,
         card=RUN.encoder.card,
@@ -16,7 +16,7 @@ rule export_encoder:
         **jobs.single(CONFIG.cluster, minutes=20),
     params:
         weights=weights_of,
-        source=last_checkpoint,
+        source=exported_checkpoint,
         job=queued_job("export_encoder.py", recipe=recipe_file),
     message:
         "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
@@ -41,6 +41,19 @@ use rule export_encoder as export_random_init with:
         job=queued_job("export_encoder.py", recipe=recipe_file),
     message:
         "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
+
+
+# Of a boundary before the last, for evaluations at every boundary.
+use rule export_encoder as export_boundary with:
+    output:
+        weights=RUN.encoder_at("{epoch}").weights,
+        card=RUN.encoder_at("{epoch}").card,
+    log:
+        "logs/export_encoder/{experiment}_seed{seed}_epoch_{epoch}.log",
+    benchmark:
+        "logs/benchmarks/export_encoder/{experiment}_seed{seed}_epoch_{epoch}.tsv"
+    message:
+        "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}, epoch {wildcards.epoch}{params.job[sbatch]}"
 
 
 # Weights that others have published, where config.yaml names them: nothing is pretrained.

@@ -21,7 +21,8 @@ rule linear_eval:
         "Linear evaluation of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
     shell:
         "{params.job[start]} --recipe {params.job[recipe]:q} --seed {wildcards.seed} --data {params.job[data]:q}"
-        " --encoder {input.encoder:q}{params.job[protocol]} --output {params.job[folder]:q} {params.job[machine]}"
+        " --encoder {input.encoder:q}{params.job[protocol]} --experiment {wildcards.experiment}"
+        " --output {params.job[folder]:q} {params.job[machine]}"
         " 2>&1 | {params.job[tee]} {log}"
 
 
@@ -63,3 +64,16 @@ use rule linear_eval_random_init as evaluate_random_init with:
         job=device_job("evaluate.py", "evaluate", recipe=recipe_file, data=evaluation_data, protocol=protocol_words),
     message:
         "Evaluation {wildcards.evaluation} of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"
+
+
+# Accuracy over the training: of a boundary before the last.
+use rule evaluate as evaluate_boundary with:
+    output:
+        metrics=RUN.encoder_at("{epoch}").evaluation("{evaluation}").metrics,
+    log:
+        "logs/evaluate/{evaluation}_{experiment}_seed{seed}_epoch_{epoch}.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{evaluation}_{experiment}_seed{seed}_epoch_{epoch}.tsv"
+    message:
+        "Evaluation {wildcards.evaluation} of {wildcards.experiment}, seed {wildcards.seed}, epoch {wildcards.epoch}"
+        "{params.job[sbatch]}"

@@ -68,16 +68,26 @@ def judged(wildcards):
     return settled(run.pretrain.card(wildcards.epoch), finished.verdict_given(experiment, run, epoch))
 
 
+def encoder_of(wildcards):
+    """The trained encoder that a job is of: the last one, or a boundary's."""
+    run, epoch = run_of(wildcards), getattr(wildcards, "epoch", None)
+    return run.encoder if epoch is None else run.encoder_at(epoch)
+
+
 @ends_on_error
 def export_finished(wildcards):
-    return finished.export_finished(CONFIG, experiment_of(wildcards), run_of(wildcards), int(wildcards.seed))
+    return finished.export_finished(CONFIG, experiment_of(wildcards), encoder_of(wildcards), int(wildcards.seed))
 
 
-def last_boundary(wildcards):
-    """The last boundary's card, and the verdict on it."""
-    epochs, pretrain = experiment_of(wildcards).recipe["epochs"], run_of(wildcards).pretrain
+def boundary_exported(wildcards):
+    """The card of the boundary that an encoder is of, and the verdict on it."""
+    epoch, pretrain = epoch_exported(wildcards), run_of(wildcards).pretrain
     done = export_finished(wildcards)
-    return [one for path in (pretrain.card(epochs), pretrain.verdict(epochs)) for one in settled(path, done)]
+    return [one for path in (pretrain.card(epoch), pretrain.verdict(epoch)) for one in settled(path, done)]
+
+
+def epoch_exported(wildcards):
+    return getattr(wildcards, "epoch", None) or experiment_of(wildcards).recipe["epochs"]
 
 
 def published_file(wildcards):

@@ -6,7 +6,7 @@ TO_BE_FORGOTTEN = set()  # folders of evaluations that were named, once this cal
 
 
 def trained(wildcards):
-    return run_of(wildcards).encoder
+    return encoder_of(wildcards)
 
 
 def untrained(wildcards):
@@ -27,10 +27,9 @@ def evaluation_finished(wildcards, encoder):
     experiment, run, evaluation = experiment_of(wildcards), run_of(wildcards), evaluation_of(wildcards)
     paths = encoder.evaluation(evaluation.name)
     state = finished.evaluation(CONFIG, experiment, run, encoder, evaluation, int(wildcards.seed), adopt=writing())
-    maker = "linear_eval" if evaluation.name == LINEAR else "evaluate"
-    if not workflow.remote_exec and is_named(
-        str(paths.metrics), f"{maker}_random_init" if encoder.untrained else maker
-    ):
+    kind = "_random_init" if encoder.untrained else "" if encoder.boundary is None else "_boundary"
+    maker = ("linear_eval" if evaluation.name == LINEAR else "evaluate") + kind
+    if not workflow.remote_exec and is_named(str(paths.metrics), maker):
         TO_BE_FORGOTTEN.add(paths.folder)
         return False
     if state.outdated:
@@ -57,16 +56,29 @@ def encoder_evaluated(encoder):
     return weights
 
 
+def metrics_over_training(name):
+    """Those evaluations of an experiment that are asked for at every boundary: of the boundaries before the last."""
+    experiment, asked = CONFIG.experiments[name], parts.evaluations_over_training(CONFIG, name)
+    return [
+        run.encoder_at(epoch).evaluation(one).metrics
+        for run in (parts.runs_of(CONFIG, name) if asked else [])
+        for epoch in finished.boundaries_before_the_last(experiment, run)
+        for one in asked
+    ]
+
+
 @ends_on_error
 def metrics_of_table(wildcards):
     metrics = parts.metrics_of_table(CONFIG, wildcards.table)
     made_together(parts.files_of_table(wildcards.table), metrics)
-    return list(map(str, metrics))
+    over_training = [one for name in CONFIG.tables[wildcards.table] for one in metrics_over_training(name)]
+    return list(map(str, [*metrics, *over_training]))
 
 
 @ends_on_error
 def metrics_of_experiment(wildcards):
-    return list(map(str, parts.metrics_of_experiment(CONFIG, wildcards.experiment)))
+    metrics = parts.metrics_of_experiment(CONFIG, wildcards.experiment)
+    return list(map(str, [*metrics, *metrics_over_training(wildcards.experiment)]))
 
 
 def metrics_of_curves(wildcards):
@@ -76,6 +88,10 @@ def metrics_of_curves(wildcards):
 
 def existing_ledgers(wildcards):
     return list(map(str, parts.ledgers(CONFIG)))
+
+
+def finished_metrics(wildcards):
+    return list(map(str, parts.finished_metrics(CONFIG)))
 
 
 @ends_on_error

@@ -88,8 +88,8 @@ def gate_words(wildcards, input):
     return commands.gate_words(experiment_of(wildcards))
 
 
-def last_checkpoint(wildcards, input):
-    path = run_of(wildcards).pretrain.checkpoint(experiment_of(wildcards).recipe["epochs"])
+def exported_checkpoint(wildcards, input):
+    path = run_of(wildcards).pretrain.checkpoint(epoch_exported(wildcards))
     return commands.words({"--checkpoint": path})
 
 

@@ -37,6 +37,7 @@ localrules:
     curves,
     views,
     compute_table,
+    evaluations_table,
     table_page,
     compute_page,
     recipe_page,
@@ -104,6 +105,23 @@ rule compute_table:
         job=local_job("compute_table.py", config=whole_config),
     message:
         "What the experiments have cost"
+    shell:
+        "{params.job[start]} --config {params.job[config]:q} --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule evaluations_table:
+    input:
+        finished_metrics,
+    output:
+        "results/evaluations.csv",
+    log:
+        "logs/evaluations_table.log",
+    benchmark:
+        "logs/benchmarks/evaluations_table.tsv"
+    params:
+        job=local_job("evaluations_table.py", config=whole_config),
+    message:
+        "All finished evaluations in one table"
     shell:
         "{params.job[start]} --config {params.job[config]:q} --output {output:q} 2>&1 | tee -i {log}"
 

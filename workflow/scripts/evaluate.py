@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder of the packed dataset")
     parser.add_argument("--encoder", required=True, type=existing_path, help="encoder.safetensors, its card beside it")
     parser.add_argument("--features", type=existing_path, help="folder of its features of the dataset, where they are")
+    parser.add_argument("--experiment", default="", help="name for a column of metrics.csv")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     add_compute_arguments(parser)
     arguments = parser.parse_args()
@@ -72,6 +73,7 @@ class Job:
         told = {"stage": stage, "goal": goal, "fingerprint": self.fingerprint()}
         with begin_attempt(self.arguments, self.arguments.output, **told) as attempt:
             files = record.recorded(self.arguments.output, self.made_from)
+            files = files or record.recorded_elsewhere(self.arguments.output, self.made_from, self.arguments.experiment)
             return self.restore(files, attempt) if files else self.evaluate(attempt)
 
     def fingerprint(self) -> str:
@@ -86,7 +88,7 @@ class Job:
 
     def restore(self, files: dict[str, str], attempt: Attempt) -> int:
         if attempt.place.is_main:
-            record.restore(self.arguments.output, files)
+            record.keep(self.arguments.output, self.made_from, files)
             record.collect(self.arguments.encoder)
             logger.info("%s was finished before: its files are written again", self.arguments.output)
         attempt.set_ending("was finished before")
@@ -149,7 +151,8 @@ class Job:
             for remark in remarks:
                 logger.info("%s", remark)
             lines, judged = (task.rows, task.further_rows), task.judged
-            files = result_files(self.evaluation, figures, *lines, card, self.recipe, judged.store, judged.seed)
+            told = {"experiment": self.arguments.experiment, "evaluation": self.evaluation.name, **figures}
+            files = result_files(self.evaluation, told, *lines, card, self.recipe, judged.store, judged.seed)
             record.keep(output, self.made_from, files)
             record.collect(self.arguments.encoder)
             attempt.step_saved(task.step)

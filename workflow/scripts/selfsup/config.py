@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,6 +57,8 @@ class EvaluationBlock(Settings):
     """a name of `datasets`; null: the experiment's own"""
     overrides: dict | None = None
     """keys of the protocol that differ"""
+    at: Literal["end", "every_boundary"] = "end"
+    """of the pretraining; every_boundary: the curves show how the figure grows"""
 
 
 class Published(Settings):
@@ -336,7 +338,8 @@ def _evaluation(experiment: str, name: str, dataset: str, recipe: Recipe, known:
         )
     block = known[name]
     try:
-        return evaluation_of(name, block.protocol, block.overrides or {}, recipe, block.dataset or dataset)
+        found = evaluation_of(name, block.protocol, block.overrides or {}, recipe, block.dataset or dataset)
+        return replace(found, at_every_boundary=block.at == "every_boundary")
     except UserError as error:
         raise UserError(f"config.yaml: evaluations.{name}: {error}") from error
 

@@ -43,22 +43,29 @@ def verdict_given(experiment: Experiment, run: RunFolder, epoch: int) -> bool:
     return run.pretrain.verdict(epoch).exists() and segment_finished(experiment, run, epoch)
 
 
-def export_finished(config: Config, experiment: Experiment, run: RunFolder, seed: int) -> bool:
-    """Return whether the encoder is there, and by its card made of this recipe and revision.
+def boundaries_before_the_last(experiment: Experiment, run: RunFolder) -> list[int]:
+    """Return the epochs after which encoders may be judged, beside the end of the pretraining."""
+    return segment_ends(experiment, run)[:-1]
+
+
+def export_finished(config: Config, experiment: Experiment, encoder: EncoderPaths, seed: int) -> bool:
+    """Return whether a trained encoder is there, and by its card made of this recipe, revision and boundary.
 
     Raises UserError for one that was trained on other images than the experiment names now, or with another seed.
     """
-    training = _card(run.encoder, seed).get("training") or {}
+    training = _card(encoder, seed).get("training") or {}
     if training.get("fingerprint") != fingerprint(experiment.recipe, experiment.revision):
+        return False
+    if encoder.boundary is not None and training["epoch"] != int(encoder.boundary):
         return False
     store = store_in(data_of(config.data_dir, experiment.dataset))
     known, found = card_if_any(store).get("fingerprint"), training.get("dataset_fingerprint")
     if known and found and known != found:
         raise UserError(
-            f"{run.encoder.weights} was trained on other images ({found[:8]}) than {store} tells of ({known[:8]}): "
+            f"{encoder.weights} was trained on other images ({found[:8]}) than {store} tells of ({known[:8]}): "
             f"restore the dataset, or raise experiments.{experiment.name}.revision to train anew"
         )
-    return run.encoder.weights.exists()
+    return encoder.weights.exists()
 
 
 def import_finished(config: Config, experiment: Experiment, run: RunFolder, seed: int) -> bool:
@@ -74,8 +81,9 @@ def encoder_finished(config: Config, experiment: Experiment, run: RunFolder, enc
     """Return whether an encoder of the run is there, however it is come by."""
     if encoder.untrained:
         return bool(_card(encoder, seed))
-    finished = import_finished if experiment.name in config.published else export_finished
-    return finished(config, experiment, run, seed)
+    if experiment.name in config.published:
+        return import_finished(config, experiment, run, seed)
+    return export_finished(config, experiment, encoder, seed)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ that Snakemake makes of any run.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path("results")  # as rules name it, from the folder that Snakemake runs in
 LINEAR = "linear"  # the evaluation of that name
 FEATURES = "features"  # the folder of an encoder's features, by what they are of
+BOUNDARIES = "boundaries"  # the folder of encoders of boundaries before the last
 OWN_FOLDERS = (
     LINEAR,
     FEATURES,
+    BOUNDARIES,
     "pretrain",
     "random_init",
 )  # of a run: no evaluation may have their names
@@ -103,10 +106,15 @@ class EvaluationPaths(JobFolder):
 
 @dataclass(frozen=True)
 class EncoderPaths:
-    """An encoder and what it is judged by. untrained: whether it is the one at random initialisation."""
+    """An encoder and what it is judged by.
+
+    untrained: whether it is the one at random initialisation. boundary: the epoch of the boundary that it is of, as in
+    a name; None for the last.
+    """
 
     folder: Path
     untrained: bool = False
+    boundary: int | str | None = None
 
     @property
     def weights(self) -> Path:
@@ -161,6 +169,14 @@ class RunFolder:
         """The same encoder at random initialisation."""
         return EncoderPaths(self.folder / "random_init", untrained=True)
 
+    def encoder_at(self, epoch: int | str) -> EncoderPaths:
+        """Return the encoder of a boundary before the last."""
+        return EncoderPaths(self.folder / BOUNDARIES / f"epoch_{_digits(epoch)}", boundary=epoch)
+
+    def encoders_at_boundaries(self) -> list[EncoderPaths]:
+        """Return the encoders of boundaries before the last that are there, in order."""
+        return [self.encoder_at(epoch_of(path.name)) for path in sorted((self.folder / BOUNDARIES).glob("epoch_*"))]
+
     def job_folders(self) -> list[JobFolder]:
         """Return the folders that jobs of the trained encoder work in, or have worked in, in their order."""
         return [self.pretrain, *self.encoder.begun_evaluations()]
@@ -176,7 +192,7 @@ class RunFolder:
     def of_a_revision(self) -> list[Path]:
         """Return what is there and depends on the training; the folder with the run's record last."""
         evaluations = [one.folder.name for one in self.encoder.begun_evaluations()]
-        folders, encoders = dict.fromkeys([LINEAR, *evaluations, FEATURES]), f"{self.encoder.card.stem}.*"
+        folders, encoders = dict.fromkeys([LINEAR, *evaluations, FEATURES, BOUNDARIES]), f"{self.encoder.card.stem}.*"
         patterns = (self.begun("*").name, self.knn.name, *folders, encoders, self.pretrain.folder.name)
         return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
@@ -196,6 +212,15 @@ class RunPaths(RunFolder):
 def seed_of(as_run: Path) -> int:
     """Return the seed of a run, from the file that says what it was asked for."""
     return int(as_run.stem.removeprefix("seed"))
+
+
+def untrained_twins(evaluation: EvaluationPaths) -> Iterator[EvaluationPaths]:
+    """Yield the evaluations of other runs' untrained encoders, given one of such an encoder; nothing for others."""
+    run = RunFolder(evaluation.folder.parents[1])
+    if evaluation.folder.parent == run.random_init.folder:
+        for folder in sorted(run.folder.parents[1].glob("*/seed*")):
+            others = RunFolder(folder).random_init.begun_evaluations()
+            yield from (one for one in others if one.folder != evaluation.folder)
 
 
 def probe_of(results: Path, experiment: str) -> PretrainPaths:

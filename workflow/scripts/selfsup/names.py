@@ -18,7 +18,13 @@ FILES = {
     ),
     "datasets": ("<data_dir>/{}",),
 }
-OWN_FILES = ("results/compute.csv", "results/preflight.txt", "results/report.html", "<data_dir>/downloads")
+OWN_FILES = (
+    "results/compute.csv",
+    "results/evaluations.csv",
+    "results/preflight.txt",
+    "results/report.html",
+    "<data_dir>/downloads",
+)
 
 
 def check_names(config: Mapping) -> None:

@@ -23,6 +23,12 @@ def metrics_of_experiment(config: Config, experiment: str) -> list[Path]:
     return [run.encoder.evaluation(name).metrics for run in runs_of(config, experiment) for name in names]
 
 
+def evaluations_over_training(config: Config, experiment: str) -> list[str]:
+    """Return the evaluations of an experiment that are asked for at every boundary; none of an imported encoder's."""
+    known = {} if experiment in config.published else config.experiments[experiment].evaluations
+    return [name for name, one in known.items() if one.at_every_boundary]
+
+
 def metrics_of_table(config: Config, table: str) -> list[Path]:
     """Return the evaluations that a table shows: of trained encoders, and of the same ones untrained."""
     return [
@@ -49,6 +55,13 @@ def ledgers(config: Config) -> list[Path]:
     runs = [run for name in config.experiments for run in runs_of(config, name)]
     folders = [job for run in runs for job in (*run.job_folders(), *run.random_init.begun_evaluations())]
     return [job.ledger for job in folders if job.ledger.exists()]
+
+
+def finished_metrics(config: Config) -> list[Path]:
+    """Return the metrics that are there, of all encoders of all runs."""
+    runs = [run for name in config.experiments for run in runs_of(config, name)]
+    encoders = [one for run in runs for one in (*run.encoders_at_boundaries(), run.encoder, run.random_init)]
+    return [one.metrics for encoder in encoders for one in encoder.evaluations()]
 
 
 def parts_of_report(config: Config) -> list[Path]:

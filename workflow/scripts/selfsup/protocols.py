@@ -22,12 +22,16 @@ PROTOCOLS = Library(Path(__file__).parents[2] / "protocols", "protocol")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How an encoder is judged: a task by its settings, on a dataset of config.yaml."""
+    """How an encoder is judged: a task by its settings, on a dataset of config.yaml.
+
+    at_every_boundary: of the pretraining, and not at its end alone.
+    """
 
     name: str
     task: str
     settings: Any
     dataset: str
+    at_every_boundary: bool = False
 
     def told(self) -> dict[str, Any]:
         """Return what a job is told of it, as `told_evaluation` reads it."""

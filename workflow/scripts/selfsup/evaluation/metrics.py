@@ -26,7 +26,7 @@ def result_files(
     figures, rows, further_rows: a task's. card: the encoder's. store: the PackedStore that was evaluated on.
     """
     own = {key: figures[key] for key in ("top1", "top5")}
-    rest = {key: value for key, value in figures.items() if key not in own}
+    rest = {key: value for key, value in figures.items() if key not in own and value != ""}
     metrics = {
         **own,
         "n_test": len(store.test),

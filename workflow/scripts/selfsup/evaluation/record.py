@@ -14,7 +14,7 @@ from typing import Any
 
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import card_if_any
-from selfsup.layout import EncoderPaths, EvaluationPaths, store_in
+from selfsup.layout import EncoderPaths, EvaluationPaths, store_in, untrained_twins
 from selfsup.protocols import Evaluation
 from selfsup.recipe import evaluation_part
 
@@ -46,6 +46,27 @@ def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
     """Return the result files, by name, if they were made from just what is wanted."""
     record = card_if_any(EvaluationPaths(folder).record)
     return record.get("files") if record.get("identity") == dict(wanted) else None
+
+
+def recorded_elsewhere(folder: Path, wanted: Mapping, experiment: str) -> dict[str, str] | None:
+    """Return the result files of another experiment's untrained encoder that were made from just what is wanted.
+
+    Experiments of one recipe share it. experiment: the one that the results are for.
+    """
+    for paths in untrained_twins(EvaluationPaths(folder)):
+        if files := recorded(paths.folder, wanted):
+            return {
+                name: _renamed(text, experiment) if name == paths.metrics.name else text for name, text in files.items()
+            }
+    return None
+
+
+def _renamed(metrics: str, experiment: str) -> str:
+    row = next(csv.DictReader(metrics.splitlines()))
+    text = io.StringIO()
+    told = {**row, "experiment": experiment} if "experiment" in row else row
+    csv.writer(text, lineterminator="\n").writerows([list(told), list(told.values())])
+    return text.getvalue()
 
 
 def keep(folder: Path, made_from: Mapping, files: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -42,13 +42,17 @@ SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs."""
+    """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs.
+
+    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and top1.
+    """
 
     seed: int
     history: pd.DataFrame
     knn: pd.DataFrame
     linear: pd.DataFrame
     boundaries: list[int]
+    over_training: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def begun(self) -> bool:
@@ -69,7 +73,21 @@ def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
     """Read the CSVs in a run's folder; runs that are still going on included."""
     paths = RunFolder(run)
     files = {"history": paths.pretrain.history, "knn": paths.knn, "linear": paths.encoder.evaluation().history}
-    return RunCurves(seed=seed, boundaries=boundaries, **{name: _read(path) for name, path in files.items()})
+    frames = {name: _read(path) for name, path in files.items()}
+    return RunCurves(seed=seed, boundaries=boundaries, over_training=_over_training(paths, boundaries), **frames)
+
+
+def _over_training(run: RunFolder, boundaries: list[int]) -> dict[str, pd.DataFrame]:
+    """Return the accuracies of a run's boundaries by evaluation, the end's included."""
+    encoders = [(encoder.boundary, encoder) for encoder in run.encoders_at_boundaries()]
+    names = {one.folder.name for _, encoder in encoders for one in encoder.evaluations()}
+    encoders += [(boundaries[-1], run.encoder)] if boundaries else []
+    found = {}
+    for name in sorted(names):
+        metrics = [(epoch, _read(encoder.evaluation(name).metrics)) for epoch, encoder in encoders]
+        rows = [{"epoch": epoch, "top1": frame["top1"].iloc[0]} for epoch, frame in metrics if len(frame)]
+        found[name] = pd.DataFrame(rows).sort_values("epoch")
+    return found
 
 
 def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None) -> Figure:
@@ -82,7 +100,8 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     runs_by_epoch, along = (runs, "epoch of pretraining") if steps_per_epoch else ([], "step of pretraining")
     panels = _panels(runs)
     linear = any(len(run.linear) for run in runs)
-    rows = -(-(len(panels) + linear) // COLUMNS)
+    grown = sorted({name for run in runs for name in run.over_training})
+    rows = -(-(len(panels) + linear + len(grown)) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * SIZE_INCHES[0], rows * SIZE_INCHES[1] + 0.6), layout="constrained")
     figure.suptitle(title)
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
@@ -99,7 +118,13 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
         for run in filter(lambda run: len(run.linear), runs):
             axis.plot(run.linear["epoch"], run.linear["top1"], label=f"seed {run.seed}", linewidth=1)
         _finish(axis, LINEAR, [], "epoch of the linear evaluation")
-    for axis in axes[len(panels) + linear :]:
+    for axis, name in zip(axes[len(panels) + linear :], grown, strict=False):
+        for run in filter(lambda run: name in run.over_training, runs):
+            frame = run.over_training[name]
+            axis.plot(frame["epoch"], frame["top1"], label=f"seed {run.seed}", linewidth=1, marker=".")
+        _finish(axis, f"{name}, test images (%)", runs, "epoch of pretraining")
+        axis.set_xlim(left=0)
+    for axis in axes[len(panels) + linear + len(grown) :]:
         axis.remove()
     axes[0].legend(fontsize=7)
     return figure
