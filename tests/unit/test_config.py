@@ -32,6 +32,21 @@ def test_the_shipped_configuration_is_valid(repository):
     assert imagenet["nodes"] * imagenet["devices_per_node"] == 32  # paper, section 6.6
 
 
+def test_a_recipe_and_a_dataset_are_an_experiment(raw):
+    """All else has a default: one run, one segment, one device."""
+    one = check_config(changed(raw, "experiments.short", {"recipe": "digits", "dataset": "digits"})).experiments[
+        "short"
+    ]
+    assert (one.seeds, one.revision, one.segment_epochs, list(one.evaluations)) == (
+        [0],
+        1,
+        one.recipe.epochs,
+        ["linear"],
+    )
+    assert one.compute["pretrain"] == one.compute["evaluate"] and (one.overrides, one.bands) == ({}, None)
+    assert one.compute["pretrain"]["nodes"] * one.compute["pretrain"]["devices_per_node"] == 1
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [

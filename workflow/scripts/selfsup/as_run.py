@@ -127,8 +127,9 @@ def _named(value: Any, kind: str) -> set[str]:
 def _add_seed(merged: dict, record: Mapping, name: str, seed: int) -> None:
     """Note a seed that was run by the same settings as the experiment's others, but in another call."""
     block, ran = merged.get(("experiments", name)), record["config"]["experiments"][name]
-    if block and {**ran, "seeds": []} == {**block, "seeds": []} and seed not in block["seeds"]:
-        merged[("experiments", name)] = {**block, "seeds": sorted([*block["seeds"], seed])}
+    seeds = (block or {}).get("seeds", [0])
+    if block and {**ran, "seeds": []} == {**block, "seeds": []} and seed not in seeds:
+        merged[("experiments", name)] = {**block, "seeds": sorted([*seeds, seed])}
 
 
 def _places(content: Mapping) -> dict[tuple[str, ...], Any]:

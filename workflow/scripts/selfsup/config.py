@@ -16,7 +16,7 @@ from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
 from selfsup.settings.registries import TRACKERS
-from selfsup.settings.typed import Kind, Settings, read, suggest, with_each
+from selfsup.settings.typed import Kind, Settings, read, since, suggest, with_each
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
 
@@ -73,8 +73,10 @@ class Published(Settings):
 class Jobs(Settings):
     """An experiment's `compute`."""
 
-    pretrain: Compute
-    evaluate: Compute
+    pretrain: Compute | None = since(None)
+    """of pretraining; null: one device"""
+    evaluate: Compute | None = since(None)
+    """of evaluations; null: one device"""
     tensorboard: bool = False
     """true: as `trackers: [tensorboard]`"""
     trackers: Annotated[list[str], Distinct()] = ()
@@ -93,23 +95,24 @@ class Block(Settings):
     """a name in workflow/recipes, or the path of a file .yaml"""
     dataset: str
     """a name of `datasets`"""
-    overrides: dict
+    overrides: dict = since({})
     """keys of the recipe that differ"""
     evaluations: Annotated[list[str], Length(1), Distinct()] = (LINEAR,)
     """how its encoders are judged: linear, and names of `evaluations`"""
     published: Published | None = None
     """an encoder to be imported instead of trained"""
-    seeds: Annotated[list[Seed], Length(1), Distinct()]
+    seeds: Annotated[list[Seed], Length(1), Distinct()] = since([0])
     """one run each"""
-    segment_epochs: Count
-    """epochs between two boundaries, each with a checkpoint that is kept"""
-    revision: Count
+    segment_epochs: Count | None = since(None)
+    """epochs between two boundaries, each with a checkpoint that is kept; null: one segment"""
+    revision: Count = since(1)
     """raised to train anew what is finished"""
     bands: str | None = None
     """file of health bands; null: the recipe's"""
     continue_after_collapse: bool = False
     """go on where the health gate stops"""
-    compute: Jobs
+    compute: Jobs | None = since(None)
+    """what jobs compute on; null: one device, whatever there is"""
 
 
 class ConfigFile(Settings):
@@ -316,7 +319,11 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
     experiment = Experiment(
         name,
         recipe,
-        *(block[key] for key in ("dataset", "seeds", "segment_epochs", "revision", "compute")),
+        block.dataset,
+        block.seeds,
+        block.segment_epochs or recipe.epochs,
+        block.revision,
+        _jobs(block.compute),
         evaluations={one: _evaluation(name, one, block.dataset, recipe, evaluations) for one in block.evaluations},
         recipe_name=block.recipe,
         overrides=block.overrides,
@@ -326,6 +333,12 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
     for problem in (*_compute_problems(experiment), *_batch_problems(experiment)):
         raise UserError(f"config.yaml: experiments.{name}: {problem}")
     return experiment
+
+
+def _jobs(given: Jobs | None) -> Jobs:
+    """Return an experiment's `compute` with what was left out."""
+    given = given or Jobs()
+    return given.changed(pretrain=given.pretrain or Compute(), evaluate=given.evaluate or Compute())
 
 
 def _evaluation(experiment: str, name: str, dataset: str, recipe: Recipe, known: Mapping) -> Evaluation:

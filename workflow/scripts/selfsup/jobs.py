@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
 from selfsup.settings.notes import NAME, Count, Hours, NotNegative, Pattern, Positive
-from selfsup.settings.typed import Settings
+from selfsup.settings.typed import Settings, since
 
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
@@ -90,19 +90,19 @@ class Cluster(Settings):
 class Compute(Settings):
     """A `compute` block of config.yaml: what a job computes on, and how."""
 
-    nodes: Count
+    nodes: Count = since(1)
     """how many nodes"""
-    devices_per_node: Count
+    devices_per_node: Count = since(1)
     """GPUs, or processes on a CPU"""
-    cpus_per_device: Count
+    cpus_per_device: Count = since(2)
     """cores of each device"""
-    hours: Annotated[float, Positive, Hours()]
+    hours: Annotated[float, Positive, Hours()] = since(20)
     """time limit of a job, which the next one goes on from"""
-    device: Literal["auto", "cuda", "cpu"]
+    device: Literal["auto", "cuda", "cpu"] = since("auto")
     """auto: a GPU where there is one"""
-    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = since("auto")
     """auto: the fastest that the device has and that keeps the result"""
-    checkpoint_minutes: Positive
+    checkpoint_minutes: Positive = since(10)
     """between two checkpoints"""
     memory_gb: NotNegative = 0
     """of each node, sbatch --mem; 0: the share that comes with the cores"""
