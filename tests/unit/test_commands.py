@@ -109,14 +109,17 @@ def test_a_local_copy_of_the_dataset_is_told_with_the_machine(config):
 def test_a_table_is_made_from_the_evaluations_of_its_encoders_trained_and_untrained(config):
     config = replace(config, experiments={"digits": replace(config.experiments["digits"], seeds=[0, 3])})
     assert list(map(str, parts.metrics_of_table(config, "demo"))) == [
-        "results/digits/seed0/linear/metrics.csv",
-        "results/digits/seed0/random_init/linear/metrics.csv",
-        "results/digits/seed3/linear/metrics.csv",
-        "results/digits/seed3/random_init/linear/metrics.csv",
+        f"results/digits/seed{seed}/{untrained}{evaluation}/metrics.csv"
+        for seed in (0, 3)
+        for untrained in ("", "random_init/")
+        for evaluation in ("linear", "knn")
     ]
     curves = parts.metrics_of_experiment(config, "digits")
-    assert list(map(str, curves)) == [f"results/digits/seed{seed}/linear/metrics.csv" for seed in (0, 3)]
-    assert parts.rows_of_table(config, "demo") == ["digits 30 64 [0, 3]"]
+    made = [
+        f"results/digits/seed{seed}/{evaluation}/metrics.csv" for seed in (0, 3) for evaluation in ("linear", "knn")
+    ]
+    assert list(map(str, curves)) == made
+    assert parts.rows_of_table(config, "demo") == ["digits 30 64 [0, 3] ['linear', 'knn']"]
 
 
 def test_the_report_shows_the_tables_whose_evaluations_are_all_there(config):
