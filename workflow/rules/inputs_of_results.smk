@@ -1,5 +1,6 @@
 # The inputs of results: of evaluations, tables, figures and the report.
 
+from selfsup.config import labels_problem
 from selfsup.evaluation import record
 
 TO_BE_FORGOTTEN = set()  # folders of evaluations that were named, once this call begins to work
@@ -32,6 +33,8 @@ def dataset_evaluated_on(encoder):
     """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
 
     def dataset(wildcards):
+        if problem := labels_problem(CONFIG, experiment_of(wildcards).dataset):
+            give_up(problem)
         refuse_if_busy(encoder(wildcards).evaluation().folder)
         return settled(dataset_of(wildcards), evaluation_finished(wildcards, encoder(wildcards)))
 

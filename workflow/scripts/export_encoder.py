@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from selfsup.arguments import add_recipe_arguments
+from selfsup.data.statistics import with_numbers
 from selfsup.engine.checkpoint import load_checkpoint, prune
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
@@ -25,6 +26,7 @@ from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.provenance import numerics_differences
 from selfsup.recipe import differences, parse_recipe, pretraining_part
+from selfsup.settings.typed import plain
 
 
 def main() -> None:
@@ -43,12 +45,12 @@ def main() -> None:
             f"snakemake --cores all --force {card}"
         )
     network = "online backbone, at random initialisation" if arguments.random_init else "online backbone"
-    card = encoder_card(network, recipe, arguments.seed)
     if arguments.random_init:
-        encoder = initial_backbone(recipe, arguments.seed)
+        card, encoder = encoder_card(network, recipe, arguments.seed), initial_backbone(recipe, arguments.seed)
     else:
-        encoder, training = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
-        card["training"] = training
+        encoder, training, numbers = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
+        card = {**encoder_card(network, with_numbers(recipe, numbers), arguments.seed), "recipe": plain(recipe)}
+        card |= {"training": training, **({"normalisation": numbers} if numbers else {})}
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
@@ -59,7 +61,10 @@ def main() -> None:
 
 
 def trained_encoder(path: Path, recipe: dict, seed: int):
-    """Return the checkpoint's encoder and the card's part about its training."""
+    """Return the checkpoint's encoder, the card's part about its training, and the mean and std that the dataset told.
+
+    These are empty where the recipe has them.
+    """
     state = load_checkpoint(path)
     lines = differences(pretraining_part(recipe), pretraining_part(state["recipe"]))
     if lines or state["seed"] != seed:
@@ -76,7 +81,7 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
     totals = ledger_totals(PretrainPaths(path.parent).ledger)
     told = {"attempts": attempts, "numerics_changes": changes, "ledger": totals}
-    return method.encoder(), {**{key: state[key] for key in keys}, **told}
+    return method.encoder(), {**{key: state[key] for key in keys}, **told}, state.get("normalisation", {})
 
 
 if __name__ == "__main__":

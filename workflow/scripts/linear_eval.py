@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
-from selfsup.errors import run_script
+from selfsup.errors import PermanentError, run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
@@ -69,6 +69,7 @@ def fingerprint(recipe: dict, seed: int, encoder: Path) -> str:
 def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
+    from selfsup.data.statistics import resolved
     from selfsup.engine.compute import start_compute
     from selfsup.evaluation.encoder import load_encoder
     from selfsup.evaluation.linear import LinearEvaluation
@@ -76,13 +77,15 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
     store = open_store(
         arguments.data, arguments.local_copy, heartbeat=attempt.heartbeat_before_work, quiet=place.local_rank > 0
     )
+    if not store.labelled:
+        raise PermanentError(f"{arguments.data} has no labels: evaluate on a dataset with classes")
     encoder, card = load_encoder(arguments.encoder, recipe)
     compute = start_compute(arguments, place)
     attempt.set_columns(**compute.ledger_columns())
     evaluation = LinearEvaluation(
         encoder.to(compute.device),
         store,
-        recipe,
+        resolved(recipe, store, card.get("normalisation")),
         seed=arguments.seed,
         compute=compute,
         identity=state_identity(arguments, recipe, store.fingerprint),
