@@ -18,8 +18,14 @@ def runs_of(config: Config, experiment: str) -> list[RunPaths]:
 
 
 def metrics_of_experiment(config: Config, experiment: str) -> list[Path]:
-    """Return the evaluations of an experiment's trained encoders."""
-    return [run.encoder.evaluation().metrics for run in runs_of(config, experiment)]
+    """Return the evaluations of an experiment's trained encoders; the encoders where its dataset has no labels."""
+    encoders = [run.encoder for run in runs_of(config, experiment)]
+    return [one.evaluation().metrics if has_labels(config, experiment) else one.weights for one in encoders]
+
+
+def has_labels(config: Config, experiment: str) -> bool:
+    """Return whether an experiment's encoder can be evaluated on its own dataset."""
+    return config.datasets[config.experiments[experiment].dataset].labels
 
 
 def metrics_of_table(config: Config, table: str) -> list[Path]:
@@ -48,14 +54,17 @@ def ledgers(config: Config) -> list[Path]:
 def parts_of_report(config: Config) -> list[Path]:
     """Return the files that the report shows, of all tables whose evaluations are there: nothing is trained for it.
 
-    Raises UserError where there is no such table.
+    Of experiments on pictures without labels, which no table needs, those whose encoders are there. Raises UserError
+    where there is neither.
     """
     tables = [one for one in config.tables if all(path.exists() for path in metrics_of_table(config, one))]
-    if not tables:
+    unlabelled = [one for one in config.experiments if not has_labels(config, one)]
+    alone = [one for one in unlabelled if all(path.exists() for path in metrics_of_experiment(config, one))]
+    if not tables and not alone:
         raise UserError(
             "no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first"
         )
-    experiments = dict.fromkeys(name for table in tables for name in config.tables[table])
+    experiments = dict.fromkeys([*(name for table in tables for name in config.tables[table]), *alone])
     pages, figures = RESULTS / "report", RESULTS / "figures"
     return [
         *(pages / f"{table}.html" for table in tables),

@@ -218,7 +218,7 @@ def divided(
     }
     for label in sorted(labels["test"].keys() - labels["train"].keys()):
         raise UserError(
-            f"{where}: class {classes[label]} has {labels['test'][label]} pictures, which all fall to the test set by "
+            f"{where}: all pictures of the class {classes[label]} ({labels['test'][label]}) fall to the test set by "
             f"test_share {share:g}: add pictures to it, remove it, or set another share"
         )
     return splits

@@ -51,7 +51,7 @@ def list_parquet(
     found = _by_split(root)
     files = {split: [_File(file, root, columns, wanted) for file in of_split] for split, of_split in found.items()}
     layout = find_layout(root, wanted, {name for split in files for name in (split, f"{split}/")})
-    wholes = files[TRAIN] if layout.train else [file for of_split in files.values() for file in of_split]
+    wholes = files.get(TRAIN, []) if layout.train else [file for of_split in files.values() for file in of_split]
     if not layout.labels:
         return Listing([], {"train": [Picture(entry.member, 0) for file in wholes for entry in file.entries(seen)]}, "")
     if layout.test_share is not None:
