@@ -133,3 +133,17 @@ def test_another_word_than_dataset_is_refused():
         load_recipe("digits", {"augment": {"mean": "datset"}})
     with pytest.raises(RecipeError, match=r"augment\.std has 2 items, wanted 3"):
         load_recipe("digits", {"augment": {"std": [0.1, 0.2]}})
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 7, 9), (3, 64, 64), (3, 1500, 1700), (5, 3, 31, 33)])
+@pytest.mark.parametrize("laid", ["by channel", "by pixel"])
+def test_sums_are_exact_whatever_the_size_and_the_layout(shape, laid):
+    pictures = torch.from_numpy(np.random.default_rng(3).integers(0, 256, shape, np.uint8))
+    pictures[..., 0, :, :] = 255  # the largest sums that there are
+    channels = pictures.movedim(-3, 0).reshape(3, -1).numpy().astype(np.uint64)
+    if laid == "by pixel":  # as torchvision decodes
+        pictures = pictures.movedim(-3, -1).contiguous().movedim(-1, -3)
+    found = statistics.sums_of(pictures)
+    assert found.pixels == channels.shape[1]
+    assert found.values == tuple(channels.sum(1).tolist()) and found.squares == tuple((channels**2).sum(1).tolist())
+    assert statistics.Sums.read(found.text(), found.pixels) == found

@@ -270,9 +270,7 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
     for split, folders in homes.items():
         if split and len(folders) > 1:
             names = ", ".join(sorted(str(folder) for folder in folders))
-            raise UserError(
-                f"{root}: {names} have files of {split} each: set the dataset's path to one of these folders"
-            )
+            raise UserError(f"{root}: {names} have files of {split} each: set the dataset's path to one of them")
     return found
 
 

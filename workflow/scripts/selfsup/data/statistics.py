@@ -21,6 +21,8 @@ from selfsup.errors import UserError
 from selfsup.recipe import Recipe
 
 LARGEST = 255  # of a stored sample
+ROW = 192  # samples that are added to those of the next row at once, a multiple of the channels
+ROWS = 2**31 // LARGEST**2 - 1  # whose squares an int32 holds
 IMAGES_AT_ONCE = 256  # of one size
 
 
@@ -42,11 +44,24 @@ class Sums(NamedTuple):
         return cls(pixels, numbers[:3], numbers[3:])
 
 
-def sums_of(picture: torch.Tensor) -> Sums:
-    """Return the sums of a picture, uint8 [3, H, W]; exact, for in float64 they are whole numbers below 2^53."""
-    samples = picture.reshape(3, -1).double()
-    squares = [int(torch.dot(channel, channel)) for channel in samples]
-    return Sums(samples.shape[1], tuple(map(int, samples.sum(1))), tuple(squares))
+def sums_of(pictures: torch.Tensor) -> Sums:
+    """Return the sums of a picture, uint8 [3, H, W], or of several of one size, uint8 [N, 3, H, W].
+
+    Pixel by pixel, as decoders leave them in memory, in rows of many pixels, so that columns are added to each other.
+    """
+    samples = pictures.movedim(-3, -1).reshape(-1)
+    values, squares = torch.zeros(2, 3, dtype=torch.int64)
+    for part in samples.split(ROWS * ROW):
+        whole = len(part) // ROW * ROW
+        for rows in (part[:whole].view(-1, ROW), part[whole:].view(-1, 3)):
+            wide = rows.int()
+            values += _by_channel(wide)
+            squares += _by_channel(wide.mul_(wide))  # a tenth of the time of square_
+    return Sums(len(samples) // 3, tuple(values.tolist()), tuple(squares.tolist()))
+
+
+def _by_channel(rows: torch.Tensor) -> torch.Tensor:
+    return rows.sum(0, dtype=torch.int32).long().view(-1, 3).sum(0)
 
 
 def mean_and_std(parts: Iterable[Sums]) -> dict[str, list[float]]:
@@ -69,7 +84,7 @@ def of_images(images: np.ndarray) -> dict[str, list[float]]:
     """Return {"mean", "std"} of images of one size, uint8 [N, 3, H, W]."""
     starts = range(0, len(images), IMAGES_AT_ONCE)
     blocks = (torch.from_numpy(images[start : start + IMAGES_AT_ONCE]) for start in starts)
-    return mean_and_std(sums_of(block.transpose(0, 1)) for block in blocks)
+    return mean_and_std(map(sums_of, blocks))
 
 
 def of_split(split: Split, seen: Callable[[int], None] = lambda count: None) -> dict[str, list[float]]:

@@ -92,6 +92,8 @@ class Health:
         figures = self._knn(bank, queries) if self._run.store.labelled else {}
         if len(bank) >= IMAGES_PER_FEATURE * bank.shape[1]:
             figures |= {"effective_rank": effective_rank(bank), "uniformity": uniformity(bank)}
+        if not figures:
+            return {}
         counts = {"bank": len(bank), "queries": len(queries)}
         row = {"step": step, "epoch": step / self._steps_per_epoch, **figures, **counts}
         self._history.append(row)
