@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from selfsup.data.loader import Batches
+from selfsup.data.local_copy import open_store
 from selfsup.data.sources import Packing, prepare
 from selfsup.data.splits import TESTS, falls_to_test
 from selfsup.data.store import PackedStore
@@ -115,6 +116,14 @@ def test_the_loader_gives_no_labels_where_there_are_none(tmp_path):
     assert batch.labels is None and len(batch.indices) == 8
     (other,) = batches.read(0, 1, workers=1, pin_memory=False)
     assert other.labels is None and torch.equal(other.pictures[0], batch.pictures[0])
+
+
+def test_a_nodes_copy_needs_no_labels_and_no_test_set(tmp_path):
+    write_pictures(tmp_path / "tree", "0.png", "1.png")
+    prepare("folder", tmp_path / "tree", tmp_path / "store", UNLABELLED)
+    copy = open_store(tmp_path / "store", str(tmp_path / "disk"))
+    assert copy.folder.parent == tmp_path / "disk" and not copy.labelled
+    assert encoded(copy) == encoded(PackedStore(tmp_path / "store"))
 
 
 def test_what_is_no_picture_is_told_or_left_out_without_classes_too(tmp_path):

@@ -14,6 +14,7 @@ from selfsup.data.sources import Packing, prepare
 from selfsup.data.statistics import add_statistics, resolved
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
+from selfsup.models.torchvision_network import feeding_lines
 from selfsup.recipe import RecipeError, fingerprint, load_recipe
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
@@ -147,3 +148,10 @@ def test_sums_are_exact_whatever_the_size_and_the_layout(shape, laid):
     assert found.pixels == channels.shape[1]
     assert found.values == tuple(channels.sum(1).tolist()) and found.squares == tuple((channels**2).sum(1).tolist())
     assert statistics.Sums.read(found.text(), found.pixels) == found
+
+
+def test_what_an_encoders_card_says_of_normalising_is_numbers_where_they_are_known():
+    recipe = load_recipe("cifar10", WORDS)
+    known = statistics.with_numbers(recipe, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
+    assert "normalise = torchvision.transforms.Normalize([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])" in feeding_lines(known)
+    assert any("<mean of the pictures>, <std of the pictures>" in line for line in feeding_lines(recipe))

@@ -228,9 +228,7 @@ def _dataset(name: str, block: Dataset) -> Dataset:
             )
     if not block.labels and (block.test_share is not None or block.label_column):
         key = "label_column" if block.label_column else "test_share"
-        raise UserError(
-            f"config.yaml: datasets.{name}: labels is false, but {key} is of pictures with classes: keep one"
-        )
+        raise UserError(f"config.yaml: datasets.{name}: labels is false, but {key} is for classes: keep one")
     return block if block.path is None else block.changed(path=_expanded(block.path, f"datasets.{name}.path"))
 
 
