@@ -104,8 +104,9 @@ def test_a_recipe_keeps_the_word_and_its_views_have_the_numbers(tmp_path, tree):
     by_hand = load_recipe("digits", TINY | {"augment": {"size": 8, **store.statistics}})
     assert numbers == by_hand
     other = {"mean": [0.5] * 3, "std": [0.1] * 3}
-    assert resolved(recipe, store, other).augment.mean == [0.5] * 3
-    assert resolved(by_hand, store, other) == by_hand  # numbers are numbers
+    assert resolved(recipe, store, {"recipe": {"augment": other}}).augment.mean == [0.5] * 3
+    assert resolved(recipe, store, {"recipe": {"augment": WORDS["augment"]}}) == by_hand  # of an untrained encoder
+    assert resolved(by_hand, store, {"recipe": {"augment": other}}) == by_hand  # numbers are numbers
     run = Run(recipe, 0, 1, store, tmp_path / "run", on_cpu(), 60.0)
     training = Pretraining(run)
     (batch,) = training.batches.read(0, 1, workers=0, pin_memory=False)

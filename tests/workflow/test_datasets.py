@@ -19,6 +19,7 @@ def test_the_table_says_what_was_done_to_the_images(workflow, monkeypatch):
     dataset |= {"expect": {"train": 37, "test": 24}, "local_copy": "$NODE_DISK/sets"}
     overrides = copy.deepcopy(QUICK) | {"epochs": 2, "global_batch": 16}
     overrides["optimizer"], overrides["linear"]["batch"] = {"warmup_epochs": 1}, 16
+    overrides["augment"] |= {"mean": "dataset", "std": "dataset"}
     workflow.config["datasets"]["mine"] = dataset
     workflow.config["experiments"]["mine"] = copy.deepcopy(workflow.digits) | {"dataset": "mine", "segment_epochs": 2}
     workflow.config["experiments"]["mine"]["overrides"] = overrides
@@ -54,6 +55,6 @@ def test_pictures_without_classes_are_trained_on_and_their_evaluation_is_refused
     card, store = (
         json.loads(workflow.read(name)) for name in ("results/mine/seed0/encoder.json", "data/mine/store.json")
     )
-    assert store["classes"] == [] and card["recipe"]["augment"]["mean"] == "dataset"
-    assert card["normalisation"] == {key: store[key] for key in ("mean", "std")}
+    assert store["classes"] == [] and card["recipe"]["augment"]["mean"] == store["mean"]
+    assert card["recipe"]["augment"]["std"] == store["std"]
     assert "report" in workflow.run("-n", "report")

@@ -26,7 +26,6 @@ from selfsup.methods import build_method
 from selfsup.models import initial_backbone
 from selfsup.provenance import numerics_differences
 from selfsup.recipe import differences, parse_recipe, pretraining_part
-from selfsup.settings.typed import plain
 
 
 def main() -> None:
@@ -49,8 +48,7 @@ def main() -> None:
         card, encoder = encoder_card(network, recipe, arguments.seed), initial_backbone(recipe, arguments.seed)
     else:
         encoder, training, numbers = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
-        card = {**encoder_card(network, with_numbers(recipe, numbers), arguments.seed), "recipe": plain(recipe)}
-        card |= {"training": training, **({"normalisation": numbers} if numbers else {})}
+        card = {**encoder_card(network, with_numbers(recipe, numbers), arguments.seed), "training": training}
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:

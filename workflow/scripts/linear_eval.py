@@ -85,7 +85,7 @@ def evaluate(arguments: argparse.Namespace, recipe: dict, place: Place, attempt:
     evaluation = LinearEvaluation(
         encoder.to(compute.device),
         store,
-        resolved(recipe, store, card.get("normalisation")),
+        resolved(recipe, store, card),
         seed=arguments.seed,
         compute=compute,
         identity=state_identity(arguments, recipe, store.fingerprint),

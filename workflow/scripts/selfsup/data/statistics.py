@@ -20,6 +20,7 @@ from selfsup.data.store import STATISTICS, PackedStore, Split
 from selfsup.errors import UserError
 from selfsup.recipe import Recipe
 
+WORD = "dataset"  # in a recipe, for numbers
 LARGEST = 255  # of a stored sample
 ROW = 192  # samples that are added to those of the next row at once, a multiple of the channels
 ROWS = 2**31 // LARGEST**2 - 1  # whose squares an int32 holds
@@ -129,17 +130,20 @@ def statistics_of(store: PackedStore) -> dict[str, list[float]]:
     return store.statistics
 
 
-def resolved(recipe: Mapping, store: PackedStore, known: Mapping | None = None) -> Recipe:
+def resolved(recipe: Mapping, store: PackedStore, card: Mapping | None = None) -> Recipe:
     """Return the recipe with numbers where its augment.mean or std is "dataset".
 
-    known: {"mean", "std"} of the pictures that an encoder was trained on, which go before the store's.
+    card: of an encoder that is evaluated, whose own numbers go before the store's: it was trained on such pictures.
+    Raises UserError where there are none.
     """
-    recipe = Recipe.of(recipe)
-    words = any(recipe.augment[key] == "dataset" for key in STATISTICS)
-    return with_numbers(recipe, known or statistics_of(store)) if words else recipe
+    recipe, known = Recipe.of(recipe), (card or {}).get("recipe", {}).get("augment", {})
+    words = [key for key in STATISTICS if recipe.augment[key] == WORD]
+    if all(known.get(key, WORD) != WORD for key in words):
+        return with_numbers(recipe, known)
+    return with_numbers(recipe, statistics_of(store))
 
 
 def with_numbers(recipe: Recipe, found: Mapping) -> Recipe:
     """Return the recipe with its augment.mean and std as found, where they are "dataset"."""
-    numbers = {key: found[key] for key in STATISTICS if key in found and recipe.augment[key] == "dataset"}
+    numbers = {key: found[key] for key in STATISTICS if key in found and recipe.augment[key] == WORD}
     return recipe.changed(augment=recipe.augment.changed(**numbers))
