@@ -1,6 +1,8 @@
 """Parquet files as sources, in the shapes in which the datasets library and others write them."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +166,8 @@ def test_rows_that_are_no_pictures_are_told_and_left_out_on_demand(tmp_path, pic
 def test_a_column_of_bytes_alone_holds_pictures_too(tmp_path, pictures):
     path = tmp_path / "hub/train-0.parquet"
     path.parent.mkdir()
-    pq.write_table(pa.table({"jpg": pictures, "label": [number % 2 for number in range(30)]}), path)
+    labels = pa.array([f"class{number % 2}" for number in range(30)]).dictionary_encode()  # as pandas' categories are
+    pq.write_table(pa.table({"jpg": pictures, "label": labels}), path)
     prepare("parquet", tmp_path / "hub", tmp_path / "store", Packing(test_share=0.3))
     store = PackedStore(tmp_path / "store")
     assert sorted(contents(store) + contents(store, "test")) == sorted(pictures)
@@ -226,6 +229,26 @@ def test_what_is_wrong_with_the_files_is_told_in_one_line(tmp_path, pictures):
         assert len(str(error.value).splitlines()) == 1, error.value
 
 
+def test_a_test_set_that_numbers_its_classes_otherwise_is_refused(tmp_path, pictures, monkeypatch):
+    write(tmp_path / "hub/train-0.parquet", pictures[:20], [number % 3 for number in range(20)])
+    monkeypatch.setattr(sys.modules[__name__], "CLASSES", ["bee", "ant", "cow"])
+    write(tmp_path / "hub/test-0.parquet", pictures[20:], [number % 3 for number in range(10)])
+    with pytest.raises(UserError, match=r"test-0\.parquet and train-0\.parquet name their classes differently"):
+        prepare("parquet", tmp_path / "hub", tmp_path / "store")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files that are open are known on Linux")
+def test_no_file_is_left_open(tmp_path, pictures):
+    for number in range(10):
+        write(tmp_path / f"hub/{number}.parquet", pictures[number : number + 1])
+    listing = parquet_listing.list_parquet(
+        tmp_path / "hub", parquet_listing.Wanted(labels=False), parquet_listing.Columns()
+    )
+    assert len(listing.splits["train"]) == 10
+    open_now = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not [path for path in open_now if path.startswith(f"{tmp_path}/hub")]
+
+
 def test_a_kill_costs_no_picture_that_was_packed(tmp_path, pictures, monkeypatch):
     write(tmp_path / "hub/a.parquet", pictures)
     wanted = prepare("parquet", tmp_path / "hub", tmp_path / "a", UNLABELLED)
@@ -240,7 +263,7 @@ def test_a_kill_costs_no_picture_that_was_packed(tmp_path, pictures, monkeypatch
 
 def test_a_missing_library_is_told_with_how_to_get_it(tmp_path, pictures, monkeypatch):
     write(tmp_path / "hub/a.parquet", pictures)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="read with pyarrow, which is not installed: pip install pyarrow"):
         prepare("parquet", tmp_path / "hub", tmp_path / "store", UNLABELLED)
 

@@ -68,6 +68,7 @@ def _with_test(root: Path, files: Mapping[str, list["_File"]], tests: list[str],
     train = [entry for file in files[TRAIN] for entry in file.entries(seen)]
     classes = _Classes(root, files[TRAIN], train)
     for split in tests:
+        classes.check(files[split])
         test = [entry for file in files[split] for entry in file.entries(seen)]
         if any(classes.is_known(entry.value) for entry in test):
             pictures = {"train": list(classes.pictures(train)), "test": list(classes.pictures(test))}
@@ -93,15 +94,19 @@ class _Classes:
     """The classes of files, `names` in label order: those of their metadata, or what stands in the column, sorted."""
 
     def __init__(self, root: Path, files: list["_File"], entries: list[Entry]):
-        self._named = files[0].class_names
-        for file in files:
-            if file.class_names != self._named:
-                raise UserError(
-                    f"{root}: {file.name} and {files[0].name} name their classes differently: fetch both again"
-                )
+        self._root, self._first, self._named = root, files[0].name, files[0].class_names
+        self.check(files)
         values = sorted({entry.value for entry in entries if entry.value is not None}) if self._named is None else []
         self._labels = {value: label for label, value in enumerate(values)}
         self.names = list(map(str, values)) if self._named is None else self._named
+
+    def check(self, files: list["_File"]) -> None:
+        """Raise UserError where a file's metadata has other names of classes: the same number is another class."""
+        for file in files:
+            if file.class_names != self._named:
+                raise UserError(
+                    f"{self._root}: {file.name} and {self._first} name their classes differently: fetch both again"
+                )
 
     def is_known(self, value: Any) -> bool:
         return value in self._labels if self._named is None else value is not None and 0 <= value < len(self._named)
@@ -132,32 +137,34 @@ class _File:
 
     def entries(self, seen: Callable[[int], None]) -> Iterator[Entry]:
         """Yield the rows, without their pictures' bytes."""
-        struct = self._struct(self._image)
-        wanted = [*([self._label] if self._label else []), *([f"{self._image}.path"] if self._share and struct else [])]
+        has_path = self._share and "path" in (self._fields(self._image) or ())
+        columns = [*([self._label] if self._label else []), *([f"{self._image}.path"] if has_path else [])]
         row = 0
-        for group in range(self._opened.num_row_groups):
-            count = self._opened.metadata.row_group(group).num_rows
-            table = self._read_group(group, wanted)
+        for group in range(self._groups):
+            table, count = self._read_group(group, columns)
             values = table.column(self._label).to_pylist() if self._label else [None] * count
-            paths = [None] * count
-            if self._share and struct and "path" in struct:
-                paths = [cell and cell["path"] for cell in table.column(self._image).to_pylist()]
-            for place, (value, path) in enumerate(zip(values, paths, strict=True)):
-                place_in_file = Row(self._image, group, place)
-                yield Entry(Member(f"{self.name}#{row}", str(self._path), 0, 0, row=place_in_file), value, path or "")
+            cells = table.column(self._image).to_pylist() if has_path else [None] * count
+            for place, (value, cell) in enumerate(zip(values, cells, strict=True)):
+                where = {"file": str(self._path), "length": 0, "row": Row(self._image, group, place)}
+                yield Entry(Member(f"{self.name}#{row}", **where), value, (cell and cell["path"]) or "")
                 row += 1
             seen(count)
 
-    def _read_group(self, group: int, columns: list[str]):
-        return _reading(self._path, lambda: self._opened.read_row_group(group, columns, use_threads=False))
+    def _read_group(self, group: int, columns: list[str]) -> tuple[Any, int]:
+        """Return a group's columns and number of rows. The file is not left open: there may be thousands."""
+        with _opened(self._path) as opened:
+            table = _reading(self._path, lambda: opened.read_row_group(group, columns, use_threads=False))
+            return table, opened.metadata.row_group(group).num_rows
 
     @cached_property
-    def _opened(self):
-        return _reading(self._path, lambda: _pyarrow().parquet.ParquetFile(self._path))
+    def _groups(self) -> int:
+        with _opened(self._path) as opened:
+            return opened.num_row_groups
 
     @cached_property
     def _schema(self):
-        return _reading(self._path, lambda: self._opened.schema_arrow)
+        with _opened(self._path) as opened:
+            return _reading(self._path, lambda: opened.schema_arrow)
 
     def _read_features(self) -> dict[str, dict]:
         """Return what the datasets library has written of the columns, {} where it has not."""
@@ -167,7 +174,7 @@ class _File:
         except (KeyError, TypeError, ValueError, AttributeError):
             return {}
 
-    def _struct(self, column: str) -> list[str] | None:
+    def _fields(self, column: str) -> list[str] | None:
         """Return the names of a struct's fields; None where the column is none."""
         kind = self._schema.field(column).type
         return [field.name for field in kind] if _pyarrow().types.is_struct(kind) else None
@@ -186,12 +193,7 @@ class _File:
         return types.is_binary(kind) or types.is_large_binary(kind)
 
     def _label_column(self, asked: str | None) -> str:
-        types = _pyarrow().types
-        possible = [
-            field.name
-            for field in self._schema
-            if types.is_integer(field.type) or types.is_string(field.type) or types.is_large_string(field.type)
-        ]
+        possible = [field.name for field in self._schema if _may_be_classes(field.type)]
         if asked is not None:
             return self._asked("label_column", asked, possible)
         marked = [name for name in possible if self._features.get(name, {}).get("_type") == "ClassLabel"]
@@ -215,6 +217,12 @@ class _File:
                 f"{', '.join(self._schema.names)}"
             )
         return asked
+
+
+def _may_be_classes(kind) -> bool:
+    types = _pyarrow().types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
 
 
 class RowGroups:
@@ -284,6 +292,10 @@ def _split_of(file: Path, root: Path) -> tuple[str, Path]:
         if folder.name in (TRAIN, *TESTS):
             return folder.name, folder.parent
     return "", root
+
+
+def _opened(path: Path):
+    return _reading(path, lambda: _pyarrow().parquet.ParquetFile(path))
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
