@@ -47,8 +47,9 @@ def main() -> None:
     if arguments.random_init:
         card, encoder = encoder_card(network, recipe, arguments.seed), initial_backbone(recipe, arguments.seed)
     else:
-        encoder, training, numbers = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
-        card = {**encoder_card(network, with_numbers(recipe, numbers), arguments.seed), "training": training}
+        encoder, training = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
+        seen = with_numbers(recipe, training.get("normalisation", {}))  # in numbers what the dataset told
+        card = {**encoder_card(network, seen, arguments.seed), "training": training}
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
@@ -59,10 +60,7 @@ def main() -> None:
 
 
 def trained_encoder(path: Path, recipe: dict, seed: int):
-    """Return the checkpoint's encoder, the card's part about its training, and the mean and std that the dataset told.
-
-    These are empty where the recipe has them.
-    """
+    """Return the checkpoint's encoder and the card's part about its training."""
     state = load_checkpoint(path)
     lines = differences(pretraining_part(recipe), pretraining_part(state["recipe"]))
     if lines or state["seed"] != seed:
@@ -79,7 +77,8 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
     totals = ledger_totals(PretrainPaths(path.parent).ledger)
     told = {"attempts": attempts, "numerics_changes": changes, "ledger": totals}
-    return method.encoder(), {**{key: state[key] for key in keys}, **told}, state.get("normalisation", {})
+    told |= {key: state[key] for key in ("normalisation",) if key in state}
+    return method.encoder(), {**{key: state[key] for key in keys}, **told}
 
 
 if __name__ == "__main__":
