@@ -87,7 +87,7 @@ def test_an_older_store_gets_the_numbers_without_being_packed_again(tmp_path, tr
     os.utime(folder / "store.json", (1e9, 1e9))
     with pytest.raises(UserError, match=rf"has no mean and std.*prepare_dataset\.py --measure --output {folder} adds"):
         resolved(load_recipe("digits", WORDS), PackedStore(folder))
-    add_statistics(folder)
+    add_statistics(folder, cpus=3)
     assert json.loads((folder / "store.json").read_text()) == whole
     assert (folder / "store.json").stat().st_mtime == 1e9  # or Snakemake would take it for another dataset
 

@@ -33,7 +33,7 @@ def main() -> None:
         logger.info(f"downloaded {download_cifar10(arguments.output)}")
         return
     if arguments.measure:
-        measure(arguments.output)
+        measure(arguments.output, arguments.cpus)
         return
     if arguments.source is None:
         raise UserError("--source is not given, wanted digits, cifar10, imagenet, folder or parquet")
@@ -58,10 +58,10 @@ def counted(store: PackedStore) -> str:
     return f"{len(store.classes):,} classes, {len(store.train):,} train and {len(store.test):,} test images"
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, cpus: int) -> None:
     """Add the mean and standard deviation of its training pictures to a packed dataset."""
     with progress_bar(None, "images", "measure") as bar:
-        found = add_statistics(folder, bar.update)
+        found = add_statistics(folder, bar.update, cpus)
     told = ", ".join(f"{name} {' '.join(f'{value:.4f}' for value in found[name])}" for name in found)
     logger.info(f"{folder}: {told}")
 

@@ -7,7 +7,8 @@ is summed are whole numbers, so neither the order nor the number of processes ch
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from operator import add
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from selfsup.atomic_files import write_atomically
-from selfsup.data.store import STATISTICS, PackedStore, Split
+from selfsup.data.store import STATISTICS, PackedStore, Split, named
 from selfsup.errors import UserError
 from selfsup.recipe import Recipe
 
@@ -88,20 +89,24 @@ def of_images(images: np.ndarray) -> dict[str, list[float]]:
     return mean_and_std(map(sums_of, blocks))
 
 
-def of_split(split: Split, seen: Callable[[int], None] = lambda count: None) -> dict[str, list[float]]:
+def of_split(split: Split, seen: Callable[[int], None] = lambda count: None, cpus: int = 1) -> dict[str, list[float]]:
     """Return {"mean", "std"} of a stored split. seen: told of how many more pictures were read."""
     if split.raw is not None:
         return of_images(split.raw)
 
-    def sums() -> Iterable[Sums]:
-        for index in range(len(split)):
-            yield sums_of(split.image(index))
-            seen(1)
+    def sums() -> Iterator[Sums]:
+        with ThreadPoolExecutor(cpus, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for start in range(0, len(split), IMAGES_AT_ONCE):
+                places = range(start, min(start + IMAGES_AT_ONCE, len(split)))
+                yield from pool.map(lambda place: sums_of(split.image(place)), places)
+                seen(len(places))
 
     return mean_and_std(sums())
 
 
-def add_statistics(folder: Path, seen: Callable[[int], None] = lambda count: None) -> dict[str, list[float]]:
+def add_statistics(
+    folder: Path, seen: Callable[[int], None] = lambda count: None, cpus: int = 1
+) -> dict[str, list[float]]:
     """Add "mean" and "std" to a store that was packed before they were measured, and return them.
 
     The file keeps its times, for nothing that was made from it has changed.
@@ -109,9 +114,10 @@ def add_statistics(folder: Path, seen: Callable[[int], None] = lambda count: Non
     store, path = PackedStore(folder), Path(folder) / "store.json"
     if store.statistics:
         return store.statistics
-    found, status = of_split(store.train, seen), path.stat()
-    write_atomically(path, json.dumps(json.loads(path.read_text()) | found, indent=1) + "\n")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found, status = of_split(store.train, seen, cpus), path.stat()
+    with named(path):
+        write_atomically(path, json.dumps(json.loads(path.read_text()) | found, indent=1) + "\n")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     return found
 
 
