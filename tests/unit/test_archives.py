@@ -262,7 +262,8 @@ FOREIGN = {
     "birds.tar.lz4": (b"\x04\x22\x4d\x18" + bytes(600), r"LZ4.*`lz4 -d"),
     "birds.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(600), r"7-Zip.*`7z x"),
     "birds.rar": (b"Rar!\x1a\x07\x01\x00" + bytes(600), r"RAR.*`unrar x"),
-    "birds.parquet": (b"PAR1" + bytes(600), "neither a tar nor a zip: .* the folder of its unpacked files"),
+    "birds.parquet": (b"PAR1" + bytes(600), "a Parquet file: set the dataset's source to parquet"),
+    "birds.csv": (b"name,label\n" * 60, "neither a tar nor a zip: .* the folder of its unpacked files"),
     "birds.tar": (b"<html>log in</html>", "neither a tar nor a zip"),
 }
 

@@ -91,6 +91,30 @@ def test_the_keys_of_a_dataset_say_how_it_is_packed(config):
     ]
 
 
+def test_a_source_is_told_with_how_its_files_are_taken():
+    """What stands here alone has a dataset packed anew; of those of before it is the same word."""
+    for source in ("digits", "cifar10", "imagenet", "folder"):
+        assert commands.source_words({"source": source, "path": "/a", "resize": 256, "skip_damaged": True}) == source
+    block = {"source": "parquet", "test_share": 0.25, "image_column": "my img", "label_column": "fine"}
+    words = "parquet --test-share 0.25 --image-column 'my img' --label-column fine"
+    assert commands.source_words(block) == words
+    assert commands.source_words({"source": "folder", "labels": False}) == "folder --no-labels"
+
+
+def test_the_report_has_what_was_trained_without_labels_and_needs_no_evaluation_of_it(config, repository, tmp_path):
+    raw = read_yaml(repository / "config.yaml")
+    raw["datasets"]["mine"] = {"source": "folder", "path": "/pictures", "labels": False}
+    raw["experiments"]["mine"] = {**raw["experiments"]["digits"], "dataset": "mine"}
+    raw["tables"]["mine"] = ["mine"]
+    config, encoder = check_config(raw), RunPaths(Path("results"), "mine", 0).encoder.weights
+    assert parts.metrics_of_experiment(config, "mine") == [encoder]
+    with pytest.raises(UserError, match="no table is finished yet"):
+        parts.parts_of_report(config)
+    make(encoder)
+    names = [str(path) for path in parts.parts_of_report(config)]
+    assert "results/figures/mine.svg" in names and "results/report/mine.html" not in names
+
+
 def test_the_gate_is_told_of_bands_and_of_going_on_where_config_yaml_has_them(config):
     digits = config.experiments["digits"]
     assert commands.gate_words(digits) == ""

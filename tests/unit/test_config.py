@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selfsup.config import check_config, dataset_problem, from_command_line, load_config
+from selfsup.config import check_config, dataset_problem, from_command_line, labels_problem, load_config
 from selfsup.errors import UserError
 from selfsup.settings.typed import Settings, read
 from selfsup.settings.yaml_reader import read_yaml
@@ -263,3 +263,41 @@ def test_yaml_anchors_and_merges_are_read(tmp_path):
     path.write_text("demo: {[digits]}\n")
     with pytest.raises(UserError, match="not valid YAML"):
         read_yaml(path)
+
+
+def test_what_is_said_of_pictures_as_people_have_them_is_read(raw):
+    mine = {"source": "folder", "path": "/pictures", "labels": False}
+    config = check_config(changed(raw, "datasets.mine", mine))
+    assert config.datasets["mine"].labels is False and config.datasets["digits"].labels
+    mine = {"source": "parquet", "path": "/hub", "test_share": 0.2, "image_column": "img", "label_column": "fine_label"}
+    assert check_config(changed(raw, "datasets.mine", mine)).datasets["mine"].test_share == 0.2
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"source": "cifar10", "labels": False}, "labels is for the source folder or parquet, not for cifar10"),
+        ({"source": "imagenet", "test_share": 0.2}, "test_share is for the source folder or parquet, not for imagenet"),
+        ({"source": "folder", "image_column": "img"}, "image_column is for the source parquet, not for folder"),
+        ({"source": "folder", "labels": False, "test_share": 0.2}, "labels is false, but test_share is for classes"),
+        (
+            {"source": "parquet", "labels": False, "label_column": "a"},
+            "labels is false, but label_column is for classes",
+        ),
+        ({"source": "folder", "test_share": 1}, "test_share is 1, wanted less than 1"),
+        ({"source": "folder", "test_share": 0}, "test_share is 0, wanted more than 0"),
+        ({"source": "folder", "labels": "no"}, "labels is 'no', wanted true or false"),
+    ],
+)
+def test_what_does_not_fit_pictures_as_people_have_them_is_told_in_one_line(raw, block, told):
+    with pytest.raises(UserError, match=rf"^config\.yaml: datasets\.mine.*{told}") as error:
+        check_config(changed(raw, "datasets.mine", block))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_nothing_can_be_evaluated_on_a_dataset_without_labels(raw):
+    config = check_config(changed(raw, "datasets.mine", {"source": "folder", "path": "/pictures", "labels": False}))
+    assert labels_problem(config, "digits") is None
+    problem = labels_problem(config, "mine")
+    assert "dataset mine has labels: false" in problem and "encoder.safetensors" in problem
+    assert len(problem.splitlines()) == 1

@@ -39,6 +39,7 @@ OPTIONS_ONLY = {
     "roofline.py": "minutes",
     "training_step.py": "minutes",
     "precision_agreement.py": "minutes",
+    "prepare_dataset.py": "a dataset of an older version",
 }
 TOOLS = (*CANNOT_RUN, "make", "python", "snakemake", "touch", "echo")
 PLACES = {"<experiment>": "digits", "<n>": "0"}
@@ -81,10 +82,12 @@ def clone(tmp_path_factory) -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "results/digits/seed0/pretrain/history.csv").write_text("step,epoch,loss\n1,0,4.0\n3,0,3.5\n")
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    birds = next(block for block in blocks("README.md") if "birds" in block.get("datasets", {}))
-    for section, content in birds.items():
-        config[section].update(content)
-    config["datasets"]["birds"]["path"] = config["datasets"]["imagenet"]["path"] = "imagenet"
+    for page, name in {"README.md": "birds", "docs/data.md": "photos"}.items():
+        (block,) = [block for block in blocks(page) if name in block.get("datasets", {})]
+        for section, content in block.items():
+            config[section].update(content)
+    for name in ("birds", "photos", "imagenet"):
+        config["datasets"][name]["path"] = "imagenet"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     site = next(block for block in blocks("docs/hpc.md") if "cluster" in block)
     (folder / "site.yaml").write_text(yaml.safe_dump(site))

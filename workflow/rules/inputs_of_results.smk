@@ -1,5 +1,6 @@
 # The inputs of results: of evaluations, tables, figures and the report.
 
+from selfsup.config import labels_problem
 from selfsup.evaluation import record
 
 TO_BE_FORGOTTEN = set()  # folders of evaluations that were named, once this call begins to work
@@ -42,6 +43,8 @@ def dataset_evaluated_on(encoder):
 
     def dataset(wildcards):
         evaluation = evaluation_of(wildcards)
+        if problem := labels_problem(CONFIG, evaluation.dataset):
+            give_up(problem)
         refuse_if_busy(encoder(wildcards).evaluation(evaluation.name).folder)
         store = store_in(data_of(CONFIG.data_dir, evaluation.dataset))
         return settled(store, evaluation_finished(wildcards, encoder(wildcards)))

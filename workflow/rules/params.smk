@@ -47,7 +47,7 @@ def dataset_block(wildcards):
 
 
 def source_of(wildcards):
-    return dataset_block(wildcards)["source"]
+    return commands.source_words(dataset_block(wildcards))
 
 
 def resize_of(wildcards):

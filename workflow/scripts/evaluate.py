@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
-from selfsup.errors import UserError, run_script
+from selfsup.errors import PermanentError, UserError, run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.layout import LINEAR, JobFolder
@@ -97,6 +97,7 @@ class Job:
     def evaluate(self, attempt: Attempt) -> int:
         # From here on torch is loaded; whatever can be refused without it has been refused above.
         from selfsup.data.local_copy import open_store
+        from selfsup.data.statistics import resolved
         from selfsup.engine.compute import start_compute
         from selfsup.evaluation.encoder import load_encoder
         from selfsup.evaluation.task import Judged, build_task
@@ -104,10 +105,13 @@ class Job:
         arguments, place = self.arguments, attempt.place
         waiting = {"heartbeat": attempt.heartbeat_before_work, "quiet": place.local_rank > 0}
         store = open_store(arguments.data, arguments.local_copy, **waiting)
+        if not store.labelled:
+            raise PermanentError(f"{arguments.data} has no labels: evaluate on a dataset with classes")
         encoder, card = load_encoder(arguments.encoder, self.recipe)
         compute = start_compute(arguments, place)
         attempt.set_columns(**compute.ledger_columns())
-        judged = Judged(encoder.to(compute.device), store, self.recipe, arguments.seed, compute, arguments.features)
+        recipe = Recipe.of(resolved(self.recipe, store, card))
+        judged = Judged(encoder.to(compute.device), store, recipe, arguments.seed, compute, arguments.features)
         identity = self.state_identity(store.fingerprint)
         task = build_task(self.evaluation.task, judged, self.evaluation.settings, identity)
         self.work(task, attempt)

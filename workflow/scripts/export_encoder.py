@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from selfsup.arguments import add_recipe_arguments
+from selfsup.data.statistics import with_numbers
 from selfsup.engine.checkpoint import load_checkpoint, prune
 from selfsup.errors import UserError, run_script
 from selfsup.evaluation.encoder import check_same_features, encoder_card, save_encoder
@@ -43,12 +44,12 @@ def main() -> None:
             f"snakemake --cores all --force {card}"
         )
     network = "online backbone, at random initialisation" if arguments.random_init else "online backbone"
-    card = encoder_card(network, recipe, arguments.seed)
     if arguments.random_init:
-        encoder = initial_backbone(recipe, arguments.seed)
+        card, encoder = encoder_card(network, recipe, arguments.seed), initial_backbone(recipe, arguments.seed)
     else:
         encoder, training = trained_encoder(arguments.checkpoint, recipe, arguments.seed)
-        card["training"] = training
+        seen = with_numbers(recipe, training.get("normalisation", {}))  # in numbers what the dataset told
+        card = {**encoder_card(network, seen, arguments.seed), "training": training}
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)
     if arguments.checkpoint and card["training"]["epoch"] == recipe["epochs"]:
@@ -76,6 +77,7 @@ def trained_encoder(path: Path, recipe: dict, seed: int):
     keys = ("fingerprint", "revision", "dataset_fingerprint", "step", "epoch", "numerics")
     totals = ledger_totals(PretrainPaths(path.parent).ledger)
     told = {"attempts": attempts, "numerics_changes": changes, "ledger": totals}
+    told |= {key: state[key] for key in ("normalisation",) if key in state}
     return method.encoder(), {**{key: state[key] for key in keys}, **told}
 
 

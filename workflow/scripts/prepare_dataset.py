@@ -3,18 +3,23 @@
     python workflow/scripts/prepare_dataset.py --source digits --output data/digits
     python workflow/scripts/prepare_dataset.py --source cifar10 --path cifar-10-python.tar.gz --output data/cifar10
     python workflow/scripts/prepare_dataset.py --source imagenet --path /the/tars --cpus 16 --output data/imagenet
+    python workflow/scripts/prepare_dataset.py --source folder --path photos --no-labels --output data/photos
     python workflow/scripts/prepare_dataset.py --source cifar10 --download-only --output data/downloads
+    python workflow/scripts/prepare_dataset.py --measure --output data/cifar10
 
 Reads the images of --path (digits: none). Writes <output>/store.json and the files it names; see selfsup/data/store.py.
 Killed, it continues where it was when called again. Images that cannot be read are all listed in <output>/damaged.txt.
-With --download-only it only fetches CIFAR-10's archive into --output.
+With --download-only it only fetches CIFAR-10's archive into --output. With --measure it only adds mean and std of the
+training pictures to a dataset that an older version has packed, and changes nothing else.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from selfsup.data.packing import progress_bar
 from selfsup.data.sources import Packing, download_cifar10, prepare
+from selfsup.data.statistics import add_statistics
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
 from selfsup.logs import logger
@@ -27,16 +32,43 @@ def main() -> None:
             raise UserError(f"--download-only is for cifar10, not {arguments.source}")
         logger.info(f"downloaded {download_cifar10(arguments.output)}")
         return
-    packing = Packing(arguments.resize, arguments.skip_damaged, arguments.expect, arguments.cpus)
+    if arguments.measure:
+        measure(arguments.output, arguments.cpus)
+        return
+    if arguments.source is None:
+        raise UserError("--source is not given, wanted digits, cifar10, imagenet, folder or parquet")
+    packing = Packing(
+        arguments.resize,
+        arguments.skip_damaged,
+        arguments.expect,
+        not arguments.no_labels,
+        arguments.test_share,
+        arguments.image_column,
+        arguments.label_column,
+        arguments.cpus,
+    )
     fingerprint = prepare(arguments.source, arguments.path, arguments.output, packing)
     store = PackedStore(arguments.output)
-    counts = f"{len(store.classes):,} classes, {len(store.train):,} train and {len(store.test):,} test images"
-    logger.info(f"packed {arguments.source} into {arguments.output}: {counts}, fingerprint {fingerprint[:16]}")
+    logger.info(f"packed {arguments.source} into {arguments.output}: {counted(store)}, fingerprint {fingerprint[:16]}")
+
+
+def counted(store: PackedStore) -> str:
+    if store.test is None:
+        return f"{len(store.train):,} images without labels"
+    return f"{len(store.classes):,} classes, {len(store.train):,} train and {len(store.test):,} test images"
+
+
+def measure(folder: Path, cpus: int) -> None:
+    """Add the mean and standard deviation of its training pictures to a packed dataset."""
+    with progress_bar(None, "images", "measure") as bar:
+        found = add_statistics(folder, bar.update, cpus)
+    told = ", ".join(f"{name} {' '.join(f'{value:.4f}' for value in found[name])}" for name in found)
+    logger.info(f"{folder}: {told}")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, choices=["digits", "cifar10", "imagenet", "folder"])
+    parser.add_argument("--source", choices=["digits", "cifar10", "imagenet", "folder", "parquet"])
     parser.add_argument("--path", type=Path, help="the folder or archive of the images")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
@@ -45,6 +77,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="PIXELS",
         help="make the shorter side of larger images this long; default: keep",
     )
+    parser.add_argument("--no-labels", action="store_true", help="the pictures have no classes; all are trained on")
+    parser.add_argument(
+        "--test-share", type=share, metavar="SHARE", help="of pictures without a test set, the share that becomes one"
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="of Parquet files; default: the one that holds pictures")
+    parser.add_argument("--label-column", metavar="NAME", help="of Parquet files; default: the ClassLabel, or label")
+    parser.add_argument("--measure", action="store_true", help="add mean and std to a packed dataset that has none")
     parser.add_argument("--skip-damaged", action="store_true", help="go without images that cannot be read")
     parser.add_argument(
         "--expect",
@@ -64,6 +103,17 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
     return int(text)
+
+
+def share(text: str) -> float:
+    """Read a number between 0 and 1; argparse tells the user of one that is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number between 0 and 1, for example 0.2")
+    return value
 
 
 def counts(text: str) -> dict[str, int] | str | None:

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from selfsup.atomic_files import write_atomically
 from selfsup.augment import Draws, Views, apply, crop_singly, draw
+from selfsup.data.statistics import resolved
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
 from selfsup.logs import logger
@@ -30,8 +31,8 @@ GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this s
 
 def main() -> None:
     arguments = parse_arguments()
-    recipe = parse_recipe(arguments.recipe)
-    split = PackedStore(arguments.data).train
+    store = PackedStore(arguments.data)
+    recipe, split = resolved(parse_recipe(arguments.recipe), store), store.train
     indices = np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64)
     images = [split.image(index) for index in indices]
     columns = [originals(images, recipe["augment"]["size"])]

@@ -99,6 +99,14 @@ def packing_words(dataset: Mapping[str, Any]) -> str:
     return words({"--resize": resize, "--skip-damaged": skip_damaged, "--expect": expected})
 
 
+def source_words(dataset: Mapping[str, Any]) -> str:
+    """Return a dataset's source, and how its files are taken: what is packed anew when it changes."""
+    columns = {f"--{key.replace('_', '-')}": dataset.get(key) for key in ("image_column", "label_column")}
+    share, unlabelled = dataset.get("test_share"), not dataset.get("labels", True)
+    further = words({"--no-labels": unlabelled, "--test-share": share, **columns})
+    return f"{dataset['source']} {further}".rstrip()
+
+
 def packing_threads(config: Config, dataset: str) -> int:
     """Return as many cores as a node gives to the dataset's largest experiment: there are nodes that have them."""
     blocks = [one.compute["pretrain"] for one in config.experiments.values() if one.dataset == dataset]

@@ -14,7 +14,7 @@ from selfsup.names import check_names
 from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
 from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.extensions import load_extensions
-from selfsup.settings.notes import Count, Distinct, Length, Name, Seed
+from selfsup.settings.notes import Bounds, Count, Distinct, Length, Name, Seed
 from selfsup.settings.registries import TRACKERS
 from selfsup.settings.typed import Kind, Settings, read, since, suggest, with_each
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
@@ -31,13 +31,30 @@ class Expected(Settings):
     """classes"""
 
 
+# Keys of a dataset that not every source has.
+KEYS_OF_SOURCES = {
+    "labels": ("folder", "parquet"),
+    "test_share": ("folder", "parquet"),
+    "image_column": ("parquet",),
+    "label_column": ("parquet",),
+}
+
+
 class Dataset(Settings):
     """One of config.yaml's `datasets`."""
 
-    source: Literal["digits", "cifar10", "imagenet", "folder"]
+    source: Literal["digits", "cifar10", "imagenet", "folder", "parquet"]
     """where images come from"""
     path: str | None = None
-    """folder or tar of the images"""
+    """folder, tar or zip of the images, or Parquet files"""
+    labels: bool = True
+    """false: the pictures have no classes, and all are trained on"""
+    test_share: Annotated[float, Bounds(more_than=0, less_than=1)] | None = None
+    """share of class folders without a split that becomes the test set"""
+    image_column: str | None = None
+    """of Parquet files: the pictures; null: the only one of pictures"""
+    label_column: str | None = None
+    """of Parquet files: the classes; null: the ClassLabel, or label"""
     resize: Count = 0
     """pixels of the shorter side that images are packed with; 0: as they are"""
     skip_damaged: bool = False
@@ -236,6 +253,14 @@ def _dataset(name: str, block: Dataset) -> Dataset:
     if block.source == "digits" and (block.resize or block.skip_damaged or block.expect):
         key = next(key for key in ("resize", "skip_damaged", "expect") if block.get(key))
         raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
+    for key, sources in KEYS_OF_SOURCES.items():
+        if key in block and block.source not in sources:
+            raise UserError(
+                f"config.yaml: datasets.{name}.{key} is for the source {' or '.join(sources)}, not for {block.source}"
+            )
+    if not block.labels and (block.test_share is not None or block.label_column):
+        key = "label_column" if block.label_column else "test_share"
+        raise UserError(f"config.yaml: datasets.{name}: labels is false, but {key} is for classes: keep one")
     return block if block.path is None else block.changed(path=_expanded(block.path, f"datasets.{name}.path"))
 
 
@@ -296,6 +321,17 @@ def dataset_problem(config: Config, name: str) -> str | None:
         f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
     )
     return f"{problem}. To try the workflow first: results/demo.csv.{leave_out}"
+
+
+def labels_problem(config: Config, name: str) -> str | None:
+    """Return in one line why no encoder can be evaluated on the dataset `name`, or None."""
+    if config.datasets[name].labels:
+        return None
+    return (
+        f"dataset {name} has labels: false, so that no encoder can be evaluated on it: evaluate on a dataset with "
+        "classes (evaluations), or sort its pictures into class folders. What is trained on it ends with the encoder: "
+        "results/<experiment>/seed<n>/encoder.safetensors"
+    )
 
 
 def _expanded(path: str, key: str) -> str:

@@ -18,9 +18,17 @@ def runs_of(config: Config, experiment: str) -> list[RunPaths]:
 
 
 def metrics_of_experiment(config: Config, experiment: str) -> list[Path]:
-    """Return the evaluations of an experiment's trained encoders."""
-    names = config.experiments[experiment].evaluations
-    return [run.encoder.evaluation(name).metrics for run in runs_of(config, experiment) for name in names]
+    """Return the evaluations of an experiment's trained encoders; the encoders where there are none on labels."""
+    names = evaluations_with_labels(config, experiment)
+    runs = runs_of(config, experiment)
+    metrics = [run.encoder.evaluation(name).metrics for run in runs for name in names]
+    return metrics or [run.encoder.weights for run in runs]
+
+
+def evaluations_with_labels(config: Config, experiment: str) -> list[str]:
+    """Return the evaluations of an experiment that are on a dataset with labels."""
+    known = config.experiments[experiment].evaluations
+    return [name for name, one in known.items() if config.datasets[one.dataset].labels]
 
 
 def evaluations_over_training(config: Config, experiment: str) -> list[str]:
@@ -67,14 +75,17 @@ def finished_metrics(config: Config) -> list[Path]:
 def parts_of_report(config: Config) -> list[Path]:
     """Return the files that the report shows, of all tables whose evaluations are there: nothing is trained for it.
 
-    Raises UserError where there is no such table.
+    Of experiments on pictures without labels, which no table needs, those whose encoders are there. Raises UserError
+    where there is neither.
     """
     tables = [one for one in config.tables if all(path.exists() for path in metrics_of_table(config, one))]
-    if not tables:
+    unlabelled = [one for one in config.experiments if not evaluations_with_labels(config, one)]
+    alone = [one for one in unlabelled if all(path.exists() for path in metrics_of_experiment(config, one))]
+    if not tables and not alone:
         raise UserError(
             "no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first"
         )
-    experiments = dict.fromkeys(name for table in tables for name in config.tables[table])
+    experiments = dict.fromkeys([*(name for table in tables for name in config.tables[table]), *alone])
     pages, figures = RESULTS / "report", RESULTS / "figures"
     return [
         *(pages / f"{table}.html" for table in tables),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from selfsup.settings.notes import RGB, Bounds, Count, Length, Range, Share
+from selfsup.settings.notes import Bounds, Count, Length, Range, RGBOfDataset, Share
 from selfsup.settings.typed import Settings, since
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -112,10 +112,10 @@ class Augment(Settings):
     that a quarter of the bytes goes from loader to device; none: nothing"""
     jitter_operations: Literal["torchvision", "official"] = since("torchvision")
     """official: brightness is added, contrast is about each channel's mean, saturation is HSV's"""
-    mean: RGB
-    """of the dataset's channels, 0 to 1: subtracted"""
-    std: RGB
-    """of the dataset's channels, 0 to 1: divided by"""
+    mean: RGBOfDataset
+    """of the dataset's channels, 0 to 1: subtracted; dataset: as packing has found it"""
+    std: RGBOfDataset
+    """of the dataset's channels, 0 to 1: divided by; dataset: as packing has found it"""
     views: Annotated[list[SizedView], Length(1)]
     """one augmentation policy per view of an image"""
     plain: Plain | None = since(None)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selfsup.data.listing import Member, Tree
+from selfsup.data.splits import TRAIN, Wanted, find_layout
 from selfsup.errors import UserError
 
 OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}  # by an archive's first bytes
 ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # a member; an empty zip; a part of one
+PARQUET = b"PAR1"
 NOT_READ = {
     b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -d"),
     b"\x04\x22\x4d\x18": ("LZ4", "lz4 -d"),
@@ -51,6 +53,10 @@ def check_kind_of_archive(archive: Path) -> None:
                 f"{archive}: packed by {kind}, which is not read: unpack it (for example `{command} {archive.name}`) "
                 "and set the dataset's path to the tar or folder that comes out"
             )
+    if head.startswith(PARQUET):
+        raise UserError(
+            f"{archive}: a Parquet file: set the dataset's source to parquet, and its path to the files' folder"
+        )
     if not head.startswith((*OPENERS, *ZIP_HEADS)) and not _begins_a_tar(head):
         raise UserError(
             f"{archive}: cannot be unpacked, being neither a tar nor a zip: fetch the archive again, or set the "
@@ -73,8 +79,10 @@ def name_within(archive: Path, name: str) -> str | None:
     return None if hidden else short
 
 
-def tree_of(archive: Path, test: str, entries: Iterable[Member | ArchiveFolder], seen: Callable[[int], None]) -> Tree:
-    """Return the class tree in an archive, which may lie in one folder of it."""
+def tree_of(
+    archive: Path, wanted: Wanted, entries: Iterable[Member | ArchiveFolder], seen: Callable[[int], None]
+) -> Tree:
+    """Return the tree in an archive, which may lie in one folder of it."""
     members: list[Member] = []
     folders: set[str] = set()
     for entry in entries:
@@ -85,14 +93,14 @@ def tree_of(archive: Path, test: str, entries: Iterable[Member | ArchiveFolder],
             seen(1)
         folders.update(_parents(entry.name))
     top = _top_folder(folders)
-    inside = [member._replace(name=member.name.removeprefix(top)) for member in members]
-    splits = tuple(f"{split}/" for split in ("train", test))
+    below = {folder.removeprefix(top) for folder in folders if folder.startswith(top)}
+    layout = find_layout(archive, wanted, below)
+    if not layout.train and any(not member.name.startswith(top) for member in members):
+        # All of the archive is wanted, and files lie beside that folder.
+        return Tree(archive, wanted, find_layout(archive, wanted, folders), members, folders, [])
+    inside = (member._replace(name=member.name.removeprefix(top)) for member in members)
     return Tree(
-        archive,
-        test,
-        [member for member in inside if member.name.startswith(splits)],
-        {folder.removeprefix(top) for folder in folders},
-        [],
+        archive, wanted, layout, [member for member in inside if member.name.startswith(layout.prefixes)], below, []
     )
 
 
@@ -104,7 +112,7 @@ def _parents(name: str) -> Iterator[str]:
 def _top_folder(folders: set[str]) -> str:
     """Return the one folder that the whole tree lies in, with a slash, or ""."""
     tops = {folder.split("/")[0] for folder in folders}
-    if len(tops) == 1 and "train" not in tops:
+    if len(tops) == 1 and TRAIN not in tops:
         return f"{tops.pop()}/"
     return ""
 

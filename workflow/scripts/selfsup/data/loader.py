@@ -45,15 +45,15 @@ Pictures = tuple[torch.Tensor, ...] | torch.Tensor | None
 class LoadedBatch:
     """One rank's part of a global batch, before its views are made. total: all ranks' n.
 
-    indices, labels: int64 [n]. pictures: None, where the split's images are all of one size and on the device; uint8
-    [n, 3, H, W], where they are of one size; else each view's crops, [n, 3, size, size]. plain: the unaugmented
-    pictures before they are normalised, [n, 3, crop, crop], where the recipe wants them and the device cannot cut them
-    from the images.
+    indices, labels: int64 [n]; labels None where the dataset has none. pictures: None, where the split's images are all
+    of one size and on the device; uint8 [n, 3, H, W], where they are of one size; else each view's crops, [n, 3, size,
+    size]. plain: the unaugmented pictures before they are normalised, [n, 3, crop, crop], where the recipe wants them
+    and the device cannot cut them from the images.
     """
 
     step: int
     indices: np.ndarray
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     draws: Draws
     pictures: Pictures
     total: int
@@ -61,8 +61,7 @@ class LoadedBatch:
 
     def pin_memory(self) -> "LoadedBatch":
         """Return the batch in page-locked memory; called by torch's DataLoader."""
-        pinned = {"pictures": _pinned(self.pictures), "plain": _pinned(self.plain)}
-        return replace(self, labels=self.labels.pin_memory(), **pinned)
+        return replace(self, **{part: _pinned(getattr(self, part)) for part in ("labels", "pictures", "plain")})
 
 
 class Batches(Dataset):
@@ -107,7 +106,7 @@ class Batches(Dataset):
             sizes=self._split.sizes[indices],
             stage=self._stage,
         )
-        labels = torch.from_numpy(self._split.labels[indices])
+        labels = None if self._split.labels is None else torch.from_numpy(self._split.labels[indices])
         pictures, plain = self._pictures(indices, draws)
         return LoadedBatch(step, indices, labels, draws, pictures, len(everyones), plain)
 

@@ -29,6 +29,8 @@ from tqdm import tqdm
 
 from selfsup.atomic_files import write_atomically
 from selfsup.data.listing import SHOWN, Listing, Member, Picture
+from selfsup.data.parquet_listing import RowGroups
+from selfsup.data.statistics import Sums, mean_and_std, sums_of
 from selfsup.data.store import HEAD_BYTES, StoreWriter, check_kind, decode, decoded_size, named, write_bytes_header
 from selfsup.data.zip_listing import read_zipped
 from selfsup.errors import UserError
@@ -46,7 +48,11 @@ JPEG_LONGEST = 65_500  # pixels of a side that libjpeg writes
 
 
 class Packed(NamedTuple):
-    """An image in the store. stamp: size and time of change of the file that it was read from."""
+    """An image in the store.
+
+    stamp: size and time of change of the file that it was read from. sums: over its pixels, as a text; "" where they
+    are not wanted, of test pictures.
+    """
 
     stamp: tuple[int, int]
     begin: int
@@ -54,6 +60,7 @@ class Packed(NamedTuple):
     height: int
     width: int
     digest: str
+    sums: str
 
 
 class Checked(NamedTuple):
@@ -63,6 +70,7 @@ class Checked(NamedTuple):
     stamp: tuple[int, int]
     size: tuple[int, int]
     digest: str
+    sums: str
 
 
 def pack(
@@ -79,8 +87,8 @@ def pack(
     done: dict[str, dict[str, Packed]] = {}
     damaged: dict[str, list[tuple[Picture, str]]] = {}
     with threads(cpus) as pool, Reader() as reader, progress_bar(total, "images", "pack") as bar:
-        check = partial(_check, reader, resize)
         for split, pictures in listing.splits.items():
+            check = partial(_check, reader, resize, split == "train")
             with ImagesFile(writer.unfinished, split, resize) as file:
                 damaged[split] = _pack_split(pictures, file, pool, check, CHUNKS_AHEAD * cpus, bar)
                 done[split] = file.done
@@ -88,6 +96,7 @@ def pack(
     _report(folder, damaged, total, skip_damaged)
     for split, pictures in listing.splits.items():
         _add(writer, listing.classes, split, pictures, done[split])
+    writer.note(**mean_and_std(Sums.read(one.sums, one.height * one.width) for one in done["train"].values()))
     writer.note(resize=resize, skipped={split: len(lost) for split, lost in damaged.items()})
     return writer.finish()
 
@@ -139,7 +148,7 @@ class ImagesFile:
         with named(self._path):
             self._file.write(checked.content)
         begin, self._end = self._end, self._end + len(checked.content)
-        packed = Packed(checked.stamp, begin, self._end, *checked.size, checked.digest)
+        packed = Packed(checked.stamp, begin, self._end, *checked.size, checked.digest, checked.sums)
         self.done[name] = self._uncommitted[name] = packed
         if monotonic() - self._last_commit > COMMIT_S and (self._committing is None or self._committing.done()):
             self._begin_commit()
@@ -195,6 +204,7 @@ class Reader:
     def __enter__(self) -> "Reader":
         self._archives: dict[str, int] = {}
         self._opening = threading.Lock()
+        self._groups = RowGroups()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -215,6 +225,8 @@ class Reader:
                 self._archives[member.file] = os.open(member.file, os.O_RDONLY)
         archive = self._archives[member.file]
         stamp = _stamp(os.fstat(archive))
+        if member.row:
+            return self._groups.read(member, check_kind, HEAD_BYTES), stamp
         if member.zipped:
             return read_zipped(archive, member, check_kind, HEAD_BYTES), stamp
         return _read(archive, member.length, member.offset), stamp
@@ -274,13 +286,14 @@ def _in_order(
         yield chunk, future.result()
 
 
-def _check(reader: Reader, resize: int | None, picture: Picture) -> Checked | str:
-    """Read and decode a picture; return what to pack, or why it cannot be packed."""
+def _check(reader: Reader, resize: int | None, summed: bool, picture: Picture) -> Checked | str:
+    """Read and decode a picture; return what to pack, or why it cannot be packed. summed: its pixels are summed."""
     if picture.member.problem:
         return picture.member.problem
     try:
         content, stamp = reader.read(picture.member)
-        size = decoded_size(content)
+        image = decode(content) if summed else None
+        size = decoded_size(content) if image is None else tuple(image.shape[1:])
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError as error:
@@ -288,9 +301,11 @@ def _check(reader: Reader, resize: int | None, picture: Picture) -> Checked | st
     if resize and min(size) > resize:
         try:
             content, size = _resized(content, resize)
+            image = decode(content) if summed else None
         except (RuntimeError, MemoryError) as error:
             return f"cannot be resized ({str(error).splitlines()[0]})"
-    return Checked(content, stamp, size, hashlib.sha256(content).hexdigest())
+    sums = "" if image is None else sums_of(image).text()
+    return Checked(content, stamp, size, hashlib.sha256(content).hexdigest(), sums)
 
 
 def _resized(content: np.ndarray, shorter: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -323,6 +338,8 @@ def _add(
 ) -> None:
     """Hand a split's images over to the writer, in the order of the list."""
     kept = [picture for picture in pictures if not picture.member.problem and picture.member.name in done]
+    if pictures and not kept:
+        raise UserError(f"{split}: all images are damaged: mend them; {DAMAGED} has the reason of each")
     for label in sorted({picture.label for picture in pictures} - {picture.label for picture in kept}):
         raise UserError(
             f"{split}: of class {classes[label]} all images are damaged: mend them, or remove the class's folder"
@@ -332,7 +349,7 @@ def _add(
         split,
         spans=np.array([(one.begin, one.end) for one in packed], np.int64),
         sizes=np.array([(one.height, one.width) for one in packed], np.int64),
-        labels=np.array([picture.label for picture in kept], np.int64),
+        labels=np.array([picture.label for picture in kept], np.int64) if classes else None,
         digests=np.array([np.frombuffer(bytes.fromhex(one.digest), np.uint8) for one in packed]),
     )
 

@@ -1,8 +1,8 @@
-"""Where images come from. Each source writes a packed store with a train and a test split."""
+"""Where images come from. Each source writes a packed store: a train and a test split, or one split without labels."""
 
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ from torchvision.transforms.v2.functional import resize
 
 from selfsup.data.archives import UNPACK_ERRORS, check_kind_of_archive, is_zip
 from selfsup.data.imagenet import is_official, list_official
-from selfsup.data.listing import Listing, check_classes, check_counts, read_tree
+from selfsup.data.listing import Listing, Tree, check_classes, check_counts, read_tree
 from selfsup.data.packing import pack, progress_bar, threads
+from selfsup.data.parquet_listing import Columns, list_parquet
+from selfsup.data.splits import TESTS, Wanted
+from selfsup.data.statistics import of_images
 from selfsup.data.store import UNFINISHED, StoreWriter, named
 from selfsup.data.tar_listing import first_name, plain_tar, read_tar_tree
 from selfsup.data.zip_listing import read_zip_tree
@@ -39,12 +42,17 @@ class Packing:
 
     resize: shorter side in pixels, or None to keep each image's bytes. skip_damaged: go without images that cannot be
     read. expect: numbers of "train" and "test" images and of "classes"; "known" for those of the source, None for any.
-    cpus: cores to use.
+    labels: whether the pictures have classes. test_share: of pictures without a test set, the share that becomes one.
+    image_column, label_column: of Parquet files, None where they tell it themselves. cpus: cores to use.
     """
 
     resize: int | None = None
     skip_damaged: bool = False
     expect: Mapping[str, int] | str | None = "known"
+    labels: bool = True
+    test_share: float | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     cpus: int = 1
 
 
@@ -53,7 +61,7 @@ def prepare(source: str, path: Path | None, folder: Path, packing: Packing = Pac
     if source != "digits" and (path is None or not path.exists()):
         found = "not given" if path is None else f"{path}, which does not exist"
         raise UserError(f"source {source}: --path is {found}; wanted the existing folder or archive of its images")
-    if path is not None and path.is_file():
+    if path is not None and path.is_file() and source != "parquet":
         check_kind_of_archive(path)
     with named(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,23 +90,35 @@ def download_cifar10(folder: Path) -> Path:
 
 def _prepare_files(source: str, path: Path, folder: Path, packing: Packing) -> str:
     with threads(packing.cpus) as pool:
-        listing = _listed(source, path, folder, pool)
+        listing = _listed(source, path, folder, packing, pool)
     check_counts(listing.counts(), _expected(source, packing), path)
     check_classes(listing, _expected(source, packing), path)
     return pack(listing, folder, resize=packing.resize, skip_damaged=packing.skip_damaged, cpus=packing.cpus)
 
 
-def _listed(source: str, path: Path, folder: Path, pool: Executor) -> Listing:
-    """List the pictures of a class tree, in a folder, a tar or a zip, or of ImageNet's official archives."""
-    test = "val" if source == "imagenet" else "test"
+def _listed(source: str, path: Path, folder: Path, packing: Packing, pool: Executor) -> Listing:
+    """List the pictures of a tree, in a folder, a tar or a zip, of Parquet files or of ImageNet's official archives."""
     with progress_bar(None, "files", "list") as bar:
-        if path.is_file() and is_zip(path):
-            return read_zip_tree(path, test, bar.update).listing()
-        if path.is_file():
-            return read_tar_tree(plain_tar(path, _unfinished(folder)), test, bar.update).listing()
-        if source == "imagenet" and is_official(path):
+        if source == "parquet":
+            columns = Columns(packing.image_column, packing.label_column)
+            return list_parquet(path, Wanted(TESTS, packing.labels, packing.test_share), columns, bar.update)
+        if source == "imagenet" and path.is_dir() and is_official(path):
             return list_official(path, pool, bar.update)
-        return read_tree(path, test, bar.update).listing()
+        return _tree(path, folder, _wanted(source, packing), bar.update).listing()
+
+
+def _wanted(source: str, packing: Packing) -> Wanted:
+    if source == "folder":
+        return Wanted(TESTS, packing.labels, packing.test_share)
+    return Wanted(("val",) if source == "imagenet" else ("test",))
+
+
+def _tree(path: Path, folder: Path, wanted: Wanted, seen: Callable[[int], None]) -> Tree:
+    if path.is_dir():
+        return read_tree(path, wanted, seen)
+    if is_zip(path):
+        return read_zip_tree(path, wanted, seen)
+    return read_tar_tree(plain_tar(path, _unfinished(folder)), wanted, seen)
 
 
 def _unfinished(folder: Path) -> Path:
@@ -129,6 +149,7 @@ def _prepare_digits(folder: Path) -> str:
     writer = StoreWriter(folder, [str(digit) for digit in range(10)])
     for split, chosen in {"train": np.sort(train), "test": np.sort(test)}.items():
         writer.write_raw(split, images[chosen], labels[chosen])
+    writer.note(**of_images(images[np.sort(train)]))
     return writer.finish()
 
 
@@ -161,6 +182,7 @@ def _prepare_cifar10(path: Path, folder: Path, packing: Packing) -> str:
     writer = StoreWriter(folder, splits["train"].classes)
     for split, dataset in splits.items():
         writer.write_raw(split, dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
+    writer.note(**of_images(splits["train"].data.transpose(0, 3, 1, 2)))
     return writer.finish()
 
 

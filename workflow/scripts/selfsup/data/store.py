@@ -1,9 +1,10 @@
 """The packed store: a dataset as a few large files that are safe to memory-map, each in NumPy's .npy format.
 
 A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64 [N]), and `store.json`, written last:
-without it there is no store. Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are their own
-bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the last) and
-`<split>_sizes.npy` (int64 [N, 2]: height, width). benchmarks/store_formats.py compares it with other formats.
+without it there is no store. Pictures without classes have no labels, and are all in the split "train". Images of one
+size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are their own bytes, end to end, uint8 [bytes], with
+`<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the last) and `<split>_sizes.npy` (int64 [N, 2]:
+height, width). benchmarks/store_formats.py compares it with other formats.
 """
 
 import hashlib
@@ -28,19 +29,20 @@ FORMAT = 2
 RAW_READABLE = (1, 2)  # raw splits have not changed since format 1
 KNOWN_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 HEAD_BYTES = 12  # of a file, by which it is known for a picture
+STATISTICS = ("mean", "std")
 UNFINISHED = "packing"  # folder inside the store's where files lie until all are whole
 
 
 class Split:
     """One split of a store: images by index, memory-mapped. Pickles as its path: loader workers map it themselves.
 
-    labels: int64 [N]. sizes: int64 [N, 2], each image's height and width. raw: uint8 [N, 3, H, W] where all images are
-    of one size and stored as they are, else None. All arrays are pages of the store's files,
-    which the processes of a machine share.
+    labels: int64 [N], None where the store has no classes. sizes: int64 [N, 2], each image's height and width. raw:
+    uint8 [N, 3, H, W] where all images are of one size and stored as they are, else None. All arrays are pages of the
+    store's files, which the processes of a machine share.
     """
 
-    def __init__(self, folder: Path, name: str, entry: dict):
-        self._folder, self._name, self._entry = folder, name, entry
+    def __init__(self, folder: Path, name: str, entry: dict, labelled: bool = True):
+        self._folder, self._name, self._entry, self._labelled = folder, name, entry, labelled
         self._open()
 
     def _open(self) -> None:
@@ -48,15 +50,16 @@ class Split:
             file = self._folder / f"{self._name}_{part}.npy"
             return np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))  # a memmap takes long to slice
 
-        self.labels, self._images = mapped("labels"), mapped("images")
+        self.labels = mapped("labels") if self._labelled else None
+        self._images = mapped("images")
         self.raw = self._images if self._entry["kind"] == "raw" else None
         if self.raw is not None:
-            self.sizes = np.broadcast_to(np.array(self.raw.shape[2:], np.int64), (len(self.labels), 2))
+            self.sizes = np.broadcast_to(np.array(self.raw.shape[2:], np.int64), (len(self.raw), 2))
         else:
             self.sizes, self._spans = mapped("sizes"), mapped("spans")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.sizes)
 
     def image(self, index: int) -> torch.Tensor:
         """Return the image as uint8 [3, H, W]. Raises PermanentError when it can no longer be decoded."""
@@ -76,10 +79,10 @@ class Split:
         return np.array(self._images[begin:end])
 
     def __getstate__(self) -> tuple:
-        return self._folder, self._name, self._entry
+        return self._folder, self._name, self._entry, self._labelled
 
     def __setstate__(self, state: tuple) -> None:
-        self._folder, self._name, self._entry = state
+        self._folder, self._name, self._entry, self._labelled = state
         self._open()
 
 
@@ -129,9 +132,11 @@ def decoded_size(encoded: np.ndarray) -> tuple[int, int]:
 class PackedStore:
     """A prepared dataset: its `classes` (names, in label order), content `fingerprint`, `train` and `test` splits.
 
-    resize: the shorter side, in pixels, to which larger pictures were resized when they were packed, or None.
-    skipped: by split, how many damaged images were left out. Raises UserError when the folder holds no complete
-    store, or one of another format, or a file of the wrong length.
+    Of pictures without labels there are no classes, and `test` is None. statistics: "mean" and "std" of the training
+    pictures' channels, 0 to 1, as `selfsup.data.statistics` has them; empty where an older version packed. resize: the
+    shorter side, in pixels, to which larger pictures were resized when they were packed, or None. skipped: by split,
+    how many damaged images were left out. Raises UserError when the folder holds no complete store, or one of another
+    format, or a file of the wrong length.
     """
 
     def __init__(self, folder: Path):
@@ -140,6 +145,7 @@ class PackedStore:
         self.classes: list[str] = description["classes"]
         self.fingerprint: str = description["fingerprint"]
         self.resize: int | None = description.get("resize")
+        self.statistics: dict[str, list[float]] = {key: description[key] for key in STATISTICS if key in description}
         self.skipped: dict[str, int] = {"train": 0, "test": 0} | description.get("skipped", {})
         self.files: dict[str, int] = description["files"]  # name: bytes
         for name, size in self.files.items():
@@ -149,8 +155,13 @@ class PackedStore:
                 raise UserError(
                     f"{path}: found {found}, wanted {size} bytes: delete {self.folder} and prepare the dataset again"
                 )
-        self.train = Split(self.folder, "train", description["splits"]["train"])
-        self.test = Split(self.folder, "test", description["splits"]["test"])
+        splits = {name: Split(self.folder, name, entry, self.labelled) for name, entry in description["splits"].items()}
+        self.train, self.test = splits["train"], splits.get("test")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pictures have classes."""
+        return bool(self.classes)
 
     def remarks(self) -> list[str]:
         """Return what a table must say of the images: resized, some left out, all of one class."""
@@ -195,24 +206,25 @@ class StoreWriter:
     def write_raw(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         """Write images of one size: uint8 [N, 3, H, W], labels int64 [N]."""
         self._save(split, "images", np.ascontiguousarray(images, np.uint8))
-        self._finish_split(split, "raw", labels)
+        self._finish_split(split, "raw", len(images), labels)
 
     def add_encoded(
-        self, split: str, spans: np.ndarray, sizes: np.ndarray, labels: np.ndarray, digests: np.ndarray
+        self, split: str, spans: np.ndarray, sizes: np.ndarray, labels: np.ndarray | None, digests: np.ndarray
     ) -> None:
         """Add image files whose bytes are in `<unfinished>/<split>_images.npy` already.
 
-        spans, sizes: int64 [N, 2]; labels: int64 [N]; digests: uint8 [N, 32], the SHA-256 of each image's bytes, which
-        the fingerprint is made of: it does not depend on the order in which they came to lie in the file.
+        spans, sizes: int64 [N, 2]; labels: int64 [N], or None where there are no classes; digests: uint8 [N, 32], the
+        SHA-256 of each image's bytes, which the fingerprint is made of: it does not depend on the order in which they
+        came to lie in the file.
         """
         self._files.append(f"{split}_images.npy")
         self._update_hash(split, "digests", digests)
         self._save(split, "spans", np.asarray(spans, np.int64), hashed=False)
         self._save(split, "sizes", np.asarray(sizes, np.int64))
-        self._finish_split(split, "encoded", labels)
+        self._finish_split(split, "encoded", len(sizes), labels)
 
     def note(self, **notes) -> None:
-        """Add what store.json shall say beside: resize, skipped."""
+        """Add what store.json shall say beside: resize, skipped, mean and std."""
         self._notes.update(notes)
 
     def finish(self) -> str:
@@ -233,9 +245,10 @@ class StoreWriter:
         shutil.rmtree(self.unfinished, ignore_errors=True)
         return description["fingerprint"]
 
-    def _finish_split(self, split: str, kind: str, labels: np.ndarray) -> None:
-        self._save(split, "labels", np.asarray(labels, np.int64))
-        self._splits[split] = {"kind": kind, "images": len(labels)}
+    def _finish_split(self, split: str, kind: str, images: int, labels: np.ndarray | None) -> None:
+        if labels is not None:
+            self._save(split, "labels", np.asarray(labels, np.int64))
+        self._splits[split] = {"kind": kind, "images": images}
 
     def _save(self, split: str, part: str, array: np.ndarray, hashed: bool = True) -> None:
         name = f"{split}_{part}.npy"

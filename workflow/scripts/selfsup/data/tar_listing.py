@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder, name_within, opener_of, tree_of
 from selfsup.data.listing import Member, Tree
+from selfsup.data.splits import Wanted
 from selfsup.data.store import named
 from selfsup.errors import UserError
 
@@ -95,9 +96,9 @@ def _next_part(archive: Path, file: BinaryIO, stop: int, last: int) -> int | Non
     return None
 
 
-def read_tar_tree(archive: Path, test: str, seen: Callable[[int], None] = lambda count: None) -> Tree:
-    """List the class tree in a plain tar, which may lie in one folder of the tar."""
-    return tree_of(archive, test, read_tar(archive), seen)
+def read_tar_tree(archive: Path, wanted: Wanted, seen: Callable[[int], None] = lambda count: None) -> Tree:
+    """List the tree in a plain tar, which may lie in one folder of the tar."""
+    return tree_of(archive, wanted, read_tar(archive), seen)
 
 
 def first_name(archive: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder, name_within, tree_of
 from selfsup.data.listing import Member, Tree, Zipped
+from selfsup.data.splits import Wanted
 from selfsup.errors import UserError
 
 ENCRYPTED, NAME_IN_UTF8 = 1, 0x800  # bits of a member's flags
@@ -28,13 +29,13 @@ RAW_DEFLATE = -zlib.MAX_WBITS
 PEEK_BYTES = 1024  # of packed bytes, from which the first few can surely be unpacked
 
 
-def read_zip_tree(archive: Path, test: str, seen: Callable[[int], None] = lambda count: None) -> Tree:
-    """List the class tree in a zip, which may lie in one folder of the zip.
+def read_zip_tree(archive: Path, wanted: Wanted, seen: Callable[[int], None] = lambda count: None) -> Tree:
+    """List the tree in a zip, which may lie in one folder of the zip.
 
     Raises UserError when it cannot be read as a zip, is encrypted, uses another compression than deflate, or has a path
     that leaves its folder.
     """
-    return tree_of(archive, test, _read_zip(archive), seen)
+    return tree_of(archive, wanted, _read_zip(archive), seen)
 
 
 def read_zipped(file: int, member: Member, check_head: Callable[[bytes], None], head_bytes: int) -> np.ndarray:

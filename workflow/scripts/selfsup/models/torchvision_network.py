@@ -58,7 +58,7 @@ def torchvision_recipe(recipe: Recipe) -> list[str]:
 def feeding_lines(recipe: Recipe) -> list[str]:
     """Return in Python how an encoder's file is loaded into `network`, and how that is fed, a line each."""
     augment, test = recipe.augment, recipe.linear.test
-    mean, std = list(augment.mean), list(augment.std)
+    mean, std = (f"<{key} of the pictures>" if augment[key] == "dataset" else augment[key] for key in ("mean", "std"))
     return [
         "network.load_state_dict(safetensors.torch.load_file('encoder.safetensors'), strict=True)",
         "network.eval()",

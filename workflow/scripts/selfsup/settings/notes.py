@@ -68,6 +68,17 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class OrWord:
+    """A word may stand for the value, which is found later."""
+
+    word: str
+
+    @property
+    def example(self) -> str:
+        return f"or {self.word}"
+
+
+@dataclass(frozen=True)
 class Hours:
     """A number of hours, which may be written "1:30" or "1:30:00"."""
 
@@ -92,5 +103,6 @@ Positive = Annotated[float, Bounds(more_than=0)]
 Momentum = Annotated[float, Bounds(at_least=0, less_than=1)]
 Name = Annotated[str, Pattern(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", NAME)]
 RGB = Annotated[list[float], Length(3, 3)]
+RGBOfDataset = Annotated[RGB, OrWord("dataset")]
 Range = Annotated[list[Positive], Length(2, 2)]
 ParameterKinds = Annotated[list[Literal["bias", "norm"]], Distinct()]

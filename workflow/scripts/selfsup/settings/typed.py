@@ -181,8 +181,8 @@ def read(hint: Any, value: Any, thing: str) -> Any:
 def _read(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     """Return `value` as a type; add what is wrong with it to `problems`. where: its place, for messages."""
     kind = kind_of(hint)
-    if value is None and kind.nullable:
-        return None
+    if (value is None and kind.nullable) or any(value == getattr(note, "word", MISSING) for note in kind.notes):
+        return value
     value, before = as_number(kind, value), len(problems)
     problem = _misfit(kind, value)
     if problem:

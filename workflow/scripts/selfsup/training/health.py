@@ -83,23 +83,29 @@ class Health:
     def milestone(self, step: int) -> dict[str, float]:
         """Measure k-NN accuracy (in %), effective rank and uniformity, and add a row to knn.csv. Collective.
 
-        Effective rank and uniformity are left out if the dataset has too few images for the number of features.
+        k-NN is left out where the images have no labels, effective rank and uniformity if the dataset has too few
+        images for the number of features.
         """
         bank, queries = self._features(self._bank), self._features(self._queries)
         if not self._run.compute.ranks.is_main:
             return {}
-        known, asked = (
-            torch.from_numpy(self._split.labels[chosen]).to(bank.device) for chosen in (self._bank, self._queries)
-        )
-        figures = {"knn_top1": knn_top1(bank, known, queries, asked, len(self._run.store.classes))}
+        figures = self._knn(bank, queries) if self._run.store.labelled else {}
         if len(bank) >= IMAGES_PER_FEATURE * bank.shape[1]:
             figures |= {"effective_rank": effective_rank(bank), "uniformity": uniformity(bank)}
+        if not figures:
+            return {}
         counts = {"bank": len(bank), "queries": len(queries)}
         row = {"step": step, "epoch": step / self._steps_per_epoch, **figures, **counts}
         self._history.append(row)
         for tracker in self._trackers:  # they count steps from 0, as history.csv does
             tracker.append({**row, "step": step - 1})
         return figures
+
+    def _knn(self, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, float]:
+        known, asked = (
+            torch.from_numpy(self._split.labels[chosen]).to(bank.device) for chosen in (self._bank, self._queries)
+        )
+        return {"knn_top1": knn_top1(bank, known, queries, asked, len(self._run.store.classes))}
 
     def _choose_images(self, features: int) -> None:
         """Choose the queries and the bank of k-NN from the training images."""
@@ -111,7 +117,7 @@ class Health:
         self._queries, self._bank = chosen[:queries], chosen[queries:]
 
     def _views(self, indices: np.ndarray) -> Views:
-        recipe, device = self._run.recipe, self._run.compute.device
+        recipe, device = self._run.recipe_of_views, self._run.compute.device
         draws = draw(recipe, seed=0, epoch=0, indices=indices, sizes=self._split.sizes[indices], stage="pretrain")
         crops, plain = crop_singly(map(self._split.image, indices), draws, augment=recipe["augment"])
         plain = None if plain is None else plain.to(device)
@@ -128,7 +134,7 @@ class Health:
         encoder, parts = self._method.encoder(), []
         with evaluation_mode(encoder):
             for start in range(0, share, BATCH):
-                pictures = centre_view(self._run.recipe, map(self._split.image, mine[start : start + BATCH]))
+                pictures = centre_view(self._run.recipe_of_views, map(self._split.image, mine[start : start + BATCH]))
                 parts.append(encoder(pictures.to(device)).float())
                 self._attempt.heartbeat(f"health, image {start}")
         return ranks.all_gather(torch.cat(parts)).flatten(0, 1)[: len(indices)]

@@ -13,6 +13,7 @@ from torch import nn
 
 from selfsup import provenance
 from selfsup.data.loader import Batches, LoadedBatch, ViewMaker
+from selfsup.data.store import STATISTICS
 from selfsup.engine import checkpoint
 from selfsup.engine.device import autocast
 from selfsup.engine.equal_ranks import check_equal_on_all_ranks
@@ -68,8 +69,9 @@ class Pretraining:
     def _open_batches(self) -> None:
         run, compute = self.run, self.run.compute
         place = {"rank": self.ranks.rank, "world_size": self.ranks.size, "device": compute.device}
-        self.batches = Batches(run.store.train, run.recipe, seed=run.seed, stage="pretrain", **place)
-        self.make_views = ViewMaker(run.store.train, run.recipe, compute.device, compute.memory_format)
+        recipe = run.recipe_of_views
+        self.batches = Batches(run.store.train, recipe, seed=run.seed, stage="pretrain", **place)
+        self.make_views = ViewMaker(run.store.train, recipe, compute.device, compute.memory_format)
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise PermanentError(
@@ -172,6 +174,7 @@ class Pretraining:
         """Return the content of a checkpoint."""
         return {
             **self.run.identity(),
+            **self._normalisation(),
             "format": checkpoint.FORMAT,
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
@@ -185,6 +188,12 @@ class Pretraining:
             "code_revision": self.code_revision,
             "versions": provenance.versions(),
         }
+
+    def _normalisation(self) -> dict[str, dict]:
+        """Return the numbers that the recipe leaves to the dataset, for the encoder's card."""
+        own, found = self.run.recipe["augment"], self.run.recipe_of_views["augment"]
+        numbers = {key: list(found[key]) for key in STATISTICS}
+        return {"normalisation": numbers} if any(own[key] != numbers[key] for key in STATISTICS) else {}
 
     def restore(self, path: Path, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state. Raises UserError with the differences if it is of another run."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selfsup.data.statistics import resolved
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
 from selfsup.layout import PretrainPaths, boundary_files
@@ -25,6 +27,11 @@ class Run:
     checkpoint_minutes: float
     trackers: tuple[str, ...] = ()  # they get the rows of history.csv and knn.csv too
     knn: Path | None = None  # the file for k-NN at milestones; None: of the name that a run's has, in the folder
+
+    @cached_property
+    def recipe_of_views(self) -> Mapping[str, Any]:
+        """The recipe by which views are made: in numbers what the recipe leaves to the dataset."""
+        return resolved(self.recipe, self.store)
 
     @property
     def paths(self) -> PretrainPaths:

@@ -156,5 +156,7 @@ def _announce(training: Pretraining, end: int, source: Path | None) -> None:
         f"global batch {recipe['global_batch']} over {training.ranks.size} ranks on {training.numerics['device']}, "
         f"{run.compute.precision}, {run.compute.threads} threads each"
     )
+    if not run.store.labelled:
+        logger.info("%s has no labels: k-NN accuracy is left out of knn.csv", run.store.folder)
     if source is None:
         logger.info("the parameters and how they are trained:\n%s", treatment_table(training.treatments))
