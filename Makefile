@@ -40,6 +40,10 @@ plan: env  ## what the experiments of config.yaml will cost, by the speed that w
 status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job
 	@$(BIN)/python workflow/scripts/status.py
 
+.PHONY: compare
+compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
+	$(BIN)/python workflow/scripts/make_curves.py --experiment $(EXPERIMENTS) --output results/figures/compare.svg
+
 report: env  ## results/report.html: what is finished, as one file to show to others
 	$(BIN)/python workflow/scripts/config_as_run.py --output results/config.json
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json -- report

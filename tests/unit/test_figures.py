@@ -1,11 +1,12 @@
 """Curves and pages: that what was measured is on them, and what others wrote is escaped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from selfsup.reports.figures import FROM_ZERO, draw_curves, read_run, write_figure
+from selfsup.reports.figures import FROM_ZERO, draw_comparison, draw_curves, read_run, write_figure
 from selfsup.reports.pages import markdown_page, page, preformatted, table
 
 
@@ -88,3 +89,15 @@ def test_pages_escape_what_they_show():
 def test_a_markdown_table_becomes_one_of_html_with_its_remarks():
     text = markdown_page("| A | B |\n| - | - |\n| x | 1.5 ± 0.1 |\n\n- [a] a < b\n")
     assert text.count("<table") == 1 and "<td>1.5 ± 0.1</td>" in text and "<li>[a] a &lt; b</li>" in text
+
+
+def test_experiments_are_compared_in_what_several_of_them_have_measured(run):
+    """Each at its own epochs: a batch of twice the size has half the steps."""
+    first, second = replace(run, experiment="one", steps=5), replace(run, experiment="two", steps=10)
+    second = replace(second, history=second.history.drop(columns="feature_spread"))
+    figure = draw_comparison("both", [first, second])
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert set(panels) == {"loss", "k-NN accuracy, training images (%)"}
+    lines = panels["loss"].lines
+    assert [line.get_label() for line in lines] == ["one, seed 7", "two, seed 7"]  # and no segment's end
+    assert [line.get_xdata()[-1] for line in lines] == [2.0, 1.0]

@@ -1,5 +1,6 @@
 # The parameters of jobs. Those of wildcards alone are tracked: another value is a reason to run a job again.
 
+import shlex
 from functools import cache
 
 
@@ -120,6 +121,10 @@ def all_epochs(wildcards, input):
 
 def rolling_checkpoints(wildcards, input):
     return str(probe_of(RESULTS, wildcards.experiment).partial)
+
+
+def experiments_of_table(wildcards, input):
+    return " ".join(map(shlex.quote, CONFIG.tables[wildcards.table]))
 
 
 def rows_of_table(wildcards):

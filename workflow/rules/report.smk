@@ -35,6 +35,7 @@ report: BASE / "workflow/report/workflow.rst"
 
 localrules:
     curves,
+    comparison,
     views,
     compute_table,
     evaluations_table,
@@ -66,6 +67,26 @@ rule curves:
         "Draw the curves of {wildcards.experiment}"
     shell:
         "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
+        " --output {output.svg:q} 2>&1 | tee -i {log}"
+
+
+# The experiments of a table in one figure.
+rule comparison:
+    input:
+        metrics_of_table,
+    output:
+        svg="results/figures/compare_{table}.svg",
+        png="results/figures/compare_{table}.png",
+    log:
+        "logs/comparison/{table}.log",
+    benchmark:
+        "logs/benchmarks/comparison/{table}.tsv"
+    params:
+        job=local_job("make_curves.py", config=config_of_table, experiments=experiments_of_table),
+    message:
+        "Draw the curves of {wildcards.table} in one figure"
+    shell:
+        "{params.job[start]} --experiment {params.job[experiments]} --config {params.job[config]:q}"
         " --output {output.svg:q} 2>&1 | tee -i {log}"
 
 

@@ -1,19 +1,24 @@
-"""Draw the curves of an experiment's runs, finished or still going on.
+"""Draw the curves of an experiment's runs, finished or still going on; of several experiments, in one figure.
 
     python workflow/scripts/make_curves.py --experiment digits --output results/figures/digits.svg
+    python workflow/scripts/make_curves.py --experiment digits simclr_digits --output results/figures/both.svg
 
-Reads config.yaml, how the seeds were run, and what they have left under --results: history.csv, knn.csv, segments.json.
-Writes --output (SVG) and the same path ending in .png.
+Reads config.yaml, how the seeds were run, and what they have left under --results: history.csv, knn.csv, segments.json,
+the evaluations. Writes --output (SVG) and the same path ending in .png.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from selfsup.as_run import config_as_run, runs_known
+from matplotlib.figure import Figure
+
+from selfsup.as_run import Run, config_as_run, runs_known
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.logs import logger
-from selfsup.reports.figures import draw_curves, read_run, write_figure
+from selfsup.reports.figures import RunCurves, draw_comparison, draw_curves, read_run, write_figure
 from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import finished_boundaries
 from selfsup.settings.typed import suggest
@@ -21,29 +26,44 @@ from selfsup.settings.typed import suggest
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", required=True, help="a name under `experiments` in config.yaml")
+    parser.add_argument("--experiment", required=True, nargs="+", help="names under `experiments` in config.yaml")
     parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="ends in .svg")
     arguments = parser.parse_args()
-    name, known = arguments.experiment, {}
+    known: dict[str, list[Run]] = {}
     for run in runs_known(config_as_run(arguments.config, arguments.results), arguments.results):
         known.setdefault(run.experiment.name, []).append(run)
-    if name not in known:
-        raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(known))}")
-    paths = {run.seed: RunPaths(arguments.results, name, run.seed) for run in known[name]}
-    runs = [read_run(one.folder, seed, finished_boundaries(one.pretrain.folder)) for seed, one in paths.items()]
-    runs = [run for run in runs if run.begun]
-    if not runs:
-        raise UserError(f"{arguments.results / name}: no seed has a history.csv yet: nothing to draw")
-    first = next(run for run in known[name] if run.seed == runs[0].seed)
-    steps = steps_per_epoch(first.config, first.experiment)
-    recipe = first.experiment.recipe
-    title = f"{name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
-    figure = draw_curves(f"{title}; dashed: ends of segments", runs, steps)
+    for name in arguments.experiment:
+        if name not in known:
+            raise UserError(f"--experiment is {name!r}, which config.yaml lacks{suggest(name, list(known))}")
+    title, figure = drawn([known[name] for name in arguments.experiment], arguments.results)
     stem = arguments.output.with_name(arguments.output.name.removesuffix(".svg"))
     paths = write_figure(figure, stem, {"Title": title})
     logger.info(f"drew {' and '.join(map(str, paths))}")
+
+
+def drawn(experiments: Sequence[Sequence[Run]], results: Path) -> tuple[str, Figure]:
+    """Return the title and the figure of one experiment's runs, or of several experiments'."""
+    runs = [one for experiment in experiments for run in experiment if (one := curves(run, results)).begun]
+    if not runs:
+        names = ", ".join(str(results / experiment[0].experiment.name) for experiment in experiments)
+        raise UserError(f"{names}: no seed has a history.csv yet: nothing to draw")
+    if len(experiments) > 1:
+        title = ", ".join(dict.fromkeys(run.experiment for run in runs))
+        return title, draw_comparison(title, runs)
+    experiment = next(run for run in experiments[0] if run.seed == runs[0].seed).experiment
+    recipe = experiment.recipe
+    title = f"{experiment.name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
+    alone = [replace(run, experiment="") for run in runs]
+    return title, draw_curves(f"{title}; dashed: ends of segments", alone, runs[0].steps)
+
+
+def curves(run: Run, results: Path) -> RunCurves:
+    """Return what a run has left to be drawn."""
+    paths = RunPaths(results, run.experiment.name, run.seed)
+    found = read_run(paths.folder, run.seed, finished_boundaries(paths.pretrain.folder))
+    return replace(found, experiment=run.experiment.name, steps=steps_per_epoch(run.config, run.experiment))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ from selfsup.errors import UserError
 RESERVED_NAMES = ("compute", "figures", "preflight", "plan", "report")
 # What is written for each table, experiment and dataset, and without any: a folder stands for all within.
 FILES = {
-    "tables": ("results/{}.csv", "results/{}.md", "results/{}.tex", "results/report/{}.html"),
+    "tables": (
+        "results/{}.csv",
+        "results/{}.md",
+        "results/{}.tex",
+        "results/report/{}.html",
+        "results/figures/compare_{}.svg",
+        "results/figures/compare_{}.png",
+    ),
     "experiments": (
         "results/{}",
         "results/figures/{}.svg",

@@ -1,8 +1,8 @@
 """Curves of an experiment's runs: a panel per quantity, a line per seed, segments marked. Needs no torch."""
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +44,8 @@ SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
 class RunCurves:
     """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs.
 
-    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and top1.
+    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and top1. experiment: named
+    where several are compared. steps: of an epoch, where the dataset tells.
     """
 
     seed: int
@@ -53,6 +54,13 @@ class RunCurves:
     linear: pd.DataFrame
     boundaries: list[int]
     over_training: dict[str, pd.DataFrame] = field(default_factory=dict)
+    experiment: str = ""
+    steps: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What the run is called in a legend."""
+        return ", ".join(filter(None, [self.experiment, f"seed {self.seed}"]))
 
     @property
     def begun(self) -> bool:
@@ -96,7 +104,7 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     steps_per_epoch: None where the dataset does not tell; then the runs do, and in their first epoch the axis is steps.
     """
     told = [steps for run in runs if (steps := run.steps_per_epoch()) is not None]
-    steps_per_epoch = steps_per_epoch or min(told, default=None)
+    steps_per_epoch = steps_per_epoch or min([*told, *(run.steps for run in runs if run.steps)], default=None)
     runs_by_epoch, along = (runs, "epoch of pretraining") if steps_per_epoch else ([], "step of pretraining")
     panels = _panels(runs)
     linear = any(len(run.linear) for run in runs)
@@ -107,7 +115,7 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis, name in zip(axes, panels, strict=False):
         for run in runs:
-            _draw(axis, run, name, steps_per_epoch or 1)
+            _draw(axis, run, name, run.steps or steps_per_epoch or 1)
         _finish(axis, PANELS.get(name, name.replace("_", " ")), runs_by_epoch, along)
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
@@ -116,18 +124,35 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     if linear:
         axis = axes[len(panels)]
         for run in filter(lambda run: len(run.linear), runs):
-            axis.plot(run.linear["epoch"], run.linear["top1"], label=f"seed {run.seed}", linewidth=1)
+            axis.plot(run.linear["epoch"], run.linear["top1"], label=run.label, linewidth=1)
         _finish(axis, LINEAR, [], "epoch of the linear evaluation")
     for axis, name in zip(axes[len(panels) + linear :], grown, strict=False):
         for run in filter(lambda run: name in run.over_training, runs):
             frame = run.over_training[name]
-            axis.plot(frame["epoch"], frame["top1"], label=f"seed {run.seed}", linewidth=1, marker=".")
+            axis.plot(frame["epoch"], frame["top1"], label=run.label, linewidth=1, marker=".")
         _finish(axis, f"{name}, test images (%)", runs, "epoch of pretraining")
         axis.set_xlim(left=0)
     for axis in axes[len(panels) + linear + len(grown) :]:
         axis.remove()
     axes[0].legend(fontsize=7)
     return figure
+
+
+def draw_comparison(title: str, runs: list[RunCurves]) -> Figure:
+    """Return the figure of runs of several experiments: a panel for each quantity that at least two of these have."""
+    measured = [{name for name in _panels([run]) if run.has(name)} for run in runs]
+    experiments = {run.experiment for run in runs}
+
+    def shared(name: str) -> bool:
+        having = {run.experiment for run, names in zip(runs, measured, strict=True) if name in names}
+        return len(having) > 1 or len(experiments) == 1
+
+    kept = [replace(run, history=_only(run.history, shared), knn=_only(run.knn, shared), boundaries=[]) for run in runs]
+    return draw_curves(title, kept, None)
+
+
+def _only(frame: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.DataFrame:
+    return frame[[name for name in frame if name in NOT_CURVES or wanted(name)]]
 
 
 def _panels(runs: list[RunCurves]) -> list[str]:
@@ -143,7 +168,7 @@ def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float) -> None
     told = frame.dropna(subset=[name])
     done = told["step"] + (0 if name in run.knn else 1)
     few = len(told) < 60  # measured now and then: points show where
-    axis.plot(done / steps_per_epoch, told[name], label=f"seed {run.seed}", linewidth=1, marker="." if few else None)
+    axis.plot(done / steps_per_epoch, told[name], label=run.label, linewidth=1, marker="." if few else None)
 
 
 def _finish(axis: Axes, title: str, runs: list[RunCurves], along: str) -> None:
