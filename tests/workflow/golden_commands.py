@@ -84,6 +84,7 @@ class OnThisMachine(Planned):
         "results/laptop/seed0/boundaries/epoch_0020/neighbours/metrics.csv",
         "results/laptop/probe/ledger.csv",
         "results/evaluations.csv",
+        "results/laptop/seed0/embedded/packed/map.html",
         "results/figures/compare_table_of_laptop.svg",
         "preflight",
         "plan",

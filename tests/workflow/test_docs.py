@@ -36,6 +36,7 @@ OPTIONS_ONLY = {
     "record_bands.py": "three finished seeds",
     "import_encoder.py": "published weights",
     "linear_eval.py": "an encoder of CIFAR-10",
+    "embed.py": "an encoder",
     "roofline.py": "minutes",
     "training_step.py": "minutes",
     "precision_agreement.py": "minutes",

@@ -85,3 +85,29 @@ rule import_encoder:
     shell:
         "{params.job[start]} --publisher {params.publisher} --weights {input:q} --recipe {params.job[recipe]:q}"
         " --output {output.weights:q} 2>&1 | tee -i {log}"
+
+
+# What an encoder finds alike: features, nearest neighbours and a map of a dataset's pictures.
+rule embed:
+    input:
+        data=dataset_embedded,
+        encoder=encoder_embedding,
+    output:
+        page=RUN.encoder.embedded("{dataset}").map_page,
+        features=RUN.encoder.embedded("{dataset}").features,
+        neighbours=RUN.encoder.embedded("{dataset}").neighbours,
+        picture=RUN.encoder.embedded("{dataset}").map_picture,
+    log:
+        "logs/embed/{dataset}_{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/embed/{dataset}_{experiment}_seed{seed}.tsv"
+    threads: threads_of("evaluate")
+    resources:
+        **jobs.single(CONFIG.cluster, minutes=60),
+    params:
+        job=queued_job("embed.py", data=embedded_folder, extensions=extension_words),
+    message:
+        "The pictures of {wildcards.dataset} as {wildcards.experiment}, seed {wildcards.seed} sees them{params.job[sbatch]}"
+    shell:
+        "{params.job[start]} --encoder {input.encoder:q} --data {params.job[data]:q} {params.job[extensions]}"
+        " --output {params.job[folder]:q} 2>&1 | tee -i {log}"

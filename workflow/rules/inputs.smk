@@ -90,6 +90,20 @@ def epoch_exported(wildcards):
     return getattr(wildcards, "epoch", None) or experiment_of(wildcards).recipe["epochs"]
 
 
+@ends_on_error
+def embedded(wildcards):
+    """Whether a dataset's pictures have been through the encoder that is there."""
+    return finished.embedded(CONFIG, run_of(wildcards).encoder, wildcards.dataset)
+
+
+def dataset_embedded(wildcards):
+    return settled(store_in(data_of(CONFIG.data_dir, wildcards.dataset)), embedded(wildcards))
+
+
+def encoder_embedding(wildcards):
+    return settled(run_of(wildcards).encoder.weights, embedded(wildcards))
+
+
 def published_file(wildcards):
     """The weights that others have trained. Their age means nothing: the card has their checksum."""
     path = published_path(wildcards)

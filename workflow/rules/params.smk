@@ -21,6 +21,14 @@ def evaluation_data(wildcards, input):
     return str(data_of(CONFIG.data_dir, evaluation_of(wildcards).dataset))
 
 
+def embedded_folder(wildcards, input):
+    return str(data_of(CONFIG.data_dir, wildcards.dataset))
+
+
+def extension_words(wildcards, input):
+    return commands.words({"--extension": [str(Path(one).resolve()) for one in CONFIG.extensions]})
+
+
 def nothing_told(wildcards, input):
     return ""
 

@@ -119,6 +119,14 @@ def evaluation(
     return Evaluated(finished, outdated=known and not finished and paths.metrics.exists())
 
 
+def embedded(config: Config, encoder: EncoderPaths, dataset: str) -> bool:
+    """Return whether a dataset's pictures have been through an encoder that is there."""
+    record = card_if_any(encoder.embedded(dataset).record)
+    store = card_if_any(store_in(data_of(config.data_dir, dataset))).get("fingerprint") or record.get("data")
+    wanted = {"encoder": card_if_any(encoder.card).get("encoder_sha256"), "data": store}
+    return record == wanted
+
+
 def _card(encoder: EncoderPaths, seed: int) -> dict[str, Any]:
     """Return an encoder's card, empty where there is none. Raises UserError where it is a copy of another seed's."""
     card = card_if_any(encoder.card)

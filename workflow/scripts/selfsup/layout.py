@@ -17,10 +17,12 @@ from pathlib import Path
 RESULTS = Path("results")  # as rules name it, from the folder that Snakemake runs in
 LINEAR = "linear"  # the evaluation of that name
 FEATURES = "features"  # the folder of an encoder's features, by what they are of
+EMBEDDED = "embedded"  # the folder of pictures that an encoder was shown
 BOUNDARIES = "boundaries"  # the folder of encoders of boundaries before the last
 OWN_FOLDERS = (
     LINEAR,
     FEATURES,
+    EMBEDDED,
     BOUNDARIES,
     "pretrain",
     "random_init",
@@ -105,6 +107,35 @@ class EvaluationPaths(JobFolder):
 
 
 @dataclass(frozen=True)
+class EmbeddedPaths:
+    """Pictures as an encoder sees them: `embed.py`."""
+
+    folder: Path
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features.npz"
+
+    @property
+    def neighbours(self) -> Path:
+        return self.folder / "neighbours.png"
+
+    @property
+    def map_picture(self) -> Path:
+        return self.folder / "map.png"
+
+    @property
+    def map_page(self) -> Path:
+        """The same to zoom into. Written last."""
+        return self.folder / "map.html"
+
+    @property
+    def record(self) -> Path:
+        """Whose features of which pictures they are."""
+        return self.folder / "record.json"
+
+
+@dataclass(frozen=True)
 class EncoderPaths:
     """An encoder and what it is judged by.
 
@@ -138,6 +169,10 @@ class EncoderPaths:
         files = (any_one.metrics, any_one.record, any_one.ledger)
         folders = {path.parent for file in files for path in self.folder.glob(str(file))}
         return [EvaluationPaths(folder) for folder in sorted(folders - {RunFolder(self.folder).pretrain.folder})]
+
+    def embedded(self, dataset: str) -> "EmbeddedPaths":
+        """Return the files of a dataset's pictures, as the encoder sees them."""
+        return EmbeddedPaths(self.folder / EMBEDDED / dataset)
 
     def features(self, name: str) -> Path:
         """Return the folder of its features of a dataset's images, which may be deleted."""
@@ -192,7 +227,10 @@ class RunFolder:
     def of_a_revision(self) -> list[Path]:
         """Return what is there and depends on the training; the folder with the run's record last."""
         evaluations = [one.folder.name for one in self.encoder.begun_evaluations()]
-        folders, encoders = dict.fromkeys([LINEAR, *evaluations, FEATURES, BOUNDARIES]), f"{self.encoder.card.stem}.*"
+        folders, encoders = (
+            dict.fromkeys([LINEAR, *evaluations, FEATURES, EMBEDDED, BOUNDARIES]),
+            f"{self.encoder.card.stem}.*",
+        )
         patterns = (self.begun("*").name, self.knn.name, *folders, encoders, self.pretrain.folder.name)
         return [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]
 
