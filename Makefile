@@ -37,8 +37,8 @@ explain: env  ## a recipe with the source of each value, or two compared: make e
 plan: env  ## what the experiments of config.yaml will cost, by the speed that was measured
 	$(BIN)/python workflow/scripts/plan.py
 
-status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job
-	@$(BIN)/python workflow/scripts/status.py
+status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job; make status WATCH=10 repeats it
+	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch $(WATCH))
 
 .PHONY: compare
 compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"

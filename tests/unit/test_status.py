@@ -32,7 +32,7 @@ def run(tmp_path, config) -> Path:
     record_run(folder, config.experiments["digits"].recipe, 1, boundary=10)
     rows = "".join(f"{step},{step // 22},{4 - step / 100},320.0\n" for step in range(1, 242, 2))
     (folder / "history.csv").write_text("step,epoch,loss,images_per_s\n" + rows + "243,11,0.")
-    (folder.parent / "knn.csv").write_text("step,epoch,knn_top1\n220,10.0,93.75\n")
+    (folder.parent / "knn.csv").write_text("step,epoch,knn_top1\n110,5.0,90.0\n220,10.0,93.75\n")
     (folder / "epoch_0010.pt").touch()
     os.utime(folder / "epoch_0010.pt", (time.time() - 3600, time.time() - 3600))
     (folder / "partial" / "step_000000230.pt").touch()
@@ -46,12 +46,12 @@ def standing(config, results):
 
 def test_a_run_in_its_second_segment_is_told_with_the_time_it_needs(config, run, tmp_path):
     found = standing(config, tmp_path)
-    assert (found.segment, found.epoch, found.knn) == ("2 of 3", 11, 93.75)
+    assert (found.segment, found.epoch, found.knn) == ("2 of 3", 11, [90.0, 93.75])
     assert found.loss == pytest.approx(4 - 2.41) and found.images_per_s == pytest.approx(320)
     assert found.left_s == pytest.approx(19 * 22 * 64 / 320)
     assert 0 <= found.age_s < 60 and found.state == "waits: killed"
     line = to_text([found]).splitlines()[1]
-    assert all(word in line for word in ("digits", "2 of 3", "11.00", "93.75", "320", "84 s"))
+    assert all(word in line for word in ("digits", "2 of 3", "11.00", "93.75 ▁█", "320", "84 s"))
 
 
 def test_the_job_at_work_is_named_with_its_state(config, run, tmp_path, monkeypatch):

@@ -25,19 +25,23 @@ from selfsup.segments import boundaries, work_done
 PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown
 TAIL_BYTES = 64_000  # of a CSV: hundreds of rows, enough for a speed
 ROWS_OF_SPEED = 20
+BARS, BARS_SHOWN = "▁▂▃▄▅▆▇█", 12
 HEAD = ["experiment", "seed", "segment", "epoch", "loss", "k-NN", "images/s", "left", "checkpoint", "job", "state"]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One run; what is None is not known yet. left_s: of the pretraining. age_s: of its newest checkpoint."""
+    """One run; what is None is not known yet. left_s: of the pretraining. age_s: of its newest checkpoint.
+
+    knn: the k-NN accuracy in % at each milestone so far.
+    """
 
     experiment: str
     seed: int
     segment: str
     epoch: float
     loss: float | None
-    knn: float | None
+    knn: Sequence[float]
     images_per_s: float | None
     left_s: float | None
     age_s: float | None
@@ -84,9 +88,7 @@ def _standing(
         done = work_done(folder, experiment.recipe, experiment.revision)
         ends = boundaries(epochs, experiment.segment_epochs, done.boundaries, done.reached)
     except UserError:
-        return Standing(
-            experiment.name, seed, "", 0, None, None, None, None, None, job, "of another recipe or revision"
-        )
+        return Standing(experiment.name, seed, "", 0, None, (), None, None, None, job, "of another recipe or revision")
     finished = len(done.boundaries)
     over = finished == len(ends)
     begun = max(done.reached, float(last.get("epoch") or 0))  # all that is known where the packed dataset is gone
@@ -98,7 +100,7 @@ def _standing(
         segment=f"{min(finished + 1, len(ends))} of {len(ends)}",
         epoch=epoch,
         loss=_number(last.get("loss")),
-        knn=_number((_tail(run.knn) or [{}])[-1].get("knn_top1")),
+        knn=[float(row["knn_top1"]) for row in _tail(run.knn) if row.get("knn_top1")],
         images_per_s=speed,
         left_s=0 if over else left,
         age_s=_age(folder),
@@ -191,11 +193,21 @@ def _age(folder: Path) -> float | None:
 
 
 def _cells(line: Standing) -> list[str]:
-    figures = {"loss": (line.loss, ".4g"), "knn": (line.knn, ".2f"), "images_per_s": (line.images_per_s, ",.0f")}
-    loss, knn, speed = ("" if value is None else format(value, form) for value, form in figures.values())
+    figures = ((line.loss, ".4g"), (line.images_per_s, ",.0f"))
+    loss, speed = ("" if value is None else format(value, form) for value, form in figures)
+    knn = f"{line.knn[-1]:.2f} {_sparkline(line.knn)}".strip() if line.knn else ""
     left, age = ("" if seconds is None else _duration(seconds) for seconds in (line.left_s, line.age_s))
     place = [line.experiment, str(line.seed), line.segment, f"{line.epoch:.2f}"]
     return [*place, loss, knn, speed, left, f"{age} ago" if age else "", line.job, line.state]
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    """Return the newest values as bars, the lowest at the bottom; nothing for a single one."""
+    shown = values[-BARS_SHOWN:]
+    low, high = min(shown), max(shown)
+    if len(shown) < 2 or low == high:
+        return ""
+    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in shown)
 
 
 def _duration(seconds: float) -> str:
