@@ -12,6 +12,7 @@ import yaml
 import health_gate
 from runs import StopAfter, equal_states, state_of, train
 from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
+from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
 from selfsup.measures import alignment, effective_rank, encoder_floors, feature_spread, knn_top1, uniformity
 from selfsup.methods import Output
@@ -159,6 +160,27 @@ def test_a_resumed_run_has_the_figures_of_an_uninterrupted_one(run, measured_oft
     cards = [json.loads((one.folder / "epoch_0004.json").read_text())["health"] for one in (whole, parts)]
     assert cards[0] == cards[1]
     assert set(cards[0]) == CHEAP | {"knn_top1", "effective_rank", "uniformity"}
+
+
+@pytest.mark.parametrize("images_per_feature", [1, 4])
+def test_without_labels_k_nn_alone_is_left_out_and_no_bit_of_the_training_changes(
+    run, tiny_store, tmp_path, measured_often, monkeypatch, caplog, images_per_feature
+):
+    """43 images for 32 features: with 4 wanted for each there is nothing to measure, and knn.csv has no row."""
+    monkeypatch.setattr(health, "IMAGES_PER_FEATURE", images_per_feature)
+    writer = StoreWriter(tmp_path / "unlabelled", [])
+    writer.write_raw("train", tiny_store.train.raw, None)
+    writer.finish()
+    known, unknown = run("known"), run("unknown", store=PackedStore(tmp_path / "unlabelled"))
+    with caplog.at_level("INFO"):
+        assert train(known, 4) and train(unknown, 4)
+    assert equal_states(state_of(known), state_of(unknown))
+    cards = [json.loads((one.folder / "epoch_0004.json").read_text())["health"] for one in (known, unknown)]
+    assert cards[0].pop("knn_top1") >= 0 and cards[0] == cards[1]
+    lines = rows(unknown.folder / "knn.csv") if (unknown.folder / "knn.csv").exists() else []
+    assert len(lines) == (4 if images_per_feature == 1 else 0)
+    assert not lines or list(lines[0]) == ["step", "epoch", "effective_rank", "uniformity", "bank", "queries"]
+    assert caplog.text.count("has no labels: k-NN accuracy is left out of knn.csv") == 1
 
 
 def test_rank_and_uniformity_are_left_out_where_images_are_too_few(run):

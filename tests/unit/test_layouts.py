@@ -84,12 +84,13 @@ def test_a_flat_folder_is_packed_without_classes_and_told_of_with_them(tmp_path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_classes_the_pictures_beside_a_test_set_are_trained_on_alone(tmp_path, kind):
+def test_without_classes_the_pictures_beside_a_test_set_are_trained_on_alone(tmp_path, kind, caplog):
     """A folder called train is no split where no test set stands beside it: it may hold pictures of trains."""
     write_pictures(tmp_path / "tree", "train/ant/0.png", "train/1.png", "other/2.png")
     path = packed_as(kind, tmp_path / "tree")
+    caplog.set_level("INFO")
     prepare("folder", path, tmp_path / "store", UNLABELLED)
-    assert len(PackedStore(tmp_path / "store").train) == 3
+    assert len(PackedStore(tmp_path / "store").train) == 3 and "alone" not in caplog.text
     for test in TESTS:
         tree = tmp_path / test
         shutil.copytree(tmp_path / "tree", tree)
@@ -97,6 +98,7 @@ def test_without_classes_the_pictures_beside_a_test_set_are_trained_on_alone(tmp
         prepare("folder", packed_as(kind, tree), tmp_path / f"store_{test}", UNLABELLED)
         contents = encoded(PackedStore(tmp_path / f"store_{test}"))
         assert contents == [(tree / name).read_bytes() for name in ("train/1.png", "train/ant/0.png")]
+    assert caplog.text.count("has a test set beside train/, so that train/ alone is packed") == len(TESTS)
 
 
 def test_pictures_of_one_name_in_an_archives_folder_and_beside_it_are_both_packed(tmp_path):
@@ -230,11 +232,12 @@ def test_a_share_that_cannot_be_had_is_told_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("test", ["val", "valid", "validation"])
-def test_a_validation_set_is_the_test_set_where_there_is_no_other(tmp_path, kind, test):
+def test_a_validation_set_is_the_test_set_where_there_is_no_other(tmp_path, kind, test, caplog):
     write_tree(tmp_path / "tree", {"train": ["bee", "ant"], test: ["ant"]})
+    caplog.set_level("INFO")
     prepare("folder", packed_as(kind, tmp_path / "tree"), tmp_path / "store")
     store = PackedStore(tmp_path / "store")
-    assert (len(store.train), len(store.test)) == (6, 3)
+    assert (len(store.train), len(store.test)) == (6, 3) and f"the test set is {test}/" in caplog.text
     write_tree(tmp_path / "tree", {"test": ["bee"]})
     prepare("folder", packed_as(kind, tmp_path / "tree", "photos"), tmp_path / "other")
     assert PackedStore(tmp_path / "other").test.labels.tolist() == [1, 1, 1]

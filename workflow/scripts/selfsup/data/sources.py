@@ -1,5 +1,6 @@
 """Where images come from. Each source writes a packed store: a train and a test split, or one split without labels."""
 
+import logging
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from selfsup.data.tar_listing import first_name, plain_tar, read_tar_tree
 from selfsup.data.zip_listing import read_zip_tree
 from selfsup.errors import UserError
 from selfsup.job.lock import held
+
+logger = logging.getLogger(__name__)
 
 DIGITS_PIXELS = 32  # the 8-pixel originals are enlarged once, so that crops can begin between two of their pixels
 DIGITS_TEST_SHARE = 0.2
@@ -104,7 +107,18 @@ def _listed(source: str, path: Path, folder: Path, packing: Packing, pool: Execu
             return list_parquet(path, Wanted(TESTS, packing.labels, packing.test_share), columns, bar.update)
         if source == "imagenet" and path.is_dir() and is_official(path):
             return list_official(path, pool, bar.update)
-        return _tree(path, folder, _wanted(source, packing), bar.update).listing()
+        tree = _tree(path, folder, _wanted(source, packing), bar.update)
+    _say(tree)
+    return tree.listing()
+
+
+def _say(tree: Tree) -> None:
+    """Tell what was chosen of the source's folders, where it is not what their names say."""
+    layout = tree.layout
+    if layout.test not in (None, tree.wanted.tests[0]):
+        logger.info(f"{tree.where}: the test set is {layout.test}/")
+    if not layout.labels and layout.train:
+        logger.info(f"{tree.where}: has a test set beside {layout.train}/, so that {layout.train}/ alone is packed")
 
 
 def _wanted(source: str, packing: Packing) -> Wanted:

@@ -203,8 +203,8 @@ class StoreWriter:
         self.unfinished = self._folder / UNFINISHED
         self.unfinished.mkdir(parents=True, exist_ok=True)
 
-    def write_raw(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-        """Write images of one size: uint8 [N, 3, H, W], labels int64 [N]."""
+    def write_raw(self, split: str, images: np.ndarray, labels: np.ndarray | None) -> None:
+        """Write images of one size: uint8 [N, 3, H, W], labels int64 [N], or None where there are no classes."""
         self._save(split, "images", np.ascontiguousarray(images, np.uint8))
         self._finish_split(split, "raw", len(images), labels)
 
