@@ -100,7 +100,7 @@ class Pretraining:
     def learning_rate(self, step: int) -> float:
         settings = self.run.recipe["optimizer"]
         return learning_rate(
-            step,
+            step if settings["lr_update"] == "step" else step - step % self.steps_per_epoch,
             total_steps=self.total_steps,
             warmup_steps=settings["warmup_epochs"] * self.steps_per_epoch,
             peak=settings["peak_lr"],
