@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 
-from selfsup.measures import effective_rank
 from selfsup.methods.joint_embedding import JointEmbedding, in_full, product
 from selfsup.methods.method import Batch, Output, Step
 from selfsup.optim.parameter_groups import ParameterTreatment
@@ -46,10 +45,3 @@ class BarlowTwins(JointEmbedding):
     def loss(self, batch: Batch, step: Step) -> Output:
         first, second = map(self.context.ranks.gather_with_gradient, self.projections(batch).chunk(2))
         return Output(self.settings.loss_scale * barlow_twins_loss(first, second, self.settings.redundancy))
-
-    @property
-    def floors(self) -> dict[str, float]:
-        return super().floors | {"projection_rank": 2.0}
-
-    def projection_health(self, projections: torch.Tensor) -> dict[str, float]:
-        return {"projection_rank": effective_rank(projections - projections.mean(0))}

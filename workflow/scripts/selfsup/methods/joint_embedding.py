@@ -4,11 +4,13 @@ import torch
 from torch import nn
 
 from selfsup.augment import Views
-from selfsup.measures import alignment, feature_spread
+from selfsup.measures import alignment, effective_rank, feature_spread
 from selfsup.methods.method import Batch, Context, Method
 from selfsup.methods.settings import PredictingSettings, TwoViewsSettings
 from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.modes import batch_statistics, evaluation_mode
+
+PROJECTION_RANK_FLOOR = 1.5
 
 
 class JointEmbedding(Method):
@@ -37,12 +39,20 @@ class JointEmbedding(Method):
             first, second = (self.encoder()(view) for view in views)
             with batch_statistics(projector):
                 projections = projector(first)
-        spread = {"feature_spread": feature_spread(first), "alignment": alignment(first, second)}
-        return spread | self.projection_health(projections)
+        return {
+            "feature_spread": feature_spread(first),
+            "alignment": alignment(first, second),
+            "projection_rank": effective_rank(projections - projections.mean(0)),
+            **self.projection_health(projections),
+        }
 
     def projection_health(self, projections: torch.Tensor) -> dict[str, float]:
-        """Return figures of a collapse of what the loss sees: projections of one view, [N, D], by batch statistics."""
-        raise NotImplementedError
+        """Return more figures of what the loss sees: projections of one view, [N, D], by batch statistics."""
+        return {}
+
+    @property
+    def floors(self) -> dict[str, float]:
+        return super().floors | {"projection_rank": PROJECTION_RANK_FLOOR}
 
 
 def in_full(*tensors: torch.Tensor) -> list[torch.Tensor]:
