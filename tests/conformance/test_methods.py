@@ -1,11 +1,17 @@
 """What holds for every method of one projector: exact over ranks and resumes, refused in one line, seen collapsing."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from many_ranks import on_ranks
 from runs import StopAfter, compute_in, equal_states, on_cpu, state_of, train
+from selfsup.augment import build_views
+from selfsup.bands import collapsed
 from selfsup.engine.distributed import Ranks
+from selfsup.methods import build_method
 from selfsup.recipe import RecipeError, load_recipe
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import BLOCKS, with_method
@@ -57,3 +63,27 @@ def test_views_that_cannot_be_paired_are_one_line(name):
         load_recipe("digits", {**overrides, "augment": {**overrides["augment"], "views": [*views, views[0]]}})
     with pytest.raises(RecipeError, match=rf"augment\.views have different sizes, wanted one size for {name}"):
         load_recipe("digits", {**overrides, "augment": {**overrides["augment"], "views": {0: {"size": 6}}}})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_projections_of_one_point_are_below_the_floors_and_fresh_ones_above(name):
+    """Whatever the encoder; and looking changes nothing."""
+    recipe = load_recipe("digits", with_method(name))
+    method = build_method(recipe, seed=0, total_steps=20)
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (40, 3, 12, 12), np.uint8))
+    views = build_views(recipe, 12)(images, seed=0, epoch=0, indices=np.arange(40))
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    assert collapsed(method.health(views), method.floors) == []
+    assert all(value.equal(before[key]) for key, value in method.state_dict().items())
+    last = [layer for layer in method.networks["projector"] if isinstance(layer, torch.nn.Linear)][-1]
+    torch.nn.init.zeros_(last.weight)
+    below = {one.figure for one in collapsed(method.health(views), method.floors)}
+    assert "projection_rank" in below and below <= {"projection_rank", "projection_spread", "projection_deviation"}
+    assert len(below) == (1 if name == "barlow_twins" else 2)
+
+
+def test_vicreg_without_its_variance_collapses_and_is_seen(tiny_store, tmp_path):
+    recipe = load_recipe("digits", with_method("vicreg", variance=0.0))
+    assert train(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60), 4)
+    card = json.loads((tmp_path / "epoch_0004.json").read_text())
+    assert "projection_deviation" in {one.figure for one in collapsed(card["health"], card["floors"])}

@@ -21,7 +21,9 @@ def printed(repository, tmp_path, monkeypatch) -> dict:
     section = (repository / "docs/extend.md").read_text().split("## A method")[1].split("\n## ")[0]
     settings, code = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     (block,) = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    (tmp_path / "align_uniform_settings.py").write_text(settings.replace("selfsup.methods.align_uniform:", "align_uniform:"))
+    (tmp_path / "align_uniform_settings.py").write_text(
+        settings.replace("selfsup.methods.align_uniform:", "align_uniform:")
+    )
     (tmp_path / "align_uniform.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(METHODS, "classes", dict(METHODS))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from selfsup.engine.distributed import Ranks
 from selfsup.measures import feature_spread
-from selfsup.methods.byol import tau
+from selfsup.methods.byol import PROJECTION_SPREAD_FLOOR, tau
 from selfsup.methods.joint_embedding import JointEmbedding, in_full, product
 from selfsup.methods.method import Batch, Context, Output, Step
 from selfsup.methods.moco_v3_settings import MoCoV3Settings
@@ -66,7 +66,7 @@ class MoCoV3(JointEmbedding):
 
     @property
     def floors(self) -> dict[str, float]:
-        return super().floors | {"projection_spread": 0.3}
+        return super().floors | {"projection_spread": PROJECTION_SPREAD_FLOOR}
 
     def projection_health(self, projections: torch.Tensor) -> dict[str, float]:
         return {"projection_spread": feature_spread(projections)}
