@@ -10,7 +10,7 @@ from selfsup.methods.settings import PredictingSettings, TwoViewsSettings
 from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.modes import batch_statistics, evaluation_mode
 
-# Projections on a line have 1. Measured on the digits, of 256 dimensions: healthy runs 19 to 37; after ten epochs SimSiam
+# On a line: 1. Measured on the digits, of 256 dimensions: healthy runs 19 to 37; after ten epochs SimSiam
 # without its stopped gradient 1.2, VICReg without covariances 1.3, Barlow Twins without its redundancy term 1.5.
 PROJECTION_RANK_FLOOR = 2.0
 
