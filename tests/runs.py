@@ -2,6 +2,7 @@
 
 import torch
 
+from selfsup.augment import Views
 from selfsup.engine import checkpoint
 from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
@@ -12,7 +13,7 @@ from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
 from selfsup.layout import boundary_name
 from selfsup.recipe import Recipe
-from selfsup.training.pretraining import Run
+from selfsup.training.pretraining import Pretraining, Run
 from selfsup.training.segment import train_segment
 
 
@@ -58,6 +59,18 @@ def train(run: Run, *ends: int, stop: StopAfter | None = None) -> bool:
                 return False
         previous = end
     return True
+
+
+def compute_in(dtype: torch.dtype, training: Pretraining) -> None:
+    """Have a pretraining compute in another precision, from the pictures on."""
+    training.method.networks.to(dtype)
+    make_views = training.make_views
+
+    def converted(batch) -> Views:
+        views = make_views(batch)
+        return Views(tuple(view.to(dtype) for view in views), views.parameters)
+
+    training.make_views = converted
 
 
 def state_of(run: Run, end: int = 4) -> dict:

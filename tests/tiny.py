@@ -23,3 +23,45 @@ def with_timm(name: str, size: int = 16, **model) -> dict:
 SMALL_VIT = {"patch_size": 4, "depth": 2, "embed_dim": 48, "num_heads": 3}
 VIT = with_timm("vit_tiny_patch16_224", arguments=SMALL_VIT)
 DROPPING_VIT = with_timm("vit_tiny_patch16_224", arguments=SMALL_VIT, drop_path=0.5)
+
+
+def head(*layers: int, last: str = "none", bias_before_bn: bool = False, bias_last: bool = False) -> dict:
+    """A projector or predictor of any number of layers."""
+    biases = {"bias_before_bn": bias_before_bn, "bias_last": bias_last}
+    return {"layers": list(layers), **biases, "last_batch_norm": last}
+
+
+# The blocks of the methods of one projector, each as its recipe has it, but narrow.
+BLOCKS = {
+    "simsiam": {
+        "projector": head(16, 16, 8, last="without_affine"),
+        "predictor": head(4, 8, bias_last=True),
+        "predictor_lr": "constant",
+    },
+    "barlow_twins": {
+        "projector": head(16, 16, 8),
+        "redundancy": 0.0051,
+        "loss_scale": 1.0,
+        "bias_and_norm_lr_scale": 0.024,
+    },
+    "vicreg": {
+        "projector": head(16, 16, 8, bias_before_bn=True),
+        "invariance": 25.0,
+        "variance": 25.0,
+        "covariance": 1.0,
+    },
+    "moco_v3": {
+        "projector": head(16, 8, last="without_affine"),
+        "predictor": head(16, 8),
+        "temperature": 0.2,
+        "momentum_base": 0.9,
+    },
+}
+
+
+def with_method(name: str, tiny: dict = TINY, **block) -> dict:
+    """The same with another method, its batch statistics of each view. block: what is different in its settings."""
+    others = {key: value for key, value in tiny.items() if key != "byol"}
+    norm = {**tiny["model"].get("batch_norm", {}), "statistics": "per_view"}
+    model = {"model": {**tiny["model"], "batch_norm": norm}}
+    return {**others, **model, "method": name, name: {**BLOCKS[name], **block}}

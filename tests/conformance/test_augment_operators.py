@@ -6,13 +6,13 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 from torchvision.transforms.v2 import functional as tensors
 
 from selfsup.augment.colour import Bytes, Floats
-from selfsup.augment.resampling import blur, resample, resize_matrix
+from selfsup.augment.resampling import blur, resample, resize_matrix, three_boxes
 from selfsup.augment.settings import Augment
 from selfsup.recipe import load_recipe
 
@@ -138,6 +138,33 @@ def test_a_blur_is_torchvisions(kernel, pictures, random):
     theirs = by_pillow(pictures, lambda p, n: pillow.gaussian_blur(p, [kernel] * 2, [float(sigma[n])] * 2))
     assert (ours - theirs).abs().max() <= 1
     assert (ours != theirs).float().mean() < 1e-3
+
+
+def test_three_boxes_are_pillows_blur(pictures, random):
+    """On bytes to the digit but where a sum is close to a half, for Pillow cuts its weights to 24 bits: one grey level
+    in a thousandth of the pixels, or two where the next passes go on from it. On floats, which Pillow does not blur, up
+    to what it rounds away in six passes: three levels at most, less than a half in the mean.
+    """
+    sigma = torch.from_numpy(random.uniform(0.1, 2.0, COUNT).astype(np.float32))
+    sigma[:4] = torch.tensor([0.1, 2.0, 2**0.5, 1.4])  # the ends; about where the box gets its next whole pixel
+    theirs = by_pillow(pictures, lambda p, n: p.filter(ImageFilter.GaussianBlur(float(sigma[n]))))
+    ours = three_boxes(pictures.float(), sigma, 2.0, "edge", Bytes.rounded)
+    assert (ours - theirs).abs().max() <= 2 and (ours != theirs).float().mean() < 5e-3
+    floats = three_boxes(pictures / 255, sigma, 2.0, "edge", Floats.rounded) * 255
+    assert (floats - theirs).abs().max() <= 3 and (floats - theirs).abs().mean() < 0.5
+
+
+def test_three_boxes_have_together_the_variance_that_is_asked_for():
+    """Of a single bright point far from the border: the sum stays 1, the second moment is sigma squared each way."""
+    sigma = torch.tensor([0.1, 0.5, 1.0, 2.0, 4.0])
+    point = torch.zeros(5, 1, 41, 41)
+    point[:, :, 20, 20] = 1
+    spread = three_boxes(point, sigma, 4.0, "edge", lambda x: x).double()[:, 0]
+    place = torch.arange(41) - 20
+    assert spread.sum((1, 2)).sub(1).abs().max() < 1e-6
+    for axis in (1, 2):
+        moments = (spread.sum(axis) * place.square()).sum(1)
+        torch.testing.assert_close(moments, sigma.double().square(), rtol=1e-5, atol=1e-7)
 
 
 def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random):

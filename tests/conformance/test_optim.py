@@ -12,13 +12,16 @@ from selfsup.recipe import load_recipe
 STEPS = 50
 
 
-def restated_lars(weights, gradients, lrs, *, momentum, weight_decay, trust_coefficient, lars_weight, lr_in_momentum):
+def restated_lars(
+    weights, gradients, lrs, *, momentum, weight_decay, trust_coefficient, lars_weight, lr_in_momentum, clip_trust
+):
     """LARS in NumPy, float64, from its equations (You et al. 2017; the strength of the paper's section 5.1)."""
     buffer = np.zeros_like(weights)
     for gradient, lr in zip(gradients, lrs, strict=True):
         g = gradient + weight_decay * weights
         p_norm, g_norm = np.sqrt((weights**2).sum()), np.sqrt((g**2).sum())
-        trust = trust_coefficient * p_norm / g_norm if p_norm > 0 and g_norm > 0 else 1.0
+        trust = trust_coefficient * p_norm / g_norm if p_norm > 0 and g_norm > 0 else None
+        trust = 1.0 if trust is None else min(trust / lr, 1.0) if clip_trust else trust
         g = (1 - lars_weight + lars_weight * trust) * g
         if lr_in_momentum:
             buffer = momentum * buffer + lr * g
@@ -29,11 +32,12 @@ def restated_lars(weights, gradients, lrs, *, momentum, weight_decay, trust_coef
     return weights
 
 
+@pytest.mark.parametrize("clip_trust", [False, True])
 @pytest.mark.parametrize("lr_in_momentum", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
 @pytest.mark.parametrize("lars_weight", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_momentum):
+def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_momentum, clip_trust):
     random = np.random.default_rng()
     shapes = {
         "matrix": (7, 3),
@@ -55,6 +59,7 @@ def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_mome
         "weight_decay": weight_decay,
         "trust_coefficient": 0.02,
         "lr_in_momentum": lr_in_momentum,
+        "clip_trust": clip_trust,
     }
     optimizer = LARS([{"params": parameters, "lars_weight": lars_weight}], lr=1.0, **settings)
     for step in range(STEPS):
@@ -68,6 +73,15 @@ def test_lars_follows_its_equations(dtype, lars_weight, weight_decay, lr_in_mome
         # Of the larger of both ends: what decays towards zero keeps the rounding of what it was.
         scale = max(np.linalg.norm(wanted), np.linalg.norm(start))
         assert np.linalg.norm(parameter.detach().double().numpy() - wanted) < tolerance * scale
+
+
+def test_a_clipped_step_is_at_most_that_of_sgd_at_a_rate_of_zero_too():
+    """Where trust is above lr the rate is lr; a warm-up begins at 0, and there nothing moves."""
+    for rate, moved in ((0.5, 0.5), (0.0, 0.0)):
+        parameter = torch.nn.Parameter(torch.full((3,), 1e3))
+        parameter.grad = torch.ones(3)
+        LARS([parameter], lr=rate, momentum=0.0, trust_coefficient=1.0, clip_trust=True).step()
+        assert torch.equal(parameter.detach(), torch.full((3,), 1e3 - moved))
 
 
 @pytest.mark.parametrize("zero", ["weights", "gradient"])

@@ -16,7 +16,7 @@ from selfsup.recipe import Recipe, canonical, check_recipe, load_recipe, merge, 
 from selfsup.settings.described import leaves
 from selfsup.settings.registries import METHODS
 from selfsup.training.pretraining import Pretraining, Run
-from tiny import DROPPING_VIT, TINY
+from tiny import BLOCKS, DROPPING_VIT, TINY, head
 
 JITTER = {"p": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 BLUR = {"p": 1.0, "kernel": 3, "sigma": [0.5, 2.0], "padding": "reflect"}
@@ -60,6 +60,21 @@ SGD = {"optimizer": {"name": "sgd", "nesterov": False}}
 ADAMW = {"optimizer": {"name": "adamw", "peak_lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}}
 LAYERS = {"layers": [16, 8], "bias_before_bn": False, "bias_last": False, "last_batch_norm": "none"}
 SIMCLR = {"method": "simclr", "simclr": {"projector": LAYERS, "temperature": 0.5, "loss_reduction": "mean"}}
+METHOD = {name: {"method": name, name: block} for name, block in BLOCKS.items()}
+# A change of each key of a head, in whatever method.
+HEADS = {"layers": [12, 8], "bias_before_bn": True, "bias_last": True, "last_batch_norm": "with_scale"}
+
+
+def of_heads(method: str, *heads: str) -> dict:
+    """A change of each key of a method's heads, which have neither biases nor a last batch norm before it."""
+    plain = {method: dict.fromkeys(heads, head(16, 8))}
+    return {
+        f"{method}.{one}.{key}": (overridden(METHOD[method], plain), {method: {one: {key: value}}})
+        for one in heads
+        for key, value in HEADS.items()
+    }
+
+
 # What pretraining computes depends on these; (a change, or the recipe to change and a change).
 PRETRAINING = {
     "epochs": {"epochs": 3},
@@ -74,6 +89,8 @@ PRETRAINING = {
     "model.padding": {"model": {"padding": "same"}},
     "model.zero_init_residual": {"model": {"zero_init_residual": False}},
     "model.drop_path": (DROPPING_VIT, {"model": {"drop_path": 0.2}}),
+    "model.positions": (DROPPING_VIT, {"model": {"positions": "sin_cos"}}),
+    "model.freeze_patch_projection": (DROPPING_VIT, {"model": {"freeze_patch_projection": True}}),
     "model.arguments": (DROPPING_VIT, {"model": {"arguments": {"depth": 1}}}),
     "model.batch_norm.statistics": {"model": {"batch_norm": {"statistics": "per_view"}}},
     "model.batch_norm.momentum": {"model": {"batch_norm": {"momentum": 0.2}}},
@@ -98,6 +115,17 @@ PRETRAINING = {
     "simclr.projector.last_batch_norm": (SIMCLR, {"simclr": {"projector": {"last_batch_norm": "with_scale"}}}),
     "simclr.temperature": (SIMCLR, {"simclr": {"temperature": 0.2}}),
     "simclr.loss_reduction": (SIMCLR, {"simclr": {"loss_reduction": "sum"}}),
+    **of_heads("simsiam", "projector", "predictor"),
+    "simsiam.predictor_lr": (METHOD["simsiam"], {"simsiam": {"predictor_lr": "scheduled"}}),
+    **of_heads("barlow_twins", "projector"),
+    "barlow_twins.redundancy": (METHOD["barlow_twins"], {"barlow_twins": {"redundancy": 0.1}}),
+    "barlow_twins.loss_scale": (METHOD["barlow_twins"], {"barlow_twins": {"loss_scale": 0.1}}),
+    "barlow_twins.bias_and_norm_lr_scale": (METHOD["barlow_twins"], {"barlow_twins": {"bias_and_norm_lr_scale": 1.0}}),
+    **of_heads("vicreg", "projector"),
+    **{f"vicreg.{key}": (METHOD["vicreg"], {"vicreg": {key: 2.0}}) for key in ("invariance", "variance", "covariance")},
+    **of_heads("moco_v3", "projector", "predictor"),
+    "moco_v3.temperature": (METHOD["moco_v3"], {"moco_v3": {"temperature": 0.5}}),
+    "moco_v3.momentum_base": (METHOD["moco_v3"], {"moco_v3": {"momentum_base": 0.5}}),
     "optimizer.name": SGD,
     "optimizer.nesterov": (SGD, {"optimizer": {"nesterov": True}}),
     "optimizer.beta1": (ADAMW, {"optimizer": {"beta1": 0.8}}),
@@ -107,9 +135,11 @@ PRETRAINING = {
     "optimizer.warmup_epochs": {"optimizer": {"warmup_epochs": 0}},
     "optimizer.lr_start_factor": {"optimizer": {"lr_start_factor": 0.1}},
     "optimizer.lr_floor": {"optimizer": {"lr_floor": 0.1}},
+    "optimizer.lr_update": {"optimizer": {"lr_update": "epoch"}},
     "optimizer.momentum": {"optimizer": {"momentum": 0.5}},
     "optimizer.weight_decay": {"optimizer": {"weight_decay": 1e-3}},
     "optimizer.trust_coefficient": {"optimizer": {"trust_coefficient": 2e-3}},
+    "optimizer.clip_trust": {"optimizer": {"clip_trust": True}},
     "optimizer.lars_weight": {"optimizer": {"lars_weight": 0.9}},
     "optimizer.exclude_from_lars": {"optimizer": {"exclude_from_lars": ["norm"]}},
     "optimizer.exclude_from_weight_decay": (  # without a decay nothing is excluded from it
@@ -170,6 +200,10 @@ def test_no_key_may_be_left_out_but_those_that_came_later():
         "model.padding",
         "model.drop_path",
         "model.arguments",
+        "model.positions",
+        "model.freeze_patch_projection",
+        "optimizer.lr_update",
+        "optimizer.clip_trust",
         "augment.jitter_operations",
         "augment.views.*.size",
         "augment.plain",
@@ -243,6 +277,11 @@ def pair(entry) -> tuple[dict, dict]:
 def test_a_changed_key_changes_pretraining(key, trained):
     before, change = pair(PRETRAINING[key])
     assert trained(before, change) != trained(before)
+
+
+@pytest.mark.parametrize("view", [{"blur": {"kernel": None}}, {"blur": {"padding": "edge"}}])
+def test_each_kind_of_blur_is_another(view, trained):
+    assert trained({"augment": {"views": {1: view}}}) != trained()
 
 
 @pytest.mark.parametrize("key", VIEW)

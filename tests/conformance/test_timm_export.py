@@ -15,10 +15,14 @@ from selfsup.layout import boundary_name
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Run
-from tiny import DROPPING_VIT, with_timm
+from tiny import DROPPING_VIT, VIT, with_timm
 
 RECIPES = {
     "transformer with drop-path": DROPPING_VIT,
+    "transformer of fixed patches": {
+        **VIT,
+        "model": {**VIT["model"], "positions": "sin_cos", "freeze_patch_projection": True},
+    },
     "batch norm": with_timm("test_resnet"),
     "batch norm with its activation, another eps": with_timm("test_byobnet", batch_norm={"eps": 1e-3}),
 }

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -189,6 +190,19 @@ def test_blur_with_zero_padding_darkens_the_border_only():
     kernel = np.exp(-0.5 * np.arange(-2, 3) ** 2)
     wanted = (kernel[2:].sum() / kernel.sum()) ** 2
     assert means["zero"][0, 0].item() == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("quantize", ["none", "uint8"])
+def test_a_recipe_may_ask_for_pillows_blur(quantize):
+    """A view that only blurs is what Pillow makes of the picture with the radius that was drawn."""
+    blur = {"p": 1.0, "kernel": None, "sigma": [0.1, 2.0], "padding": "edge"}
+    recipe = with_augment(with_view(blur=blur), **{**UNSCALED, "quantize": quantize})
+    pictures = torch.from_numpy(np.random.default_rng().integers(0, 256, (6, 3, 32, 32), np.uint8))
+    views = build_views(recipe, 32)(pictures, seed=0, epoch=0, indices=np.arange(6))
+    for picture, ours, sigma in zip(pictures, views[0], views.parameters.views[0].sigma, strict=True):
+        drawn = Image.fromarray(picture.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(float(sigma)))
+        wanted = torch.from_numpy(np.array(drawn)).permute(2, 0, 1) / 255
+        assert (ours - wanted).abs().max() * 255 <= (2 if quantize == "uint8" else 3) + 1e-3
 
 
 def test_uint8_rounds_after_every_operation_and_stays_near_the_floats():

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from many_ranks import on_ranks
-from runs import StopAfter, on_cpu, train
-from selfsup.augment import Views
+from runs import StopAfter, compute_in, on_cpu, train
 from selfsup.engine.checkpoint import load_checkpoint, save_checkpoint
 from selfsup.engine.device import build_problem, choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
@@ -266,21 +265,10 @@ def test_a_loss_of_sums_over_ranks_has_the_gradient_of_one_rank(size):
         torch.testing.assert_close(as_double(found), wanted, rtol=1e-12, atol=1e-12)
 
 
-def _compute_in(dtype: torch.dtype, training: Pretraining) -> None:
-    training.method.networks.to(dtype)
-    make_views = training.make_views
-
-    def converted(batch) -> Views:
-        views = make_views(batch)
-        return Views(tuple(view.to(dtype) for view in views), views.parameters)
-
-    training.make_views = converted
-
-
 def _train_steps(ranks: Ranks, store, folder, dtype: torch.dtype, steps: int) -> tuple:
     run = Run(load_recipe("digits", TINY), 0, 1, store, folder, on_cpu(ranks, threads=1), 60)
     training = Pretraining(run)
-    _compute_in(dtype, training)
+    compute_in(dtype, training)
     losses, gradients = [], None
     for step in range(steps):
         losses.append(float(ranks.mean(training.train_step(training.batches[step]))))
@@ -318,7 +306,7 @@ def _train_part(ranks: Ranks, store, path, until: int) -> list[float]:
     """Go on in float64 from the state at `path`, if there is one, and leave it there after step `until`."""
     run = Run(load_recipe("digits", TINY), 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60)
     training = Pretraining(run)
-    _compute_in(torch.float64, training)
+    compute_in(torch.float64, training)
     if path.exists():
         training.restore(path, load_checkpoint(path))
     while training.step < until:

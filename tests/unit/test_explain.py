@@ -121,7 +121,7 @@ def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_pat
         (
             ["cifar10", "--meanings"],
             0,
-            ["\n    pixels, odd\naugment.views.1.blur", "\n    classifiers"],
+            ["\n    pixels, odd, of a Gaussian; null: Pillow", "\naugment.views.1.blur", "\n    classifiers"],
         ),
         (["cifar10", "cifar10"], 0, ["no difference"]),
         (["cifar10", "--overrides", "{epochs: 100}"], 0, ["[--overrides]", "warning: epochs is 100"]),

@@ -17,20 +17,21 @@ from tiny import TINY
 
 @pytest.fixture
 def printed(repository, tmp_path, monkeypatch) -> dict:
-    """The files in a folder of their own; the overrides, their heads as narrow as the tiny network."""
+    """The files in a folder of their own; the overrides, its projector as narrow as the tiny network."""
     section = (repository / "docs/extend.md").read_text().split("## A method")[1].split("\n## ")[0]
     settings, code = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     (block,) = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    (tmp_path / "simsiam_settings.py").write_text(settings.replace("selfsup.methods.simsiam:", "simsiam:"))
-    (tmp_path / "simsiam.py").write_text(code)
+    (tmp_path / "align_uniform_settings.py").write_text(
+        settings.replace("selfsup.methods.align_uniform:", "align_uniform:")
+    )
+    (tmp_path / "align_uniform.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(METHODS, "classes", dict(METHODS))
     monkeypatch.setattr(METHODS, "components", dict(METHODS.components))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))  # both are forgotten with the test
-    importlib.import_module("simsiam_settings")
+    importlib.import_module("align_uniform_settings")
     overrides = yaml.safe_load(block)["overrides"]
-    for head in ("projector", "predictor"):
-        overrides["simsiam"][head]["layers"] = [16, 8]
+    overrides["align_uniform"]["projector"]["layers"] = [16, 8]
     return {**{key: value for key, value in TINY.items() if key != "byol"}, **overrides}
 
 
@@ -43,4 +44,5 @@ def test_it_trains_is_stopped_and_continues_to_the_bit(printed, tiny_store, tmp_
     assert not train(runs["parts"], 2, stop=StopAfter(3)) and train(runs["parts"], 2, 4)
     assert equal_states(*map(state_of, runs.values()))
     history = pd.read_csv(tmp_path / "whole" / "history.csv")
-    assert {"spread", "feature_spread", "alignment"} <= set(history) and history["loss"].between(-1, 1).all()
+    assert {"uniformity_loss", "feature_spread", "alignment"} <= set(history)
+    assert history["uniformity_loss"].between(-8, 0).all() and history["loss"].between(-8, 4).all()

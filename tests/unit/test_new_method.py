@@ -75,18 +75,18 @@ class SimSiam(Method):
         self.networks.load_state_dict(state, strict=True)
 
 
-OWN = {"method": "simsiam", "simsiam": {"projector": HEAD, "predictor": HEAD, "pull": 0.5}}
+OWN = {"method": "centred_simsiam", "centred_simsiam": {"projector": HEAD, "predictor": HEAD, "pull": 0.5}}
 OVERRIDES = {**{key: value for key, value in TINY.items() if key != "byol"}, **OWN}
 
 
 def add_method(patch: pytest.MonkeyPatch, method: type = SimSiam) -> None:
-    """What `@METHODS.add("simsiam", builds=...)` does to a class of settings, until the test has ended."""
-    patch.setitem(METHODS.classes, "simsiam", SimSiamSettings)
-    patch.setitem(METHODS.components, "simsiam", f"{__name__}:{method.__name__}")
+    """What `@METHODS.add("centred_simsiam", builds=...)` does to a class of settings, until the test has ended."""
+    patch.setitem(METHODS.classes, "centred_simsiam", SimSiamSettings)
+    patch.setitem(METHODS.components, "centred_simsiam", f"{__name__}:{method.__name__}")
 
 
 @pytest.fixture
-def simsiam(monkeypatch):
+def centred_simsiam(monkeypatch):
     """The method and the overrides that choose it."""
     add_method(monkeypatch)
     return OVERRIDES
@@ -98,9 +98,9 @@ def run_of(folder, store, compute) -> Run:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(simsiam, tiny_store, tmp_path, precision):
+def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(centred_simsiam, tiny_store, tmp_path, precision):
     """In fp16, as on a V100, the first gradients overflow under the scaler: steps are skipped, and then none."""
-    recipe = load_recipe("digits", simsiam)
+    recipe = load_recipe("digits", centred_simsiam)
     assert "byol" not in recipe and "byol" not in pretraining_part(recipe)
     whole, parts = (run_of(tmp_path / name, tiny_store, on_cpu(precision=precision)) for name in ("whole", "parts"))
     assert train(whole, 4)
@@ -113,7 +113,7 @@ def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(simsiam, tin
     assert {"feature_spread", "alignment"} <= set(history) and "tau" not in history
 
 
-def test_a_skipped_step_leaves_what_it_keeps_alone(simsiam, tiny_store, tmp_path):
+def test_a_skipped_step_leaves_what_it_keeps_alone(centred_simsiam, tiny_store, tmp_path):
     training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu(precision="fp16")))
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     centres = []
@@ -142,6 +142,17 @@ class OwnSchedules(SimSiam):
         self.seen = {**getattr(self, "seen", {}), step.number: first.grad.clone()}
 
 
+def test_a_rate_may_move_by_epochs_alone(tiny_store, tmp_path):
+    """All five steps of an epoch have the rate of its first."""
+    moving = {
+        update: load_recipe("digits", {**TINY, "optimizer": {"warmup_epochs": 1, "lr_update": update}})
+        for update in ("step", "epoch")
+    }
+    by_step, by_epoch = (Pretraining(Run(one, 0, 1, tiny_store, tmp_path, on_cpu(), 60)) for one in moving.values())
+    for step in range(by_step.total_steps):
+        assert by_epoch.learning_rate(step) == by_step.learning_rate(step // 5 * 5)
+
+
 def test_a_group_may_have_its_own_rate_and_a_schedule_of_weight_decay(monkeypatch, tiny_store, tmp_path):
     add_method(monkeypatch, OwnSchedules)
     training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu()))
@@ -166,7 +177,7 @@ class Careless(OwnSchedules):
 def test_a_scalar_that_is_none_is_told_by_its_name(monkeypatch, tiny_store, tmp_path):
     add_method(monkeypatch, Careless)
     training = Pretraining(run_of(tmp_path / "run", tiny_store, on_cpu()))
-    with pytest.raises(PermanentError, match=r"^simsiam: lengths has the shape \[4\], wanted one number"):
+    with pytest.raises(PermanentError, match=r"^centred_simsiam: lengths has the shape \[4\], wanted one number"):
         training.train_step(training.batches[0])
 
 
@@ -177,10 +188,10 @@ def test_a_schedule_of_weight_decay_that_nothing_feels_is_refused(monkeypatch, t
         Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60))
 
 
-def test_views_of_two_sizes_are_not_normalised_each_by_itself(simsiam, tiny_store, tmp_path):
+def test_views_of_two_sizes_are_not_normalised_each_by_itself(centred_simsiam, tiny_store, tmp_path):
     views = {0: {"size": 6}}
     norm = {"model": {**OVERRIDES["model"], "batch_norm": {"statistics": "per_view"}}}
-    recipe = load_recipe("digits", {**simsiam, **norm, "augment": {**OVERRIDES["augment"], "views": views}})
+    recipe = load_recipe("digits", {**centred_simsiam, **norm, "augment": {**OVERRIDES["augment"], "views": views}})
     with pytest.raises(PermanentError, match=r"per_view and augment\.views differ in size"):
         Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60))
 
@@ -282,10 +293,10 @@ def test_one_bit_of_a_nested_state_is_enough(change, name):
             check_equal_on_all_ranks(states[1], Third())
 
 
-def test_the_block_is_wanted_by_its_method_and_by_no_other(simsiam):
-    with pytest.raises(RecipeError, match=r"method is 'simsiam', wanted the block of that name .* found byol"):
-        load_recipe("digits", {"method": "simsiam"})
-    with pytest.raises(RecipeError, match="'simsiam' names no recipe key"):
-        load_recipe("digits", {"simsiam": simsiam["simsiam"]})
-    with pytest.raises(RecipeError, match="simsiam lacks the key 'pull'"):
-        load_recipe("digits", {**simsiam, "simsiam": {"projector": HEAD, "predictor": HEAD}})
+def test_the_block_is_wanted_by_its_method_and_by_no_other(centred_simsiam):
+    with pytest.raises(RecipeError, match=r"method is 'centred_simsiam', wanted the block of that name .* found byol"):
+        load_recipe("digits", {"method": "centred_simsiam"})
+    with pytest.raises(RecipeError, match="'centred_simsiam' names no recipe key"):
+        load_recipe("digits", {"centred_simsiam": centred_simsiam["centred_simsiam"]})
+    with pytest.raises(RecipeError, match="centred_simsiam lacks the key 'pull'"):
+        load_recipe("digits", {**centred_simsiam, "centred_simsiam": {"projector": HEAD, "predictor": HEAD}})

@@ -44,7 +44,14 @@ def run(tiny_store, tmp_path):
 
 def test_a_recipe_is_a_resnets_with_another_name_and_what_timm_is_told():
     recipe = load_recipe("digits", VIT)
-    assert set(recipe.model) == {"backbone", "arguments", "batch_norm", "drop_path"}
+    assert set(recipe.model) == {
+        "backbone",
+        "arguments",
+        "batch_norm",
+        "drop_path",
+        "positions",
+        "freeze_patch_projection",
+    }
     backbone = build_backbone(recipe)
     assert type(backbone).__name__ == "VisionTransformer" and len(backbone.blocks) == 2
     assert backbone(torch.zeros(3, 3, 16, 16)).shape == (3, backbone.out_features) == (3, 48)

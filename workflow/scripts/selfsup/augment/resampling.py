@@ -4,6 +4,7 @@ Each is linear and separable: picture -> rows @ picture @ columns^T, with a matr
 Two batched products are exact, run on any device, and need no gathering of pixels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from selfsup.augment.settings import Augment
 
 CUBIC_PLAIN = -0.75  # torch's cubic coefficient without antialiasing; with it, Pillow's and torch's is -0.5
 STRIP = 32  # rows or columns of a blurred picture made by one product
+BOXES = 3  # passes of Pillow's GaussianBlur, each way
 FAR = 1e4  # in pixels: beyond any kernel's reach
 
 
@@ -98,17 +100,61 @@ def _tap_weight(t: torch.Tensor, interpolation: str) -> torch.Tensor:
 def blur(pictures: torch.Tensor, sigma: torch.Tensor, kernel: int, padding: str) -> torch.Tensor:
     """Return pictures, float32 [N, C, H, W], blurred by a Gaussian each. sigma: float32 [N], in pixels, > 0.
 
-    kernel: taps, odd; padding: "reflect" (torchvision's) or "zero". The matrices have a band of `kernel` only, so large
-    pictures are multiplied in strips of them: a quarter of the work at 224 pixels and 23 taps.
+    kernel: taps, odd; padding: "reflect" (torchvision's), "zero" or "edge". The matrices have a band of `kernel` only,
+    so large pictures are multiplied in strips of them: a quarter of the work at 224 pixels and 23 taps.
     """
+    rows, columns = (blur_matrix(sigma, size, kernel, padding) for size in pictures.shape[2:])
+    return _down(_across(pictures, columns, kernel), rows, kernel)
+
+
+def three_boxes(
+    pictures: torch.Tensor, sigma: torch.Tensor, largest: float, padding: str, rounded: Callable
+) -> torch.Tensor:
+    """Return pictures, float32 [N, C, H, W], blurred as Pillow's GaussianBlur does it: by a box, three times each way.
+
+    sigma: float32 [N], in pixels, > 0 and at most `largest`. rounded: called on pictures after each of the six passes,
+    as Pillow keeps 8 bits there. Columns come first, as in Pillow.
+    """
+    reach = math.floor(float(_box_radius(torch.tensor(largest)))) + 1
+    kernel, weights = 2 * reach + 1, _box(sigma, reach)
+    rows, columns = (_band(weights, size, padding) for size in pictures.shape[2:])
+    for _ in range(BOXES):
+        pictures = rounded(_across(pictures, columns, kernel))
+    for _ in range(BOXES):
+        pictures = rounded(_down(pictures, rows, kernel))
+    return pictures
+
+
+def _box_radius(sigma: torch.Tensor) -> torch.Tensor:
+    """Return the radius of the box that three times in turn has this deviation (Gwosdek et al. 2011, eq. 7 to 14).
+
+    A radius of 1.3 weighs a pixel, its two neighbours, and the next two by 0.3.
+    """
+    variance = sigma.square() / BOXES
+    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
+    return whole + part
+
+
+def _box(sigma: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return each picture's box: float32 [N, 2 reach + 1]."""
+    distance, radius = torch.arange(-reach, reach + 1, device=sigma.device).abs(), _box_radius(sigma)[:, None]
+    return (radius + 1 - distance).clamp(0, 1) / (2 * radius + 1)
+
+
+def _across(pictures: torch.Tensor, columns: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Return pictures @ columns^T, whose band is `kernel` wide."""
     count, channels, height, width = pictures.shape
-    rows, columns = (blur_matrix(sigma, size, kernel, padding) for size in (height, width))
     flat = pictures.reshape(count, channels * height, width)
     strips = [
         torch.bmm(flat[:, :, read], columns[:, made, read].transpose(1, 2)) for made, read in _strips(width, kernel)
     ]
-    across = torch.cat(strips, dim=2).view(pictures.shape)
-    strips = [rows[:, None, made, read] @ across[:, :, read] for made, read in _strips(height, kernel)]
+    return torch.cat(strips, dim=2).view(pictures.shape)
+
+
+def _down(pictures: torch.Tensor, rows: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Return rows @ pictures, whose band is `kernel` wide."""
+    strips = [rows[:, None, made, read] @ pictures[:, :, read] for made, read in _strips(pictures.shape[2], kernel)]
     return torch.cat(strips, dim=2)
 
 
@@ -121,8 +167,12 @@ def _strips(size: int, kernel: int) -> Iterator[tuple[slice, slice]]:
 def blur_matrix(sigma: torch.Tensor, size: int, kernel: int, padding: str) -> torch.Tensor:
     """Return the weights of a Gaussian blur along one direction: float32 [N, size, size]."""
     taps = torch.arange(kernel, device=sigma.device) - kernel // 2
-    weights = torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=1)
-    return (weights @ _tap_places(size, kernel, padding, sigma.device)).view(-1, size, size)
+    return _band(torch.softmax(-0.5 * (taps / sigma[:, None]).square(), dim=1), size, padding)
+
+
+def _band(weights: torch.Tensor, size: int, padding: str) -> torch.Tensor:
+    """Return the matrix that weighs each pixel's neighbours: float32 [N, size, size]. weights: [N, taps]."""
+    return (weights @ _tap_places(size, weights.shape[1], padding, weights.device)).view(-1, size, size)
 
 
 @lru_cache(maxsize=16)  # a few megabytes that never change
@@ -133,6 +183,8 @@ def _tap_places(size: int, kernel: int, padding: str, device: torch.device) -> t
     for tap in range(kernel):
         pixel = row + tap - kernel // 2
         inside = size - 1 - np.abs(size - 1 - np.abs(pixel))  # reflected at both ends
-        kept = np.ones(size, bool) if padding == "reflect" else inside == pixel
+        if padding == "edge":
+            inside = pixel.clip(0, size - 1)
+        kept = inside == pixel if padding == "zero" else np.ones(size, bool)
         places[tap, row[kept], inside[kept]] = 1
     return torch.from_numpy(places).view(kernel, -1).to(device)

@@ -42,15 +42,15 @@ class Jitter(Settings):
 class Blur(Settings):
     p: Share
     """share of the pictures that are blurred"""
-    kernel: Count
-    """pixels, odd"""
+    kernel: Count | None
+    """pixels, odd, of a Gaussian; null: Pillow's GaussianBlur, three box blurs of together that variance"""
     sigma: Range
-    """pixels"""
-    padding: Literal["reflect", "zero"]
-    """what lies beyond the border"""
+    """pixels; of Pillow's, its radius"""
+    padding: Literal["reflect", "zero", "edge"]
+    """what lies beyond the border; edge, Pillow's: the border's pixels again"""
 
     def problems(self) -> Iterator[str]:
-        if self.kernel % 2 == 0:
+        if self.kernel is not None and self.kernel % 2 == 0:
             yield f"kernel is {self.kernel}, wanted an odd number"
         yield from disordered(sigma=self.sigma)
 

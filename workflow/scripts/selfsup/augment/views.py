@@ -396,10 +396,13 @@ def _passes(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augmen
 
 
 def _blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    def blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def gaussian(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return colours.rounded(resampling.blur(pictures, sigma, blur.kernel, blur.padding))
 
-    return blurred
+    def boxes(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return resampling.three_boxes(pictures, sigma, blur.sigma[1], blur.padding, colours.rounded)
+
+    return boxes if blur.kernel is None else gaussian
 
 
 def _normalise(pictures: torch.Tensor, augment: Augment) -> torch.Tensor:

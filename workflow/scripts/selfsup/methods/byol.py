@@ -17,6 +17,7 @@ from selfsup.methods.method import Batch, Context, Method, Output, Step
 from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.head_settings import HeadSettings
 from selfsup.models.modes import batch_statistics, evaluation_mode, keep_still
+from selfsup.models.moving_average import follow
 from selfsup.optim import cosine, parameter_treatments
 from selfsup.optim.parameter_groups import ParameterTreatment
 
@@ -83,7 +84,6 @@ class BYOL(Method):
         if self.settings.average_update == "after_step":
             self._update_target(step)
 
-    @torch.no_grad()
     def _update_target(self, step: Step) -> None:
         """target <- tau target + (1 - tau) online, over parameters and, if the recipe says so, running statistics."""
         momentum = self.schedules(step.number)["tau"]
@@ -93,9 +93,7 @@ class BYOL(Method):
             if self.settings.average_buffers:
                 pairs.append((_running_statistics(target[name]), _running_statistics(online[name])))
             for averages, values in pairs:
-                if step.skipped is not None:
-                    values = [torch.where(step.skipped, old, new) for old, new in zip(averages, values, strict=True)]
-                torch._foreach_lerp_(averages, values, 1 - momentum)
+                follow(averages, values, momentum, step.skipped)
 
     def loss(self, batch: Batch, step: Step) -> Output:
         online, target = self.networks["online"], self.networks["target"]

@@ -8,6 +8,7 @@ from torch import nn
 
 from selfsup.errors import PermanentError, UserError
 from selfsup.models.batch_norm import BatchNorm, BatchNormAct
+from selfsup.models.fixed_patches import fix_positions, freeze_patch_projection
 from selfsup.models.modes import evaluation_mode
 from selfsup.models.timm_settings import TimmSettings
 from selfsup.models.torchvision_network import feeding_lines
@@ -27,6 +28,10 @@ def timm_backbone(recipe: Recipe) -> nn.Module:
     cannot be that of all ranks; PermanentError where no free memory could help.
     """
     network = _created(recipe.model, recipe.model.drop_path, recipe.augment.size)
+    if recipe.model.positions == "sin_cos":
+        fix_positions(network, recipe.model.backbone)
+    if recipe.model.freeze_patch_projection:
+        freeze_patch_projection(network, recipe.model.backbone)
     _normalise_over_ranks(network, recipe.model)
     for size, key in _sizes(recipe).items():
         network.out_features = _features_of(network, recipe.model, key, size)

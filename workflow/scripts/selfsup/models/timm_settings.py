@@ -1,7 +1,7 @@
 """What a recipe says of a model of timm."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from selfsup.models.batch_norm_settings import BatchNormSettings
 from selfsup.settings.notes import Bounds, Pattern
@@ -29,6 +29,10 @@ class TimmSettings(Settings):
     """timm's drop_path_rate: the share of an image's residual branches that training leaves out, growing with depth"""
     arguments: dict = since({})
     """more of what timm.create_model takes for the model, such as depth; img_size is augment.size unless given here"""
+    positions: Literal["learned", "sin_cos"] = since("learned")
+    """of a vision transformer's patches: as the model has them, or fixed sines and cosines of row and column"""
+    freeze_patch_projection: bool = since(False)
+    """true: a vision transformer's projection of patches keeps its initial weights, Xavier-uniform"""
     batch_norm: BatchNormSettings
 
     @property

@@ -13,6 +13,7 @@ class LARS(torch.optim.Optimizer):
     For each tensor p with gradient g:
         g <- g + weight_decay p
         trust = trust_coefficient |p| / |g|, or 1 where one of the norms is 0
+        clip_trust:  trust <- min(trust / lr, 1), so that the tensor's rate is the smaller of trust and lr (LARC)
         g <- ((1 - lars_weight) + lars_weight trust) g
         lr_in_momentum:      buf <- momentum buf + lr g,   p <- p - buf         (the paper's authors)
         not lr_in_momentum:  buf <- momentum buf + g,      p <- p - lr buf      (the official code, torch.optim.SGD)
@@ -35,6 +36,7 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3,
         lr_in_momentum: bool = True,
+        clip_trust: bool = False,
     ):
         defaults = {
             "lr": lr,
@@ -42,6 +44,7 @@ class LARS(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "lr_in_momentum": lr_in_momentum,
+            "clip_trust": clip_trust,
             "lars_weight": 1.0,
         }
         super().__init__(params, defaults)
@@ -113,6 +116,7 @@ def build(groups: list[dict], settings: LARSSettings) -> LARS:
         momentum=settings.momentum,
         trust_coefficient=settings.trust_coefficient,
         lr_in_momentum=settings.lr_in_momentum,
+        clip_trust=settings.clip_trust,
     )
 
 
@@ -127,6 +131,9 @@ def _add(targets: list[torch.Tensor], values: list[torch.Tensor], factor: float 
 def _scales(group: dict, parameters: list[torch.Tensor], updates: list[torch.Tensor]) -> list[torch.Tensor]:
     """The factor of each tensor's step, a scalar tensor each: nothing is read back to the host."""
     weights, gradients = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(updates))
-    trust = torch.where((weights > 0) & (gradients > 0), group["trust_coefficient"] * weights / gradients, 1.0)
+    trust = group["trust_coefficient"] * weights / gradients
+    if group["clip_trust"]:
+        trust = (trust / group["lr"]).clamp_max(1)  # infinite at a rate of 0, and so 1
+    trust = torch.where((weights > 0) & (gradients > 0), trust, 1.0)
     strength = group["lars_weight"]
     return list(((1 - strength) + strength * trust).unbind())

@@ -13,7 +13,8 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 class ParameterTreatment:
     """A parameter and how the optimiser treats it. kind: "weight", "norm", "bias".
 
-    lr_scale: of the learning rate; a method may give a head another one by dataclasses.replace.
+    lr_scale: of the learning rate; a method may give a head another one by dataclasses.replace. lr_schedule: what that
+    rate is: "lr", the optimiser's, or the name of one of the method's own `schedules`.
     """
 
     name: str
@@ -22,6 +23,7 @@ class ParameterTreatment:
     weight_decay: float
     lars_weight: float
     lr_scale: float = 1.0
+    lr_schedule: str = "lr"
 
 
 def parameter_treatments(network: nn.Module, optimizer: OptimizerSettings) -> list[ParameterTreatment]:
@@ -39,9 +41,9 @@ def parameter_treatments(network: nn.Module, optimizer: OptimizerSettings) -> li
 
 def optimizer_groups(treatments: list[ParameterTreatment]) -> list[dict]:
     """Return torch parameter groups, one for each way in which parameters are treated, in order of appearance."""
-    groups: dict[tuple[float, ...], dict] = {}
+    groups: dict[tuple[float | str, ...], dict] = {}
     for one in treatments:
-        treated = {key: getattr(one, key) for key in ("weight_decay", "lars_weight", "lr_scale")}
+        treated = {key: getattr(one, key) for key in ("weight_decay", "lars_weight", "lr_scale", "lr_schedule")}
         groups.setdefault(tuple(treated.values()), {"params": [], **treated})["params"].append(one.parameter)
     return list(groups.values())
 

@@ -1,10 +1,10 @@
 """What a recipe says of every optimiser: the learning rate's schedule, and what feels no weight decay."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from selfsup.settings.notes import Natural, NotNegative, ParameterKinds, Share
-from selfsup.settings.typed import Settings
+from selfsup.settings.typed import Settings, since
 
 
 class OptimizerSettings(Settings):
@@ -18,6 +18,8 @@ class OptimizerSettings(Settings):
     """learning rate of step 0 as a share of the peak"""
     lr_floor: NotNegative
     """learning rate that the cosine falls to"""
+    lr_update: Literal["step", "epoch"] = since("step")
+    """the learning rate moves with every step, or is all epoch long what the epoch's first step has"""
     weight_decay: NotNegative
     """how strongly weights are drawn to 0"""
     exclude_from_weight_decay: ParameterKinds

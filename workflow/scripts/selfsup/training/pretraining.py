@@ -102,7 +102,7 @@ class Pretraining:
     def learning_rate(self, step: int) -> float:
         settings = self.run.recipe["optimizer"]
         return learning_rate(
-            step,
+            step if settings["lr_update"] == "step" else step - step % self.steps_per_epoch,
             total_steps=self.total_steps,
             warmup_steps=settings["warmup_epochs"] * self.steps_per_epoch,
             peak=settings["peak_lr"],
@@ -127,11 +127,11 @@ class Pretraining:
         return Step(self.step, self._last_skipped)
 
     def _set_schedules(self) -> None:
-        rate, decay = self.learning_rate(self.step), self.method.schedules(self.step).get("weight_decay")
+        schedules = {"lr": self.learning_rate(self.step), **self.method.schedules(self.step)}
         for group, decays in zip(self.optimizer.param_groups, self._decaying, strict=True):
-            group["lr"] = rate * group["lr_scale"]
-            if decays and decay is not None:
-                group["weight_decay"] = decay
+            group["lr"] = schedules[group["lr_schedule"]] * group["lr_scale"]
+            if decays and "weight_decay" in schedules:
+                group["weight_decay"] = schedules["weight_decay"]
 
     def _update_weights(self) -> None:
         if self.scaler.is_enabled():
