@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import centre_view
@@ -22,10 +21,10 @@ from selfsup.errors import PermanentError
 from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.further import FurtherClassifiers
 from selfsup.evaluation.linear_settings import LinearSettings
+from selfsup.evaluation.running_loss import RunningLoss
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
 from selfsup.measures import accuracy
-from selfsup.models import seeded_weights
 from selfsup.optim import learning_rate
 
 TEST_BATCH = 256
@@ -52,13 +51,13 @@ class LinearEvaluation(Task):
                 f"linear.batch is {settings.batch}, more than the {len(store.train)} training images of "
                 f"{store.folder}: make it smaller"
             )
-        self._build_classifiers(judged.seed, judged.encoder.out_features)
-        self._losses = torch.zeros((), device=compute.device)  # this rank's share, summed over the epoch so far
+        self._build_classifiers()
+        self._losses = RunningLoss(compute)
 
-    def _build_classifiers(self, seed: int, features: int) -> None:
+    def _build_classifiers(self) -> None:
         device, further = self.compute.device, self.settings.further
         draws = [0, *(one["initial_weights"] for one in further)]
-        classifiers = [_initial_classifier(seed, draw, features, self.classes) for draw in draws]
+        classifiers = list(map(self.initial_classifier, draws))
         self._classifier = classifiers[0].to(device)
         self._further = FurtherClassifiers(classifiers[1:], self.settings, device) if further else None
         self._optimizer = torch.optim.SGD(
@@ -154,7 +153,7 @@ class LinearEvaluation(Task):
         (share * compute.ranks.size).backward()
         compute.ranks.average_gradients(self._classifier.parameters())
         self._optimizer.step()
-        self._losses += share.detach()
+        self._losses.add(share)
         if self._further is not None:
             steps = {"images": batch.total, "step": batch.step, "total_steps": self.total_steps}
             self._further.train_step(features, labels, **steps, ranks=compute.ranks)
@@ -162,8 +161,7 @@ class LinearEvaluation(Task):
         return rate
 
     def _row(self, epoch: int, rate: float, images_per_s: float) -> dict[str, float]:
-        train_loss = float(self.compute.ranks.all_reduce(self._losses)) / self.steps_per_epoch
-        self._losses = torch.zeros((), device=self.compute.device)
+        train_loss = self._losses.taken(self.steps_per_epoch)
         features, *test = self._test_set()
         with torch.no_grad():
             top = accuracy(self._classifier(features), *test)
@@ -177,20 +175,11 @@ class LinearEvaluation(Task):
         parts = {"classifier": self._classifier.state_dict(), "optimizer": self._optimizer.state_dict()}
         if self._further is not None:
             parts["further"] = self._further.state_dict()
-        return {"losses": self.compute.ranks.all_gather(self._losses).cpu(), **parts}
+        return {"losses": self._losses.state(), **parts}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._classifier.load_state_dict(state["classifier"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._further is not None:
             self._further.load_state_dict(state["further"])
-        ranks, losses = self.compute.ranks, state["losses"]
-        if len(losses) == ranks.size:
-            self._losses.copy_(losses[ranks.rank])
-        elif ranks.is_main:  # the number of ranks has changed: only the sum counts
-            self._losses.copy_(losses.sum())
-
-
-def _initial_classifier(seed: int, draw: int, features: int, classes: int) -> nn.Linear:
-    with seeded_weights(seed, 2, draw):
-        return nn.Linear(features, classes)
+        self._losses.load_state(state["losses"])
