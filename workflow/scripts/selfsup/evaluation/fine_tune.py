@@ -123,7 +123,7 @@ class FineTuning(Task):
         self.rows.append(
             {
                 "training": number,
-                **training.point._asdict(),
+                **self._named(training.point),
                 "step": training.step,
                 "epoch": training.step / training.steps_per_epoch,
                 "lr": training.learning_rate(training.step - 1),
@@ -182,16 +182,19 @@ class FineTuning(Task):
                 attempt.heartbeat(f"image {start}")
         return torch.cat(found)
 
+    def _named(self, point: Point) -> dict[str, float]:
+        return {"peak_lr": point.peak_lr, "weight_decay": point.weight_decay, self.settings.unit: point.length}
+
     def _points(self) -> list[dict[str, float]]:
         return [
-            {**point._asdict(), **{f"validation_{key}": value for key, value in found.items()}}
+            {**self._named(point), **{f"validation_{key}": value for key, value in found.items()}}
             for point, found in zip(self.trials, self._found, strict=True)
         ]
 
     def figures(self) -> dict[str, Any]:
         """Return top1 and top5, the chosen point, its figure on the held-out images, and how many there are."""
         last, unit = self.rows[-1], self.settings.unit
-        point = {"peak_lr": "chosen_lr", "weight_decay": "chosen_weight_decay", "length": f"chosen_{unit}"}
+        point = {"peak_lr": "chosen_lr", "weight_decay": "chosen_weight_decay", unit: f"chosen_{unit}"}
         best = max((one["top1"] for one in self._found if not math.isnan(one["top1"])), default=None)
         return {
             **{key: last[key] for key in ("top1", "top5")},
@@ -202,10 +205,11 @@ class FineTuning(Task):
         }
 
     def line(self, row: Mapping[str, Any]) -> str:
+        unit = self.settings.unit
         reached = {"validation": row.get("validation_top1"), "test": row.get("top1")}
         shown = [f"{name} top-1 {value:.2f} %" for name, value in reached.items() if value is not None]
         decay = f", weight decay {row['weight_decay']:g}" if row["weight_decay"] else ""
-        point = f"lr {row['peak_lr']:g}, {row['length']} {self.settings.unit}{decay}"
+        point = f"lr {row['peak_lr']:g}, {row[unit]} {unit}{decay}"
         return "  ".join(
             [
                 f"training {row['training']} of {len(self.trials) + 1} ({point})",
