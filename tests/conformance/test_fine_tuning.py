@@ -19,7 +19,7 @@ from selfsup.evaluation.subsets import LabelledImages, balanced_order
 from selfsup.evaluation.supervised import SupervisedTraining
 from selfsup.models import BatchNorm, initial_backbone
 from selfsup.recipe import load_recipe
-from tiny import TINY
+from tiny import DROPPING_VIT, TINY
 
 DECAYED = {"weight_decays": [1e-4, 3e-4], "decay_over_lr": True, "batch_norm_momentum": "by_steps", "unit": "steps"}
 
@@ -219,6 +219,18 @@ def uninterrupted(tiny_store, tmp_path_factory):
     return task
 
 
+def test_a_network_that_drops_branches_goes_on_with_the_same_bits_in_bf16(tiny_store, tmp_path):
+    recipe, compute = load_recipe("digits", DROPPING_VIT), on_cpu(precision="bf16", threads=1)
+    encoder, changes = frozen(recipe), {"lengths": [2], "peak_lrs": [0.01], "held_out": 0}
+    whole, stopped, continued = (fine_tuning(encoder, tiny_store, recipe, changes, compute=compute) for _ in range(3))
+    evaluate(whole, tmp_path / "whole")
+    evaluate(stopped, tmp_path / "parts", StopAfter(2))
+    torch.rand(7)  # another process would be elsewhere in torch's own random numbers
+    continued.resume(tmp_path / "parts" / "partial")
+    evaluate(continued, tmp_path / "parts")
+    assert untimed(continued.rows) == untimed(whole.rows) and 0 < stopped.step < whole.step
+
+
 def test_the_encoder_stays_as_it_is(tiny_store, tiny_recipe, tmp_path):
     encoder = frozen(tiny_recipe)
     before = copy.deepcopy(encoder.state_dict())
@@ -246,7 +258,24 @@ def test_ranks_fine_tune_as_one_does(tiny_store, tmp_path, size):
     assert found[0][1] == figures
 
 
-def test_statistics_of_each_device_are_judged_by_the_firsts_and_their_number_matters(tiny_store, tmp_path):
+def _shared(ranks: Ranks, store) -> list:
+    recipe = load_recipe("digits", TINY)
+    changes = {"batch_norm_statistics": "each_device"}
+    training = fine_tuning(frozen(recipe), store, recipe, changes, compute=on_cpu(ranks, threads=1))._begun()
+    for step in range(2):
+        training.network.encoder.bn1.running_mean += ranks.rank + step
+    own = training.network.encoder.bn1.running_mean.tolist()
+    training.share_running_statistics()
+    return own, training.network.encoder.bn1.running_mean.tolist()
+
+
+def test_all_devices_judge_by_the_running_statistics_of_the_first(tiny_store):
+    """A resumed training has those of the first on all."""
+    (first, first_shared), (second, second_shared) = on_ranks(_shared, 2, tiny_store)
+    assert first != second and first_shared == second_shared == first
+
+
+def test_of_statistics_of_each_device_the_number_of_devices_matters(tiny_store, tmp_path):
     changes = {"batch_norm_statistics": "each_device", "lengths": [1]}
     first, second = on_ranks(_tuned, 2, tiny_store, tmp_path, changes)
     assert first == second
