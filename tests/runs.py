@@ -7,6 +7,8 @@ from selfsup.engine import checkpoint
 from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.saving import Saver
+from selfsup.evaluation.fine_tune import FineTuning
+from selfsup.evaluation.fine_tune_settings import FineTuneSettings
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.evaluation.task import Judged, Task
 from selfsup.job.attempt import Attempt
@@ -101,3 +103,37 @@ def evaluate(one: Task, folder, stop=None, minutes=60.0) -> list[dict]:
         rows = list(one.run(attempt, saver, folder / "partial"))
         saver.finish()
         return rows
+
+
+# A fine-tuning of four points, whose trainings take two steps an epoch of the tiny dataset.
+TINY_TUNING = {
+    "labels": 60,
+    "subset_seed": 0,
+    "held_out": 8,
+    "held_out_of": "share",
+    "unit": "epochs",
+    "lengths": [1, 2],
+    "batch": 8,
+    "peak_lrs": [0.02, 0.05],
+    "lr_floor": 0.0,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decays": [0.0],
+    "decay_over_lr": False,
+    "batch_norm_momentum": "encoder",
+    "batch_norm_statistics": "all_devices",
+    "train_view": None,
+    "test": None,
+}
+
+
+def fine_tuning(encoder, store, recipe, settings=None, encoder_name="a test", compute=None) -> FineTuning:
+    """A fine-tuning; settings: what differs from TINY_TUNING."""
+    judged = Judged(encoder, store, Recipe.of(recipe), seed=0, compute=compute or on_cpu())
+    whole = FineTuneSettings(**{**TINY_TUNING, **(settings or {})})
+    return FineTuning(judged, whole, identity={"of": encoder_name})
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    """Rows without what a clock says."""
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]

@@ -4,14 +4,18 @@ finished evaluations run again; then record the new figures here, under the new 
 import pytest
 from test_recipe_keys import BUSY
 
-from runs import evaluate, evaluation
+from runs import evaluate, evaluation, fine_tuning
+from selfsup.evaluation.fine_tune_settings import FineTuneSettings
 from selfsup.evaluation.linear_settings import LinearSettings
 from selfsup.models import initial_backbone
 from selfsup.recipe import load_recipe, merge
 from tiny import TINY
 
-# By (task, version): training loss of each epoch, top-1 and top-5 of the last, on the tests' tiny dataset.
-FIGURES = {("linear", 1): ([1.11752, 1.06764], 100 * 8 / 19, 100.0)}
+# By (task, version): training loss of each row of history.csv, top-1 and top-5 of the last, on the tests' tiny dataset.
+FIGURES = {
+    ("linear", 1): ([1.11752, 1.06764], 100 * 8 / 19, 100.0),
+    ("fine_tune", 1): ([1.13437, 1.04409, 1.13437, 1.02525, 0.96143, 1.07706, 1.06966], 100 * 8 / 19, 100.0),
+}
 
 
 def test_the_figures_of_the_linear_evaluation_are_those_of_its_version(tiny_store, tmp_path):
@@ -25,4 +29,24 @@ def test_the_figures_of_the_linear_evaluation_are_those_of_its_version(tiny_stor
     losses, *accuracies = FIGURES["linear", version]
     changed = f"the linear evaluation's figures have changed: raise LinearSettings.version. Now: {found}"
     assert found[0] == pytest.approx(losses, rel=1e-4), changed
+    assert list(found[1:]) == pytest.approx(accuracies), changed
+
+
+def test_the_figures_of_fine_tuning_are_those_of_its_version(tiny_store, tmp_path):
+    """Losses to 1e-3 relative: each step carries on what processors sum in different orders."""
+    recipe = load_recipe("digits", TINY)
+    encoder = initial_backbone(recipe, 0).eval().requires_grad_(False)
+    changes = {
+        "train_view": merge(recipe["linear"]["train_view"], BUSY),
+        "lengths": [1],
+        "peak_lrs": [0.005, 0.01],
+        "weight_decays": [1e-3],
+    }
+    rows = evaluate(fine_tuning(encoder, tiny_store, recipe, changes), tmp_path)
+    found = [row["train_loss"] for row in rows], rows[-1]["top1"], rows[-1]["top5"]
+    version = FineTuneSettings.version
+    assert ("fine_tune", version) in FIGURES, f"record the figures of version {version} here: {found}"
+    losses, *accuracies = FIGURES["fine_tune", version]
+    changed = f"fine-tuning's figures have changed: raise FineTuneSettings.version. Now: {found}"
+    assert found[0] == pytest.approx(losses, rel=1e-3), changed
     assert list(found[1:]) == pytest.approx(accuracies), changed

@@ -172,6 +172,7 @@ EVALUATION = {
     "linear.test_precision": {"linear": {"test_precision": "compute"}},
     "linear.further.*.peak_lr": {"linear": {"further": {0: {"peak_lr": 0.4}}}},
     "linear.further.*.initial_weights": {"linear": {"further": {0: {"initial_weights": 2}}}},
+    "linear.held_out": {"linear": {"held_out": 9}},
     **{f"linear.train_view.{key}": {"linear": {"train_view": change}} for key, change in VIEW.items()},
 }
 # BYOL does not look at the unaugmented picture: these change what a method that does is given.
@@ -208,6 +209,7 @@ def test_no_key_may_be_left_out_but_those_that_came_later():
         "augment.views.*.size",
         "augment.plain",
         "linear.further.*.initial_weights",
+        "linear.held_out",
     }
 
 

@@ -11,9 +11,11 @@ import torch
 
 from many_ranks import on_ranks
 from runs import StopAfter, evaluate, evaluation, on_cpu
+from selfsup.augment import centre_view
 from selfsup.engine.distributed import Ranks
 from selfsup.evaluation.encoder import encoder_card, save_encoder
 from selfsup.models import initial_backbone
+from selfsup.protocols import evaluation_of
 from selfsup.recipe import RecipeError, canonical, evaluation_part, load_recipe, merge
 from tiny import TINY
 
@@ -150,3 +152,62 @@ def test_the_script_writes_further_csv_and_takes_it_away(repository, tiny_store,
     assert "further" not in json.dumps(json.loads(encoder.with_suffix(".json").read_text())["evaluations"])
     assert "predictions differ" not in script(tiny_recipe)
     assert not (tmp_path / "linear" / "further.csv").exists()
+
+
+def choosing(recipe: dict, **linear) -> dict:
+    return with_further(recipe, OTHERS, held_out=9, **linear)
+
+
+def test_held_out_images_train_nothing_and_choose_the_best_classifier(tiny_store, tiny_recipe, tmp_path):
+    """Against each classifier's own logits on the images that no batch has."""
+    one = evaluation(frozen(tiny_recipe), tiny_store, choosing(tiny_recipe, drop_last=False))
+    seen = {int(index) for step in range(one.steps_per_epoch) for index in one.batches.global_indices(step)[1]}
+    held_out = sorted(set(range(43)) - seen)
+    assert len(held_out) == 9
+    evaluate(one, tmp_path)
+    pictures = centre_view(tiny_recipe, map(tiny_store.train.image, held_out))
+    features, labels = one._encoder(pictures), torch.from_numpy(tiny_store.train.labels[held_out])
+    weights = [one._classifier.weight, *one._further.state_dict()["weight"]]
+    biases = [one._classifier.bias, *one._further.state_dict()["bias"]]
+    logits = [features @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)]
+    wanted = [100 * float((each.argmax(1) == labels).float().mean()) for each in logits]
+    assert [row["validation_top1"] for row in one.further_rows] == pytest.approx(wanted, rel=1e-6)
+    assert [row["peak_lr"] for row in one.further_rows] == [0.2, 0.05, 1.0]
+    best = one.further_rows[max(range(3), key=lambda number: wanted[number])]
+    found = one.figures()
+    assert (found["top1"], found["chosen_lr"]) == (best["top1"], best["peak_lr"]) and found["n_held_out"] == 9
+    assert one.further_rows[0]["top1"] == one.rows[-1]["top1"]
+
+
+def test_of_equally_good_classifiers_the_first_is_chosen_and_a_diverged_one_never(tiny_store, tiny_recipe):
+    one = evaluation(frozen(tiny_recipe), tiny_store, choosing(tiny_recipe))
+    validation = (30.0, 40.0, math.nan, 40.0)
+    one.further_rows = [
+        {"peak_lr": number, "initial_weights": 0, "top1": number, "top5": 100.0, "validation_top1": top1}
+        for number, top1 in enumerate(validation)
+    ]
+    assert one.figures()["chosen_lr"] == 1
+
+
+def test_an_evaluation_that_chooses_goes_on_after_a_stop(tiny_store, tiny_recipe, tmp_path):
+    recipe = choosing(tiny_recipe)
+    whole, stopped, continued = (evaluation(frozen(recipe), tiny_store, recipe) for _ in range(3))
+    evaluate(whole, tmp_path / "whole")
+    evaluate(stopped, tmp_path / "parts", StopAfter(4))
+    assert 0 < stopped.step < whole.step
+    continued.resume(tmp_path / "parts" / "partial")
+    evaluate(continued, tmp_path / "parts")
+    assert (continued.further_rows, continued.figures()) == (whole.further_rows, whole.figures())
+
+
+def test_there_must_be_something_to_choose_from(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"linear.held_out is 9, but further is empty"):
+        load_recipe("digits", {"linear": {"held_out": 9}})
+    words = load_recipe("digits", {"linear": {"held_out": 9, "further": OTHERS}}).linear.protocol(tiny_recipe)
+    assert words.endswith("last epoch, best of 3 on 9 of the training images")
+
+
+def test_the_original_papers_protocol_has_its_five_rates():
+    linear = evaluation_of("official", "linear_official", {}, load_recipe("imagenet"), "imagenet").settings
+    assert [linear.peak_lr, *(one.peak_lr for one in linear.further)] == [0.4, 0.3, 0.2, 0.1, 0.05]
+    assert (linear.epochs, linear.batch, linear.held_out) == (80, 1024, 10009)

@@ -14,6 +14,7 @@ from runs import StopAfter, equal_states, evaluate, evaluation, on_cpu, state_of
 from selfsup import recipe as recipes
 from selfsup.augment import Views
 from selfsup.engine.distributed import Ranks
+from selfsup.engine.network_draws import BLOCK, NetworkDraws
 from selfsup.errors import PermanentError, UserError
 from selfsup.importing import imported_backbone
 from selfsup.methods import Batch, Step, build_method
@@ -24,7 +25,6 @@ from selfsup.recipe import fingerprint, load_recipe
 from selfsup.reports.explain import explained
 from selfsup.settings.library import Library
 from selfsup.settings.registries import BACKBONES
-from selfsup.training.network_draws import BLOCK, NetworkDraws
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import DROPPING_VIT, SMALL_VIT, TINY, VIT, with_timm
 

@@ -29,6 +29,9 @@ class Stream(IntEnum):
     KNN = 5
     WEIGHTS = 6
     NETWORK = 7
+    FINE_TUNE = 8
+    SHUFFLE_FINE_TUNE = 9
+    SUBSET = 10
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:

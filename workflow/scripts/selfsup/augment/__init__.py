@@ -5,7 +5,7 @@ from selfsup.lazily import lazily
 __getattr__, __all__ = lazily(
     __name__,
     {
-        "draws": ("Draws", "ViewDraws", "draw"),
+        "draws": ("Draws", "Policies", "ViewDraws", "draw", "policies_of"),
         "views": (
             "Views",
             "apply",

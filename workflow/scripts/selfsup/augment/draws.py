@@ -102,33 +102,47 @@ class Draws:
         return ViewDraws(**{name: np.concatenate([getattr(view, name) for view in self.views]) for name in names})
 
 
-def view_policies(recipe: Recipe, stage: str) -> tuple[list[View], Plain | None]:
-    """Return each view's augmentation policy, and how the unaugmented picture is made.
+@dataclass(frozen=True)
+class Policies:
+    """How a training's pictures are made: a policy for each view, the unaugmented picture, the stream that draws."""
 
-    "pretrain" has the recipe's, "linear" its one training view alone.
-    """
-    augment = recipe.augment
-    return (augment.views, augment.plain) if stage == "pretrain" else ([recipe.linear.train_view], None)
+    views: Sequence[View]
+    plain: Plain | None
+    stream: Stream
+
+
+def policies_of(recipe: Recipe, stage: str) -> Policies:
+    """Return what a recipe says: "pretrain" has the method's views, "linear" its one training view alone."""
+    if stage == "pretrain":
+        return Policies(recipe.augment.views, recipe.augment.plain, Stream.PRETRAIN)
+    return Policies([recipe.linear.train_view], None, Stream.LINEAR)
 
 
 def draw(
-    recipe: Mapping, *, seed: int, epoch: int, indices: np.ndarray, sizes: np.ndarray, stage: str = "pretrain"
+    recipe: Mapping,
+    *,
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    sizes: np.ndarray,
+    stage: str | Policies = "pretrain",
 ) -> Draws:
     """Draw the augmentation parameters of a batch (paper, section 6.4; section 6.5 for stage="linear").
 
-    indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels.
+    indices: int [N], the samples' places in the dataset. sizes: int [N, 2], their heights and widths in pixels. stage:
+    one of the recipe's, or another training's policies.
     """
-    stream = {"pretrain": Stream.PRETRAIN, "linear": Stream.LINEAR}[stage]
-    policies, plain = view_policies(Recipe.of(recipe), stage)
+    policies = stage if isinstance(stage, Policies) else policies_of(Recipe.of(recipe), stage)
     indices, sizes = np.asarray(indices), np.asarray(sizes, np.int64)
 
     def view_draws(view: int, policy: View) -> ViewDraws:
         def drawn(operation: int) -> np.ndarray:
-            return uniform(words(seed, stream, epoch=epoch, indices=indices, view=view, operation=operation))
+            return uniform(words(seed, policies.stream, epoch=epoch, indices=indices, view=view, operation=operation))
 
         return _view_draws(policy, drawn, sizes)
 
-    return Draws(tuple(view_draws(view, policy) for view, policy in enumerate(policies)), tuple(policies), plain)
+    drawn = tuple(view_draws(view, policy) for view, policy in enumerate(policies.views))
+    return Draws(drawn, tuple(policies.views), policies.plain)
 
 
 def _view_draws(policy: View, drawn, sizes: np.ndarray) -> ViewDraws:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from selfsup.augment import Draws, Views, apply, augment_batch, crop_singly, draw, plain_crops
+from selfsup.augment import Draws, Policies, Views, apply, augment_batch, crop_singly, draw, plain_crops, policies_of
 from selfsup.augment.settings import Plain
 from selfsup.augment.transfer import sent
 from selfsup.data.store import Split
@@ -30,7 +30,6 @@ from selfsup.recipe import Recipe
 from selfsup.signals import ignore_stop_signals
 
 CPU = torch.device("cpu")
-SHUFFLE = {"pretrain": Stream.SHUFFLE, "linear": Stream.SHUFFLE_LINEAR}
 BATCHES_AHEAD = 2  # of each loader worker; a batch of 128 pairs of 224-pixel crops takes 154 MB of shared memory
 SHARED_MEMORY = Path("/dev/shm")  # where a worker's batches lie until they are used
 LONGEST_TEMPORARY = 71  # bytes: multiprocessing adds 32, and the path of a socket may have 103 (macOS; Linux: 107)
@@ -64,8 +63,34 @@ class LoadedBatch:
         return replace(self, **{part: _pinned(getattr(self, part)) for part in ("labels", "pictures", "plain")})
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a training reads a split.
+
+    batch: images of a step, over all ranks. drop_last: leave an epoch's short batch out. order: the stream that
+    shuffles. images: int64 [n], the places of those that are read; None: all.
+    """
+
+    policies: Policies
+    batch: int
+    drop_last: bool
+    order: Stream
+    images: np.ndarray | None = None
+
+
+def reading_of(recipe: Recipe, stage: str) -> Reading:
+    """Return what a recipe says of "pretrain" or "linear"."""
+    policies = policies_of(recipe, stage)
+    if stage == "pretrain":
+        return Reading(policies, recipe.global_batch, drop_last=True, order=Stream.SHUFFLE)
+    return Reading(policies, recipe.linear.batch, recipe.linear.drop_last, Stream.SHUFFLE_LINEAR)
+
+
 class Batches(Dataset):
-    """The batches of a run by step, for one rank. stage: "pretrain" or "linear"; device: makes the views."""
+    """The batches of a run by step, for one rank.
+
+    stage: "pretrain" or "linear", as the recipe says, or another way of reading; device: makes the views.
+    """
 
     def __init__(
         self,
@@ -73,27 +98,28 @@ class Batches(Dataset):
         recipe: Mapping,
         *,
         seed: int,
-        stage: str,
+        stage: str | Reading,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device = CPU,
     ):
         recipe = Recipe.of(recipe)
-        self._split, self._recipe, self._seed, self._stage = split, recipe, seed, stage
+        self._split, self._recipe, self._seed = split, recipe, seed
+        self._reading = reading = stage if isinstance(stage, Reading) else reading_of(recipe, stage)
         self._resident = fits_on(device, split)
-        if stage == "pretrain" and recipe.augment.plain:
-            _check_large_enough(split, recipe.augment.plain)
+        if reading.policies.plain:
+            _check_large_enough(split, reading.policies.plain)
         self._rank, self._world_size = rank, world_size
-        self._batch = recipe.global_batch if stage == "pretrain" else recipe.linear.batch
-        drop_last = stage == "pretrain" or recipe.linear.drop_last
-        self.steps_per_epoch = len(split) // self._batch if drop_last else -(-len(split) // self._batch)
+        self._size = len(split) if reading.images is None else len(reading.images)
+        self.steps_per_epoch = self._size // reading.batch if reading.drop_last else -(-self._size // reading.batch)
 
     def global_indices(self, step: int) -> tuple[int, np.ndarray]:
-        """Return a step's epoch and the global batch's indices, int64."""
+        """Return a step's epoch and the global batch's indices in the split, int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        size, stream = len(self._split), SHUFFLE[self._stage]
-        places = np.arange(place * self._batch, min((place + 1) * self._batch, size))
-        return epoch, shuffled(places, seed=self._seed, stream=stream, epoch=epoch, size=size)
+        reading, size = self._reading, self._size
+        places = np.arange(place * reading.batch, min((place + 1) * reading.batch, size))
+        chosen = shuffled(places, seed=self._seed, stream=reading.order, epoch=epoch, size=size)
+        return epoch, chosen if reading.images is None else reading.images[chosen]
 
     def __getitem__(self, step: int) -> LoadedBatch:
         epoch, everyones = self.global_indices(step)
@@ -104,7 +130,7 @@ class Batches(Dataset):
             epoch=epoch,
             indices=indices,
             sizes=self._split.sizes[indices],
-            stage=self._stage,
+            stage=self._reading.policies,
         )
         labels = None if self._split.labels is None else torch.from_numpy(self._split.labels[indices])
         pictures, plain = self._pictures(indices, draws)

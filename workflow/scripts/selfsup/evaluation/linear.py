@@ -1,20 +1,24 @@
 """Linear evaluation: a linear classifier on the frozen encoder (paper, section 6.5).
 
 The encoder stays in eval mode. The headline is the figure of the last epoch. The best epoch is recorded, but not used;
-nor are the classifiers with other learning rates or initial weights that may be trained as well (`linear.further`).
+nor are the classifiers with other learning rates or initial weights that may be trained as well (`linear.further`),
+unless training images are held out to choose one (`linear.held_out`; Grill et al. 2020, C.1).
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import centre_view
-from selfsup.data.loader import Batches, LoadedBatch, ViewMaker
+from selfsup.data.loader import Batches, LoadedBatch, ViewMaker, reading_of
+from selfsup.data.store import Split
 from selfsup.engine.device import full_fp32
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.saving import Saver
@@ -22,19 +26,22 @@ from selfsup.errors import PermanentError
 from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.further import FurtherClassifiers
 from selfsup.evaluation.linear_settings import LinearSettings
+from selfsup.evaluation.running_loss import RunningLoss
+from selfsup.evaluation.subsets import balanced_order
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
 from selfsup.measures import accuracy
-from selfsup.models import seeded_weights
 from selfsup.optim import learning_rate
 
 TEST_BATCH = 256
+HELD_OUT_SEED = 0  # of the draw of held-out images: the same whatever else is drawn
 
 
 class LinearEvaluation(Task):
     """The state of a linear evaluation: classifiers, optimiser, rows so far.
 
-    Test features are computed once per job: the encoder is fixed. further_rows: of the further classifiers.
+    Test features are computed once per job: the encoder is fixed. further_rows: of the further classifiers; where
+    held-out images choose one, of the headline's too, first.
     """
 
     def __init__(self, judged: Judged, settings: LinearSettings, identity: Mapping[str, Any]):
@@ -43,22 +50,25 @@ class LinearEvaluation(Task):
         self._recipe, self._encoder, self.features = recipe, judged.encoder, FrozenFeatures(judged.encoder, compute)
         self._test_features = self._exact_test_features = self._test_labels = torch.empty(0)
         place = {"rank": compute.ranks.rank, "world_size": compute.ranks.size, "device": compute.device}
-        self.batches = Batches(store.train, recipe, seed=judged.seed, stage="linear", **place)
+        order = balanced_order(store.train.labels, HELD_OUT_SEED) if settings.held_out else np.arange(len(store.train))
+        self._held_out, trained = order[: settings.held_out], np.sort(order[settings.held_out :])
+        reading = replace(reading_of(recipe, "linear"), images=trained if settings.held_out else None)
+        self.batches = Batches(store.train, recipe, seed=judged.seed, stage=reading, **place)
         self.make_views = ViewMaker(store.train, recipe, compute.device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
         if self.total_steps == 0:
             raise PermanentError(
-                f"linear.batch is {settings.batch}, more than the {len(store.train)} training images of "
-                f"{store.folder}: make it smaller"
+                f"linear.batch is {settings.batch}, more than the {len(trained)} training images of {store.folder}"
+                f"{' that are not held out' if settings.held_out else ''}: make it smaller"
             )
-        self._build_classifiers(judged.seed, judged.encoder.out_features)
-        self._losses = torch.zeros((), device=compute.device)  # this rank's share, summed over the epoch so far
+        self._build_classifiers()
+        self._losses = RunningLoss(compute)
 
-    def _build_classifiers(self, seed: int, features: int) -> None:
+    def _build_classifiers(self) -> None:
         device, further = self.compute.device, self.settings.further
         draws = [0, *(one["initial_weights"] for one in further)]
-        classifiers = [_initial_classifier(seed, draw, features, self.classes) for draw in draws]
+        classifiers = list(map(self.initial_classifier, draws))
         self._classifier = classifiers[0].to(device)
         self._further = FurtherClassifiers(classifiers[1:], self.settings, device) if further else None
         self._optimizer = torch.optim.SGD(
@@ -72,7 +82,7 @@ class LinearEvaluation(Task):
     def run(self, attempt: Attempt, saver: Saver, partial: Path) -> Iterator[dict[str, float]]:
         """Yield a row after each epoch: epoch, lr, train_loss, top1, top5 (in %), images_per_s."""
         attempt.begin_steps(self.step, self.settings.batch)
-        if not self._extract_test_features(attempt):
+        if not self._extract_features(attempt):
             return
         began, first = time.monotonic(), self.step
         pinned = self.compute.device.type == "cuda"
@@ -85,13 +95,16 @@ class LinearEvaluation(Task):
                 self.rows.append(self._row(epoch, rate, images / (time.monotonic() - began)))
                 began, first = time.monotonic(), self.step
                 if self.finished and self._further is not None:
-                    self.further_rows = self._further.rows(*self._test_set())
+                    self.further_rows = self._rows_of_classifiers()
                 yield self.rows[-1]
             if self.finished or not self.go_on(saver, partial):
                 return
 
     def figures(self) -> dict[str, Any]:
-        """Return the last epoch's top1 and top5, and the best epoch, which no verdict uses."""
+        """Return the last epoch's top1 and top5, and the best epoch, which no verdict uses; of the chosen classifier,
+        where one is chosen, top1, top5 and what chose it."""
+        if self.settings.held_out:
+            return self._chosen()
         last, best = self.rows[-1], max(self.rows, key=lambda row: row["top1"])
         best = {"best_top1": best["top1"], "best_epoch": best["epoch"]}
         return {"top1": last["top1"], "top5": last["top5"], **best}
@@ -116,28 +129,69 @@ class LinearEvaluation(Task):
         classes = [self._classifier(one).argmax(1) for one in (self._test_features, self._exact_test_features)]
         return int(self.compute.ranks.all_reduce((classes[0] != classes[1]).sum()))
 
-    @torch.no_grad()
-    def _extract_test_features(self, attempt: Attempt) -> bool:
-        """Compute this rank's part of the test features, each image on one rank. Returns False if asked to stop.
+    def _extract_features(self, attempt: Attempt) -> bool:
+        """Compute this rank's part of the test and held-out features. Returns False if asked to stop."""
+        store = self.judged.store
+        test = self._features_of(store.test, np.arange(len(store.test)), attempt)
+        held_out = test and self._features_of(store.train, self._held_out, attempt)
+        if test is None or held_out is None:
+            return False
+        self._exact_test_features, self._test_features, self._test_labels = test
+        self._held_out_set = held_out[1:]
+        return True
 
-        They are computed in fp32 by the unchanged encoder; with `test_precision: compute` also as in training.
+    @torch.no_grad()
+    def _features_of(
+        self, split: Split, images: np.ndarray, attempt: Attempt
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return this rank's part of the features of some images, each on one rank, and labels; None if asked to stop.
+
+        They are computed in fp32 by the unchanged encoder; with `test_precision: compute`, the second ones, as in
+        training.
         """
-        compute, split = self.compute, self.judged.store.test
-        ranks, mine = compute.ranks, own_part(len(split), compute)
-        exact, fast = [], []
-        for start in range(0, -(-len(split) // ranks.size), TEST_BATCH):  # equally often on all ranks
+        compute = self.compute
+        ranks, mine = compute.ranks, images[own_part(len(images), compute)]
+        exact, fast = [torch.empty(0, self._encoder.out_features, device=compute.device)], []
+        for start in range(0, -(-len(images) // ranks.size), TEST_BATCH):  # equally often on all ranks
             if ranks.any(attempt.stop.reason is not None):
-                return False
+                return None
             pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
             with full_fp32():
                 exact.append(self._encoder(pictures))
             if self.settings["test_precision"] == "compute":
                 fast.append(self.features(pictures))
-            attempt.heartbeat(f"test image {start}")
-        self._exact_test_features = torch.cat(exact)
-        self._test_features = torch.cat(fast) if fast else self._exact_test_features
-        self._test_labels = labels_of(split, mine, compute.device)
-        return True
+            attempt.heartbeat(f"image {start}")
+        exact = torch.cat(exact)
+        return exact, torch.cat(fast) if fast else exact, labels_of(split, mine, compute.device)
+
+    @torch.no_grad()
+    def _rows_of_classifiers(self) -> list[dict[str, float]]:
+        """Return a row for each further classifier. Collective.
+
+        Where one is chosen, the headline's comes first, and each has figures on held-out images as well.
+        """
+        if not self.settings.held_out:
+            return self._further.rows(*self._test_set())
+        features, labels = self._held_out_set
+        held_out = features, labels, len(self._held_out), self.compute.ranks
+        headline = {"peak_lr": self.settings.peak_lr, "initial_weights": 0}
+        headline |= {key: self.rows[-1][key] for key in ("top1", "top5")}
+        rows = [headline, *self._further.rows(*self._test_set())]
+        reached = [accuracy(self._classifier(features), *held_out[1:]), *self._further.rows(*held_out)]
+        return [
+            {**row, **{f"validation_{key}": found[key] for key in ("top1", "top5")}}
+            for row, found in zip(rows, reached, strict=True)
+        ]
+
+    def _chosen(self) -> dict[str, Any]:
+        """Return the figures of the classifier with the highest top-1 on held-out images, of equals the first."""
+        best = max(
+            (row for row in self.further_rows if not math.isnan(row["validation_top1"])),
+            key=lambda row: row["validation_top1"],
+        )
+        own = {key: best[key] for key in ("top1", "top5")}
+        chosen = {"chosen_lr": best["peak_lr"], "chosen_initial_weights": best["initial_weights"]}
+        return {**own, **chosen, "validation_top1": best["validation_top1"], "n_held_out": len(self._held_out)}
 
     def train_step(self, batch: LoadedBatch) -> float:
         """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`."""
@@ -154,7 +208,7 @@ class LinearEvaluation(Task):
         (share * compute.ranks.size).backward()
         compute.ranks.average_gradients(self._classifier.parameters())
         self._optimizer.step()
-        self._losses += share.detach()
+        self._losses.add(share)
         if self._further is not None:
             steps = {"images": batch.total, "step": batch.step, "total_steps": self.total_steps}
             self._further.train_step(features, labels, **steps, ranks=compute.ranks)
@@ -162,8 +216,7 @@ class LinearEvaluation(Task):
         return rate
 
     def _row(self, epoch: int, rate: float, images_per_s: float) -> dict[str, float]:
-        train_loss = float(self.compute.ranks.all_reduce(self._losses)) / self.steps_per_epoch
-        self._losses = torch.zeros((), device=self.compute.device)
+        train_loss = self._losses.taken(self.steps_per_epoch)
         features, *test = self._test_set()
         with torch.no_grad():
             top = accuracy(self._classifier(features), *test)
@@ -177,20 +230,11 @@ class LinearEvaluation(Task):
         parts = {"classifier": self._classifier.state_dict(), "optimizer": self._optimizer.state_dict()}
         if self._further is not None:
             parts["further"] = self._further.state_dict()
-        return {"losses": self.compute.ranks.all_gather(self._losses).cpu(), **parts}
+        return {"losses": self._losses.state(), **parts}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._classifier.load_state_dict(state["classifier"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._further is not None:
             self._further.load_state_dict(state["further"])
-        ranks, losses = self.compute.ranks, state["losses"]
-        if len(losses) == ranks.size:
-            self._losses.copy_(losses[ranks.rank])
-        elif ranks.is_main:  # the number of ranks has changed: only the sum counts
-            self._losses.copy_(losses.sum())
-
-
-def _initial_classifier(seed: int, draw: int, features: int, classes: int) -> nn.Linear:
-    with seeded_weights(seed, 2, draw):
-        return nn.Linear(features, classes)
+        self._losses.load_state(state["losses"])

@@ -5,7 +5,7 @@ from typing import Literal
 
 from selfsup.augment.settings import View
 from selfsup.evaluation.task_settings import TaskSettings, TestView, view_in_words
-from selfsup.settings.notes import Count, Momentum, NotNegative, Seed
+from selfsup.settings.notes import Count, Momentum, Natural, NotNegative, Seed
 from selfsup.settings.registries import TASKS
 from selfsup.settings.typed import Settings, since
 
@@ -42,8 +42,13 @@ class LinearSettings(TaskSettings):
     counted"""
     further: list[Further] = since([])
     """classifiers trained beside the headline's on the same features; they go to further.csv and into no verdict"""
+    held_out: Natural = since(0)
+    """training images, as many of each class as of any other, that train nothing and choose among the headline's
+    classifier and the further ones; the figure is the chosen one's. 0: no choice, the figure is the headline's"""
 
     def problems(self) -> Iterator[str]:
+        if self.held_out and not self.further:
+            yield f"held_out is {self.held_out}, but further is empty: there is nothing to choose from"
         for number, one in enumerate(self.further):
             if one.peak_lr < self.lr_floor:
                 yield f"further.{number}.peak_lr is {one.peak_lr}, below the lr_floor of {self.lr_floor}"
@@ -52,6 +57,8 @@ class LinearSettings(TaskSettings):
         """Return the protocol in words; it also mentions micro-batches of the pretraining."""
         rate, parts = f"lr {self.peak_lr:g} cosine to {self.lr_floor:g}", recipe["micro_batches"]
         words = [f"linear, {self.epochs} epochs", f"batch {self.batch}", rate, "last epoch"]
+        if self.held_out:
+            words.append(f"best of {1 + len(self.further)} on {self.held_out} of the training images")
         return ", ".join(words + ([f"pretrained in {parts} micro-batches"] if parts > 1 else []))
 
     def in_words(self, recipe: Mapping) -> str:

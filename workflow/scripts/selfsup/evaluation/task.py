@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from selfsup.data.store import PackedStore
 from selfsup.engine.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
@@ -16,7 +17,7 @@ from selfsup.engine.compute import Compute
 from selfsup.engine.saving import Decision, Saver
 from selfsup.job.attempt import Attempt
 from selfsup.layout import rolling_name
-from selfsup.models import Backbone
+from selfsup.models import Backbone, seeded_weights
 from selfsup.recipe import Recipe
 from selfsup.settings.registries import TASKS
 from selfsup.settings.typed import Settings
@@ -90,6 +91,11 @@ class Task:
     def classes(self) -> int:
         """The number of classes."""
         return len(self.judged.store.classes)
+
+    def initial_classifier(self, draw: int = 0) -> nn.Linear:
+        """Return a linear layer from features to classes as it starts. draw: of its weights; 0 is the headline's."""
+        with seeded_weights(self.judged.seed, 2, draw):
+            return nn.Linear(self.judged.encoder.out_features, self.classes)
 
     def go_on(self, saver: Saver, partial: Path) -> bool:
         """Save a state in `partial` if that is due; return False if the job is to end. Collective, between steps."""

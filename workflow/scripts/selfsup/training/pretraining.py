@@ -18,6 +18,7 @@ from selfsup.engine import checkpoint
 from selfsup.engine.device import autocast
 from selfsup.engine.equal_ranks import check_equal_on_all_ranks
 from selfsup.engine.gradients import GradientAverager
+from selfsup.engine.network_draws import NetworkDraws
 from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError
 from selfsup.methods import Batch, Output, Step, build_method
@@ -25,7 +26,6 @@ from selfsup.models import recompute_activations, software
 from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
 from selfsup.training.finite import FiniteGuard
-from selfsup.training.network_draws import NetworkDraws
 from selfsup.training.run import Run
 
 COMPILED_VARIANTS = 64  # of one function, at most: a ResNet-50 over ranks has about 16

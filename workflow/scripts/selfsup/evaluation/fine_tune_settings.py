@@ -1,0 +1,128 @@
+"""What a protocol says of fine-tuning: with few labels (semi-supervised learning) or with all of them."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Annotated, Literal, NamedTuple
+
+from selfsup.augment.settings import View
+from selfsup.evaluation.task_settings import TaskSettings, TestView, view_in_words
+from selfsup.settings.notes import Bounds, Count, Distinct, Length, Momentum, NotNegative, Seed
+from selfsup.settings.registries import TASKS
+
+MOST_NAMED = 3  # numbers of a list, in words
+
+
+class Point(NamedTuple):
+    """One of the grid: the peak learning rate, the weight decay that the optimiser gets, the length."""
+
+    peak_lr: float
+    weight_decay: float
+    length: int
+
+
+@TASKS.add("fine_tune", builds="selfsup.evaluation.fine_tune:FineTuning")
+class FineTuneSettings(TaskSettings):
+    labels: Annotated[float, Bounds(more_than=0, at_most=100)]
+    """share of the training images whose labels are used, in %: drawn, as many of each class as of any other"""
+    subset_seed: Seed
+    """which draw of them; with one seed a smaller share's images are among those of a larger share"""
+    held_out: NotNegative
+    """training images that choose among the grid: how many, or, below 1, which share of all training images"""
+    held_out_of: Literal["share", "rest"]
+    """where they come from. share: of the images whose labels are used, on all of which the chosen setting is trained
+    again; rest: further images, whose labels are then used for the choice alone"""
+    unit: Literal["epochs", "steps"]
+    """of the lengths"""
+    lengths: Annotated[list[Count], Length(1), Distinct()]
+    """of a training; the grid has one of each with each rate and decay"""
+    batch: Annotated[int, Bounds(at_least=2)]
+    """images in one step, over all devices; all of them where the training has fewer. A short last batch is left out"""
+    peak_lrs: Annotated[list[NotNegative], Length(1), Distinct()]
+    """learning rates of the first step, absolute; each falls along a cosine"""
+    lr_floor: NotNegative
+    """learning rate that the cosine falls to"""
+    momentum: Momentum
+    """SGD's"""
+    nesterov: bool
+    """is the momentum Nesterov's"""
+    weight_decays: Annotated[list[NotNegative], Length(1), Distinct()]
+    """how strongly weights are drawn to 0: of all parameters"""
+    decay_over_lr: bool
+    """is the weight decay divided by the peak learning rate, so that both together shrink a weight by it"""
+    batch_norm_momentum: Literal["encoder", "by_steps"]
+    """weight of the newest batch in the running statistics. encoder: as it was trained with; by_steps: the smaller of
+    0.1 and 10 / s, where s is the number of steps of an epoch"""
+    batch_norm_statistics: Literal["all_devices", "each_device"]
+    """over which pictures of a step batch norms take mean and variance"""
+    train_view: View | None
+    """null: of the recipe's linear evaluation"""
+    test: TestView | None
+    """of test and held-out images; null: of the recipe's linear evaluation"""
+
+    def problems(self) -> Iterator[str]:
+        if self.held_out >= 1 and not float(self.held_out).is_integer():
+            yield f"held_out is {self.held_out}, wanted a share below 1 or a whole number of images"
+        if self.chooses and not self.held_out:
+            yield "held_out is 0, but the grid has several points: there is nothing to choose by"
+        if self.held_out_of == "rest" and self.labels == 100 and self.chooses:
+            yield "held_out_of is rest, but labels is 100: nothing is left, set held_out_of: share"
+        if self.lr_floor > min(self.peak_lrs):
+            yield f"lr_floor is {self.lr_floor}, above {min(self.peak_lrs)} of peak_lrs"
+        if self.nesterov and self.momentum == 0:
+            yield "nesterov is true, but momentum is 0: there is nothing to look ahead with"
+        if self.decay_over_lr and min(self.peak_lrs) == 0:
+            yield "decay_over_lr is true, but one of peak_lrs is 0"
+
+    @property
+    def grid(self) -> list[Point]:
+        """The points that are tried, in order: of equally good ones the first is chosen."""
+        over = self.decay_over_lr
+        points = product(self.lengths, self.weight_decays, self.peak_lrs)
+        return [Point(rate, decay / rate if over else decay, length) for length, decay, rate in points]
+
+    @property
+    def chooses(self) -> bool:
+        """Is there anything to choose."""
+        return len(self.lengths) * len(self.weight_decays) * len(self.peak_lrs) > 1
+
+    def protocol(self, recipe: Mapping) -> str:
+        lengths = f"{_any_of(self.lengths)} {self.unit}"
+        decays = [f"weight decay {_any_of(self.weight_decays)}{' over lr' if self.decay_over_lr else ''}"]
+        rates = f"lr {_any_of(self.peak_lrs)} cosine to {self.lr_floor:g}"
+        words = ["fine-tuned", lengths, f"batch {self.batch}", rates]
+        return ", ".join(words + (decays if any(self.weight_decays) else []) + self._choice())
+
+    def _choice(self) -> list[str]:
+        if not self.chooses:
+            return []
+        held_out = f"{self.held_out:.0f}" if self.held_out >= 1 else f"{100 * self.held_out:g} %"
+        whose = "further" if self.held_out_of == "rest" else "of the"
+        return [f"best of {len(self.grid)} on {held_out} {whose} training images"]
+
+    def in_words(self, recipe: Mapping) -> str:
+        view = View.of(self.train_view or recipe["linear"]["train_view"])
+        by_steps = ["batch norm momentum by steps"] if self.batch_norm_momentum == "by_steps" else []
+        return ", ".join(
+            [
+                f"momentum {self.momentum:g}{' Nesterov' if self.nesterov else ''}",
+                f"batch norm over {self.batch_norm_statistics.replace('_', ' ')}",
+                *by_steps,
+                *([f"draw {self.subset_seed} of the labels"] if self.labels < 100 or self.chooses else []),
+                *view_in_words(view, recipe["augment"]["size"]),
+                str(TestView.of(self.test or recipe["linear"]["test"])),
+            ]
+        )
+
+    @property
+    def label_share(self) -> float:
+        return self.labels
+
+    @property
+    def batches(self) -> dict[str, int]:
+        return {"batch": self.batch}
+
+
+def _any_of(numbers: list[float]) -> str:
+    if len(numbers) > MOST_NAMED:
+        return f"{len(numbers)} from {min(numbers):g} to {max(numbers):g}"
+    return " or ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,68 @@
+"""Which training images' labels are used: nested, class-balanced draws that (labels, seed) give, on any machine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfsup.errors import PermanentError
+from selfsup.evaluation.fine_tune_settings import FineTuneSettings
+from selfsup.random_draws import Stream, words
+
+
+def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return all images in an order whose every beginning has as many of each class as of any other, as far as they go.
+
+    labels: int64 [N]. Returns int64 [N]. It goes round the classes: each round has the next image, drawn at random, of
+    each class that has one left, in an order of its own. A beginning of N // 100 images is what the lists of SimCLR's
+    authors are for 1 % of ImageNet: 12 or 13 of a class, 12,811 in all, and part of the list of 10 %.
+    """
+    drawn = words(seed, Stream.SUBSET, epoch=0, indices=np.arange(len(labels)))
+    by_class = np.lexsort((drawn[:, 1], drawn[:, 0], labels))
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    rounds = np.empty(len(labels), np.int64)
+    rounds[by_class] = np.arange(len(labels)) - starts
+    return np.lexsort((drawn[:, 3], drawn[:, 2], rounds))
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The places of training images, int64: `share`, all whose labels train; `tried`, those of the grid's trainings;
+    `held_out`, by which one of these is chosen."""
+
+    share: np.ndarray
+    tried: np.ndarray
+    held_out: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray, settings: FineTuneSettings) -> "LabelledImages":
+        """Return what the settings say of a training set's labels, int64 [N].
+
+        Raises PermanentError where there are too few images for it.
+        """
+        count = int(len(labels) * settings.labels / 100 + 1e-9)  # 10 % of 70 is 7, not 6.999...
+        held_out = settings.held_out if settings.held_out >= 1 else settings.held_out * len(labels)
+        held_out = int(held_out + 1e-9) if settings.chooses else 0
+        _check_counts(len(labels), count, held_out, settings)
+        order = balanced_order(labels, settings.subset_seed)
+        share, rest = order[:count], order[count:]
+        if settings.held_out_of == "rest":
+            return cls(share, share, rest[:held_out])
+        return cls(share, share[: count - held_out], share[count - held_out :])
+
+
+def _check_counts(images: int, count: int, held_out: int, settings: FineTuneSettings) -> None:
+    of_share = settings.held_out_of == "share"
+    wanted = 2 + (held_out if of_share else 0)
+    if count < wanted:
+        also = f" beside the {held_out} held out" if of_share and held_out else ""
+        raise PermanentError(
+            f"labels is {settings.labels:g} % of {images} training images, {count} of them; wanted 2 at least{also}: "
+            "raise labels, or hold fewer out"
+        )
+    if settings.chooses and held_out == 0:
+        raise PermanentError(f"held_out is {settings.held_out} of {images} training images, which is none: raise it")
+    if not of_share and held_out > images - count:
+        raise PermanentError(
+            f"held_out is {held_out}, but only {images - count} of {images} training images are not among the "
+            f"{settings.labels:g} %: hold fewer out"
+        )
