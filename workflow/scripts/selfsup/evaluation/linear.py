@@ -37,7 +37,8 @@ TEST_BATCH = 256
 def protocol(recipe: Mapping) -> str:
     """Return the protocol in words, for the table; it also mentions micro-batches of the pretraining."""
     linear, parts = recipe["linear"], recipe["micro_batches"]
-    rate = f"lr {linear['peak_lr']:g} cosine to {linear['lr_floor']:g}"
+    extra, rate = linear["cosine_extra_epochs"], f"lr {linear['peak_lr']:g} cosine to {linear['lr_floor']:g}"
+    rate += f" after {linear['epochs'] + extra} epochs" if extra else ""
     words = [f"linear, {linear['epochs']} epochs", f"batch {linear['batch']}", rate, "last epoch"]
     return ", ".join(words + ([f"pretrained in {parts} micro-batches"] if parts > 1 else []))
 
@@ -173,10 +174,7 @@ class LinearEvaluation:
 
     def train_step(self, batch: LoadedBatch) -> float:
         """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`."""
-        compute, linear = self.compute, self._linear
-        rate = learning_rate(
-            batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
-        )
+        compute, rate = self.compute, self._rate(batch.step, self._linear["peak_lr"])
         pictures, labels = self.make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
         features = self.features(pictures)
         self._optimizer.param_groups[0]["lr"] = rate
@@ -188,10 +186,20 @@ class LinearEvaluation:
         self._optimizer.step()
         self._losses += share.detach()
         if self._further is not None:
-            steps = {"images": batch.total, "step": batch.step, "total_steps": self.total_steps}
-            self._further.train_step(features, labels, **steps, ranks=compute.ranks)
+            rates = [self._rate(batch.step, one["peak_lr"]) for one in self._linear["further"]]
+            self._further.train_step(features, labels, images=batch.total, rates=rates, ranks=compute.ranks)
         self.step += 1
         return rate
+
+    def _rate(self, step: int, peak: float) -> float:
+        return learning_rate(
+            step,
+            total_steps=self.total_steps,
+            warmup_steps=0,
+            peak=peak,
+            floor=self._linear["lr_floor"],
+            cosine_extra_steps=self._linear["cosine_extra_epochs"] * self.steps_per_epoch,
+        )
 
     def _row(self, epoch: int, rate: float, images_per_s: float) -> dict[str, float]:
         train_loss = float(self.compute.ranks.all_reduce(self._losses)) / self.steps_per_epoch

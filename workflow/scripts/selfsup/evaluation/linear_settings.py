@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from selfsup.augment.settings import Interpolation, View
-from selfsup.settings.notes import Count, Momentum, NotNegative, Seed
+from selfsup.settings.notes import Count, Momentum, Natural, NotNegative, Seed
 from selfsup.settings.typed import Settings, since
 
 
@@ -37,6 +37,8 @@ class LinearSettings(Settings):
     """learning rate at the first step; it falls along a cosine"""
     lr_floor: NotNegative
     """learning rate that the cosine falls to"""
+    cosine_extra_epochs: Natural = since(0)
+    """epochs by which the cosine is longer than the training, which ends before it has reached lr_floor"""
     momentum: Momentum
     """SGD's"""
     nesterov: bool

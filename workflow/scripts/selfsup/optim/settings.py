@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from selfsup.settings.notes import Natural, NotNegative, ParameterKinds, Share
-from selfsup.settings.typed import Settings
+from selfsup.settings.typed import Settings, since
 
 
 class OptimizerSettings(Settings):
@@ -18,6 +18,8 @@ class OptimizerSettings(Settings):
     """learning rate of step 0 as a share of the peak"""
     lr_floor: NotNegative
     """learning rate that the cosine falls to"""
+    cosine_extra_epochs: Natural = since(0)
+    """epochs by which the cosine is longer than the training, which ends before it has reached lr_floor"""
     weight_decay: NotNegative
     """how strongly weights are drawn to 0"""
     exclude_from_weight_decay: ParameterKinds
