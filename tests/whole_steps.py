@@ -53,7 +53,8 @@ def in_float64(views: Views) -> Views:
 def check_steps_over_ranks(overrides: Mapping, tolerance: float = 1e-9) -> None:
     """Two and four ranks give the losses, weights and buffers of one, in the norm of each tensor.
 
-    The tolerance is the rounding of float64, 1e-16, grown over three steps of batch norms with few rows.
+    The tolerance is the rounding of float64, 1e-16, grown over three steps of batch norms with few rows. Biases that a
+    later batch norm takes away are rounding alone, far below a thousandth.
     """
     images = np.random.default_rng().integers(0, 256, (IMAGES, 3, SIDE, SIDE), np.uint8)
     losses, wanted = steps_on(Ranks(), overrides, images)
@@ -62,4 +63,4 @@ def check_steps_over_ranks(overrides: Mapping, tolerance: float = 1e-9) -> None:
             np.testing.assert_allclose(others, losses, rtol=tolerance)
             assert found.keys() == wanted.keys()
             for name, value in wanted.items():
-                assert np.linalg.norm(found[name] - value) <= tolerance * np.linalg.norm(value) + 1e-300, name
+                assert np.linalg.norm(found[name] - value) <= tolerance * (np.linalg.norm(value) + 1e-3), name

@@ -61,6 +61,23 @@ SGD = {"optimizer": {"name": "sgd", "nesterov": False}}
 ADAMW = {"optimizer": {"name": "adamw", "peak_lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}}
 LAYERS = {"layers": [16, 8], "bias_before_bn": False, "bias_last": False, "last_batch_norm": "none"}
 SIMCLR = {"method": "simclr", "simclr": {"projector": LAYERS, "temperature": 0.5, "loss_reduction": "mean"}}
+SIZE = {"size": 32, "plain": {"resize": 32, "crop": 32, "interpolation": "bicubic"}}  # the authors' constants are for
+EQUIMOD = {
+    **SIMCLR,
+    "method": "equimod",
+    "equimod": {
+        "wraps": "simclr",
+        "projector": LAYERS,
+        "parameter_encoder": {**LAYERS, "layers": [6], "last_batch_norm": "with_scale_and_shift"},
+        "predictor": {**LAYERS, "layers": [10, 8]},
+        "temperature": 0.2,
+        "weight": 1.0,
+        "negatives": "all",
+        "parameters": "measured",
+    },
+    "augment": {"plain": {"resize": 8, "crop": 8, "interpolation": "bicubic"}},
+}
+BESIDE_BYOL = {"equimod": {"wraps": "byol"}, "byol": BASE["byol"]}
 # What pretraining computes depends on these; (a change, or the recipe to change and a change).
 PRETRAINING = {
     "epochs": {"epochs": 3},
@@ -100,6 +117,21 @@ PRETRAINING = {
     "simclr.projector.last_batch_norm": (SIMCLR, {"simclr": {"projector": {"last_batch_norm": "with_scale"}}}),
     "simclr.temperature": (SIMCLR, {"simclr": {"temperature": 0.2}}),
     "simclr.loss_reduction": (SIMCLR, {"simclr": {"loss_reduction": "sum"}}),
+    "equimod.wraps": (EQUIMOD, BESIDE_BYOL),
+    **{
+        f"equimod.{head}.{key}": (EQUIMOD, {"equimod": {head: change}})
+        for head, width in {"projector": 8, "parameter_encoder": 6, "predictor": 8}.items()
+        for key, change in {
+            "layers": {"layers": [12, width]},
+            "bias_before_bn": {"layers": [10, width], "bias_before_bn": True},
+            "bias_last": {"last_batch_norm": "none", "bias_last": True},
+            "last_batch_norm": {"last_batch_norm": "with_scale"},
+        }.items()
+    },
+    "equimod.temperature": (EQUIMOD, {"equimod": {"temperature": 0.5}}),
+    "equimod.weight": (EQUIMOD, {"equimod": {"weight": 0.5}}),
+    "equimod.negatives": (EQUIMOD, {"equimod": {"negatives": "views_of_other_images"}}),
+    "equimod.parameters": ({**EQUIMOD, "augment": SIZE}, {"equimod": {"parameters": "authors"}}),
     "optimizer.name": SGD,
     "optimizer.nesterov": (SGD, {"optimizer": {"nesterov": True}}),
     "optimizer.beta1": (ADAMW, {"optimizer": {"beta1": 0.8}}),
