@@ -9,12 +9,15 @@ from typing import Any
 
 import pandas as pd
 
+from selfsup.recipe import methods_of
+
 # Column of both files: its name in a sentence. The dataset, a key too, is config.yaml's to name.
 KEYS = {
     "method": "method",
     "backbone": "backbone",
     "width": "width",
     "stem": "stem",
+    "head": "head",
     "epochs": "epochs",
     "global_batch": "batch",
     "task": "task",
@@ -25,6 +28,7 @@ KEYS = {
     "n_test": "test images",
 }
 IN_WORDS = ("protocol", "settings")
+WHERE_TOLD = ("head",)  # told by a reference only where the method's figures differ by it; elsewhere not compared
 
 
 def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str, Any]:
@@ -37,10 +41,11 @@ def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str
     model = trained.get("model", {})
     untrained = "training" not in card and "imported" not in card
     return {
-        "method": None if untrained else trained.get("method"),
+        "method": None if untrained else method_in_words(trained),
         "backbone": model.get("backbone"),
         "width": model.get("width"),
         "stem": _stem(model["stem"]) if "stem" in model else None,
+        "head": None if untrained else _head(trained),
         "epochs": 0 if untrained else _epochs(card, trained, n_train),
         "global_batch": None if untrained else trained.get("global_batch"),
         "task": "linear",
@@ -48,6 +53,11 @@ def figure_keys(card: Mapping, recipe: Mapping, n_train: int | None) -> dict[str
         "labels": 100,
         "n_train": n_train,
     }
+
+
+def method_in_words(recipe: Mapping) -> str | None:
+    """Return the name of a recipe's method, behind that of the one it wraps: "simclr + equimod"."""
+    return " + ".join(reversed(methods_of(recipe))) if "method" in recipe else None
 
 
 def settings(recipe: Mapping) -> str:
@@ -71,8 +81,9 @@ def settings(recipe: Mapping) -> str:
 def differences(line: Mapping, reference: Mapping) -> list[str]:
     """Return in words each key in which one of our figures differs from a published one, or which is not known."""
     ours, theirs = ({key: plain(side.get(key)) for key in KEYS} for side in (line, reference))
-    unknown = [name for key, name in KEYS.items() if ours[key] is None]
-    words = [_difference(key, ours[key], theirs[key]) for key in KEYS if ours[key] is not None]
+    compared = [key for key in KEYS if key not in WHERE_TOLD or theirs[key] is not None]
+    unknown = [KEYS[key] for key in compared if ours[key] is None]
+    words = [_difference(key, ours[key], theirs[key]) for key in compared if ours[key] is not None]
     known = [text for text in words if text]
     return known + ([f"not told by metrics.csv: {', '.join(unknown)}"] if unknown else [])
 
@@ -109,6 +120,17 @@ def _unlike(ours: str, theirs: str) -> tuple[str, str]:
 def _stem(stem: Mapping) -> str:
     pool = ", max-pool" if stem["max_pool"] else ""
     return f"{stem['kernel']} x {stem['kernel']}, stride {stem['stride']}{pool}"
+
+
+def _head(trained: Mapping) -> str | None:
+    """Return in words the projector of a method, of the one that is wrapped where one is; None where there is none."""
+    block = trained.get(methods_of(trained)[-1]) if "method" in trained else None
+    head = block.get("projector") if isinstance(block, Mapping) else None
+    if not isinstance(head, Mapping):
+        return None
+    layers = head["layers"] if "layers" in head else [head["hidden"], head["out"]]
+    last = head.get("last_batch_norm", "none").replace("_", " ")
+    return "-".join(map(str, layers)) + ("" if last == "none" else f", last batch norm {last}")
 
 
 def _epochs(card: Mapping, trained: Mapping, n_train: int | None) -> int | None:
