@@ -11,16 +11,13 @@ from torch.nn import functional as F
 
 from selfsup.augment.transfer import sent
 from selfsup.engine.distributed import Ranks
-from selfsup.errors import PermanentError
 from selfsup.methods.equimod_constants import parameter_count
 from selfsup.methods.equimod_parameters import normalisation, parameter_vector
 from selfsup.methods.equimod_settings import EquiModSettings
-from selfsup.methods.method import Batch, Context, Method, Output, Step
+from selfsup.methods.method import Batch, Context, Output, Step
 from selfsup.methods.simclr import nt_xent
+from selfsup.methods.wrapping import WrappingMethod
 from selfsup.models import build_head, configure_batch_norm, seeded_weights
-from selfsup.optim import parameter_treatments
-from selfsup.optim.parameter_groups import ParameterTreatment
-from selfsup.settings.registries import METHODS
 
 __all__ = ["EquiMod", "parameter_vector", "prediction_loss"]
 
@@ -43,20 +40,14 @@ def prediction_loss(
     return F.cross_entropy(others, begin + own)
 
 
-class EquiMod(Method):
-    """The wrapped method with the module beside it: see `selfsup.methods.Method` for what each member means."""
+class EquiMod(WrappingMethod):
+    """The module beside the wrapped method: see `selfsup.methods.Method` for what each member means."""
 
     def __init__(self, settings: EquiModSettings, context: Context):
         super().__init__(settings, context)
-        self.wrapped: Method = METHODS.component(settings.wraps)(context.recipe[settings.wraps], context)
-        if type(self.wrapped).loss_of is Method.loss_of:
-            raise PermanentError(
-                f"equimod.wraps is {settings.wraps!r}, whose class has no `loss_of`: it cannot be wrapped"
-            )
         self.normalisation = normalisation(context.recipe, settings.parameters)
         with seeded_weights(context.seed, 3):
-            self.module = self._build_module()
-        self.networks = nn.ModuleDict({"wrapped": self.wrapped.networks, "equivariance": self.module})
+            self.add("equivariance", self._build_module())
 
     def _build_module(self) -> nn.ModuleDict:
         settings, recipe = self.settings, self.context.recipe
@@ -71,13 +62,12 @@ class EquiMod(Method):
 
     def connect(self) -> None:
         self.wrapped.connect()
-        recipe, ranks = self.context.recipe, self.context.ranks
-        views = len(recipe.augment.views)
-        seen_by = {self.encoder(): views + 1, self.module["projector"]: views + 1}  # the picture itself is one more
-        seen_by |= {self.module[name]: views for name in ("parameter_encoder", "predictor")}
-        for network, groups in seen_by.items():
-            per_view = recipe.model.batch_norm.statistics == "per_view"
-            configure_batch_norm(network, groups=groups if per_view else 1, ranks=ranks)
+        recipe, views = self.context.recipe, len(self.context.recipe.augment.views)
+        per_view = recipe.model.batch_norm.statistics == "per_view"
+        groups = {self.encoder(): views + 1, self.module["projector"]: views + 1}  # the picture itself is one more
+        groups |= {self.module[name]: views for name in ("parameter_encoder", "predictor")}
+        for network, parts in groups.items():
+            configure_batch_norm(network, groups=parts if per_view else 1, ranks=self.context.ranks)
 
     def loss(self, batch: Batch, step: Step) -> Output:
         count = len(batch.plain)
@@ -101,42 +91,6 @@ class EquiMod(Method):
         if self.settings.negatives == "all":
             return nt_xent(seen, predicted, temperature, ranks)
         return prediction_loss(predicted, seen, temperature, ranks)
-
-    def encoder(self) -> nn.Module:
-        return self.wrapped.encoder()
-
-    def parameter_groups(self) -> list[ParameterTreatment]:
-        own = nn.ModuleDict({"equivariance": self.module})
-        return self.wrapped.parameter_groups() + parameter_treatments(own, self.context.recipe.optimizer)
-
-    def schedules(self, step: int) -> dict[str, float]:
-        return self.wrapped.schedules(step)
-
-    def before_step(self, step: Step) -> None:
-        self.wrapped.before_step(step)
-
-    def after_backward(self, step: Step) -> None:
-        self.wrapped.after_backward(step)
-
-    def after_step(self, step: Step) -> None:
-        self.wrapped.after_step(step)
-
-    @property
-    def floors(self) -> dict[str, float]:
-        return self.wrapped.floors
-
-    def health(self, views) -> dict[str, float]:
-        return self.wrapped.health(views)
-
-    def state_dict(self) -> dict:
-        parts = {"wrapped": self.wrapped.state_dict(), "equivariance": self.module.state_dict()}
-        return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
-
-    def load_state_dict(self, state: dict) -> None:
-        for part, network in (("wrapped", self.wrapped), ("equivariance", self.module)):
-            network.load_state_dict(
-                {name[len(part) + 1 :]: state[name] for name in state if name.startswith(f"{part}.")}
-            )
 
 
 @torch.no_grad()
