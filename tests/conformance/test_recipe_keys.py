@@ -77,6 +77,14 @@ EQUIMOD = {
     },
     "augment": {"plain": {"resize": 8, "crop": 8, "interpolation": "bicubic"}},
 }
+
+
+def equimod_with(head: str, **changes) -> dict:
+    """EQUIMOD with other values of one of its heads."""
+    block = EQUIMOD["equimod"]
+    return {**EQUIMOD, "equimod": {**block, head: {**block[head], **changes}}}
+
+
 BESIDE_BYOL = {"equimod": {"wraps": "byol"}, "byol": BASE["byol"]}
 # What pretraining computes depends on these; (a change, or the recipe to change and a change).
 PRETRAINING = {
@@ -119,14 +127,14 @@ PRETRAINING = {
     "simclr.loss_reduction": (SIMCLR, {"simclr": {"loss_reduction": "sum"}}),
     "equimod.wraps": (EQUIMOD, BESIDE_BYOL),
     **{
-        f"equimod.{head}.{key}": (EQUIMOD, {"equimod": {head: change}})
+        f"equimod.{head}.{key}": (equimod_with(head, **before), {"equimod": {head: change}})
         for head, width in {"projector": 8, "parameter_encoder": 6, "predictor": 8}.items()
-        for key, change in {
-            "layers": {"layers": [12, width]},
-            "bias_before_bn": {"layers": [10, width], "bias_before_bn": True},
-            "bias_last": {"last_batch_norm": "none", "bias_last": True},
-            "last_batch_norm": {"last_batch_norm": "with_scale"},
-        }.items()
+        for key, before, change in (
+            ("layers", {}, {"layers": [12, width]}),
+            ("bias_before_bn", {"layers": [10, width]}, {"bias_before_bn": True}),
+            ("bias_last", {"last_batch_norm": "none"}, {"bias_last": True}),
+            ("last_batch_norm", {"last_batch_norm": "none"}, {"last_batch_norm": "with_scale"}),
+        )
     },
     "equimod.temperature": (EQUIMOD, {"equimod": {"temperature": 0.5}}),
     "equimod.weight": (EQUIMOD, {"equimod": {"weight": 0.5}}),
