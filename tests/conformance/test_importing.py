@@ -352,6 +352,56 @@ def test_the_authors_online_backbone_is_read_to_the_bit(tmp_path, name):
         assert torch.equal(encoder(pictures), backbone(pictures))
 
 
+def companions_checkpoint(recipe):
+    """As SimCLR's main.py saves it: no momentum model, and no predictor in its model."""
+    method = build_method(recipe, seed=4, total_steps=10)
+    networks = {"resnet": method.networks["backbone"], "proj_head_inv": method.networks["projector"]}
+    for buffer in method.networks.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    named = ((part, *item) for part, network in networks.items() for item in network.state_dict().items())
+    model = collections.OrderedDict((f"{part}.{name}", value) for part, name, value in named)
+    for name in ("weight", "bias"):  # a batch norm without affine has none
+        del model[f"proj_head_inv.4.{name}"]
+    optimizer = torch.optim.SGD(method.networks.parameters(), lr=0.1, momentum=0.9)
+    more = {"last_epoch": 799, "log_dir": "./runs/expe_1_simclr", "optimizer_repr": optimizer.state_dict()}
+    return networks["resnet"].eval(), {**more, "model": model}
+
+
+@pytest.mark.parametrize("name", ["simclr_cifar10_authors", "simclr_imagenet_authors"])
+def test_the_companions_backbone_is_read_to_the_bit(tmp_path, name):
+    recipe = load_recipe(name, {"model": {"width": 8}})
+    backbone, checkpoint = companions_checkpoint(recipe)
+    torch.save(checkpoint, tmp_path / "weights.pt")
+    encoder, published = imported_backbone(tmp_path / "weights.pt", "authors", recipe)
+    assert (published.facts, published.method, published.head) == ({"epochs": 800}, "simclr", [2048, 128])
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(encoder(pictures), backbone(pictures))
+
+
+def test_the_published_size_is_that_of_heads_of_two_layers():
+    """Weights and momenta in float32: 99,988,861 bytes of CIFAR-10 and 224,138,667 of ImageNet, and pickled names."""
+    for name, size in {"cifar10": 99_988_861, "imagenet": 224_138_667}.items():
+        networks = build_method(load_recipe(f"simclr_{name}_authors"), seed=0, total_steps=1).networks
+        learned = sum(one.numel() for one in networks.parameters() if one.requires_grad)
+        buffers = sum(one.numel() for one in networks.buffers())
+        assert 0 < size - 4 * (2 * learned + buffers) < 200_000
+
+
+def test_a_file_of_another_method_or_head_is_not_taken_for_the_recipes(tmp_path):
+    small, path = {"model": {"width": 8}}, tmp_path / "weights.pt"
+    torch.save(companions_checkpoint(load_recipe("simclr_cifar10_authors", small))[1], path)
+    with pytest.raises(UserError, match=r"weights\.pt: its method: simclr, the recipe's: byol; take the recipe"):
+        imported_backbone(path, "authors", load_recipe("cifar10_authors", small))
+    three = {**small, "simclr": {"projector": {"layers": [2048, 2048, 128]}}}
+    with pytest.raises(UserError, match=r"its projector's layers: \[2048, 128\], the recipe's: \[2048, 2048, 128\]"):
+        imported_backbone(path, "authors", load_recipe("simclr_cifar10_authors", three))
+    torch.save(authors_checkpoint(load_recipe("cifar10_authors", small))[1], path)
+    with pytest.raises(UserError, match="its method: byol, the recipe's: simclr"):
+        imported_backbone(path, "authors", load_recipe("simclr_cifar10_authors", small))
+
+
 def test_wrong_files_for_the_authors_are_named(tmp_path):
     recipe, path = load_recipe("cifar10_authors", {"model": {"width": 8}}), tmp_path / "weights.pt"
 

@@ -36,10 +36,15 @@ def restated_hue(picture, turns):
 
 
 RESTATED = (restated_brightness, restated_contrast, restated_saturation, restated_hue)
+# SimCLR's release, version 2: color_jitter(impl="simclrv2") of its data_util.py.
+SIMCLR_V2 = (lambda picture, factor: np.clip(picture * factor, 0, 1), *RESTATED[1:])
+KINDS = {"official": (official_jitter.OPERATIONS, RESTATED), "simclr_v2": (official_jitter.SIMCLR_V2, SIMCLR_V2)}
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("operation", range(4))
-def test_each_operation_follows_its_equation(operation):
+def test_each_operation_follows_its_equation(operation, kind):
+    ours, restated = KINDS[kind]
     random = np.random.default_rng()
     pictures = random.random((6, 3, 5, 7))
     pictures[0, :, 0] = 0.5  # grey: no hue, no saturation
@@ -47,12 +52,13 @@ def test_each_operation_follows_its_equation(operation):
     pictures[0, :, 2] = 1.0
     pictures[1, 1] = pictures[1, 0]  # two channels alike
     factors = random.uniform(-0.5, 0.5, 6) if operation == 3 else random.uniform(0.2, 1.8, 6)
-    found = official_jitter.OPERATIONS[operation](torch.from_numpy(pictures), torch.from_numpy(factors)).numpy()
-    wanted = np.stack([RESTATED[operation](*pair) for pair in zip(pictures, factors, strict=True)])
+    found = ours[operation](torch.from_numpy(pictures), torch.from_numpy(factors)).numpy()
+    wanted = np.stack([restated[operation](*pair) for pair in zip(pictures, factors, strict=True)])
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
 
-def test_the_recipes_pictures_are_jittered_so_in_the_drawn_order():
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recipes_pictures_are_jittered_so_in_the_drawn_order(kind):
     """Views of pictures as large as the crop, with all else switched off, are the jittered pictures."""
     still = {"crop": {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]}, "flip": 0.0, "grayscale": 0.0, "blur": None}
     view = {
@@ -60,7 +66,7 @@ def test_the_recipes_pictures_are_jittered_so_in_the_drawn_order():
         "solarize": None,
         "jitter": {"p": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
     }
-    augment = {"size": 8, "mean": [0.0] * 3, "std": [1.0] * 3, "jitter_operations": "official", "views": [view, view]}
+    augment = {"size": 8, "mean": [0.0] * 3, "std": [1.0] * 3, "jitter_operations": kind, "views": [view, view]}
     recipe = load_recipe("cifar10", {"augment": augment, "linear": {"test": {"crop": 8}}})
     images = torch.from_numpy(np.random.default_rng().integers(0, 256, (20, 3, 8, 8), np.uint8))
     settings = {"seed": 3, "epoch": 1, "indices": np.arange(20)}
@@ -70,7 +76,7 @@ def test_the_recipes_pictures_are_jittered_so_in_the_drawn_order():
     for sample in range(20):
         wanted = images[sample].numpy() / 255
         for operation in drawn.order[sample]:
-            wanted = RESTATED[operation](wanted, float(drawn.factors[sample, operation]))
+            wanted = KINDS[kind][1][operation](wanted, float(drawn.factors[sample, operation]))
         np.testing.assert_allclose(found[sample].numpy(), wanted, rtol=0, atol=1e-5)  # float32 through four operations
 
 

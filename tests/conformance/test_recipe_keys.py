@@ -75,6 +75,31 @@ def of_heads(method: str, *heads: str) -> dict:
     }
 
 
+SIZE = {"size": 32, "plain": {"resize": 32, "crop": 32, "interpolation": "bicubic"}}  # the authors' constants are for
+EQUIMOD = {
+    **SIMCLR,
+    "method": "equimod",
+    "equimod": {
+        "wraps": "simclr",
+        "projector": LAYERS,
+        "parameter_encoder": {**LAYERS, "layers": [6], "last_batch_norm": "with_scale_and_shift"},
+        "predictor": {**LAYERS, "layers": [10, 8]},
+        "temperature": 0.2,
+        "weight": 1.0,
+        "negatives": "all",
+        "parameters": "measured",
+    },
+    "augment": {"plain": {"resize": 8, "crop": 8, "interpolation": "bicubic"}},
+}
+
+
+def equimod_with(head: str, **changes) -> dict:
+    """EQUIMOD with other values of one of its heads."""
+    block = EQUIMOD["equimod"]
+    return {**EQUIMOD, "equimod": {**block, head: {**block[head], **changes}}}
+
+
+BESIDE_BYOL = {"equimod": {"wraps": "byol"}, "byol": BASE["byol"]}
 # What pretraining computes depends on these; (a change, or the recipe to change and a change).
 PRETRAINING = {
     "epochs": {"epochs": 3},
@@ -86,6 +111,7 @@ PRETRAINING = {
     "model.stem.stride": {"model": {"stem": {"stride": 2}}},
     "model.stem.padding": {"model": {"stem": {"padding": 2}}},
     "model.stem.max_pool": {"model": {"stem": {"max_pool": True}}},
+    "model.stem.initial_weights": {"model": {"stem": {"initial_weights": "torch"}}},
     "model.padding": {"model": {"padding": "same"}},
     "model.zero_init_residual": {"model": {"zero_init_residual": False}},
     "model.drop_path": (DROPPING_VIT, {"model": {"drop_path": 0.2}}),
@@ -126,6 +152,21 @@ PRETRAINING = {
     **of_heads("moco_v3", "projector", "predictor"),
     "moco_v3.temperature": (METHOD["moco_v3"], {"moco_v3": {"temperature": 0.5}}),
     "moco_v3.momentum_base": (METHOD["moco_v3"], {"moco_v3": {"momentum_base": 0.5}}),
+    "equimod.wraps": (EQUIMOD, BESIDE_BYOL),
+    **{
+        f"equimod.{head}.{key}": (equimod_with(head, **before), {"equimod": {head: change}})
+        for head, width in {"projector": 8, "parameter_encoder": 6, "predictor": 8}.items()
+        for key, before, change in (
+            ("layers", {}, {"layers": [12, width]}),
+            ("bias_before_bn", {"layers": [10, width]}, {"bias_before_bn": True}),
+            ("bias_last", {"last_batch_norm": "none"}, {"bias_last": True}),
+            ("last_batch_norm", {"last_batch_norm": "none"}, {"last_batch_norm": "with_scale"}),
+        )
+    },
+    "equimod.temperature": (EQUIMOD, {"equimod": {"temperature": 0.5}}),
+    "equimod.weight": (EQUIMOD, {"equimod": {"weight": 0.5}}),
+    "equimod.negatives": (EQUIMOD, {"equimod": {"negatives": "views_of_other_images"}}),
+    "equimod.parameters": ({**EQUIMOD, "augment": SIZE}, {"equimod": {"parameters": "authors"}}),
     "optimizer.name": SGD,
     "optimizer.nesterov": (SGD, {"optimizer": {"nesterov": True}}),
     "optimizer.beta1": (ADAMW, {"optimizer": {"beta1": 0.8}}),
@@ -136,6 +177,7 @@ PRETRAINING = {
     "optimizer.lr_start_factor": {"optimizer": {"lr_start_factor": 0.1}},
     "optimizer.lr_floor": {"optimizer": {"lr_floor": 0.1}},
     "optimizer.lr_update": {"optimizer": {"lr_update": "epoch"}},
+    "optimizer.cosine_extra_epochs": {"optimizer": {"cosine_extra_epochs": 1}},
     "optimizer.momentum": {"optimizer": {"momentum": 0.5}},
     "optimizer.weight_decay": {"optimizer": {"weight_decay": 1e-3}},
     "optimizer.trust_coefficient": {"optimizer": {"trust_coefficient": 2e-3}},
@@ -162,6 +204,7 @@ EVALUATION = {
     "linear.batch": {"linear": {"batch": 6}},
     "linear.peak_lr": {"linear": {"peak_lr": 0.1}},
     "linear.lr_floor": {"linear": {"lr_floor": 0.1}},
+    "linear.cosine_extra_epochs": {"linear": {"cosine_extra_epochs": 1}},
     "linear.momentum": {"linear": {"momentum": 0.8}},
     "linear.nesterov": {"linear": {"nesterov": False}},
     "linear.weight_decay": {"linear": {"weight_decay": 1e-2}},
@@ -199,12 +242,15 @@ def test_every_key_has_an_entry_here_and_a_meaning():
 def test_no_key_may_be_left_out_but_those_that_came_later():
     assert {leaf.path for leaf in keys_of_recipes() if leaf.optional} == {
         "model.padding",
+        "model.stem.initial_weights",
         "model.drop_path",
         "model.arguments",
         "model.positions",
         "model.freeze_patch_projection",
         "optimizer.lr_update",
         "optimizer.clip_trust",
+        "optimizer.cosine_extra_epochs",
+        "linear.cosine_extra_epochs",
         "augment.jitter_operations",
         "augment.views.*.size",
         "augment.plain",

@@ -5,8 +5,9 @@
     python workflow/scripts/import_encoder.py --publisher official --weights pretrain_res50x1.pkl \\
         --recipe imagenet_official --output results/published/imagenet/encoder.safetensors
 
-authors: checkpoints/ of github.com/ADevillers/BYOL. official: the pre-trained ResNet-50 1x that is linked in the
-README of github.com/google-deepmind/deepmind-research, byol. Reads --weights and runs nothing that the file brings.
+authors: checkpoints/ of github.com/ADevillers/BYOL and of github.com/ADevillers/SimCLR. official: the pre-trained
+ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol.
+Reads --weights and runs nothing that the file brings.
 Writes --output and the card, the same path ending in .json; linear_eval.py evaluates them with the same --recipe.
 """
 
@@ -32,7 +33,8 @@ def main() -> None:
     recipe = parse_recipe(arguments.recipe)
     encoder, published = imported_backbone(arguments.weights, arguments.publisher, recipe)
     source = {"publisher": arguments.publisher, "file": arguments.weights.name}
-    card = encoder_card(f"online backbone, published ({arguments.publisher})", recipe, seed=None)
+    part = "online backbone" if recipe.method == "byol" else "backbone"
+    card = encoder_card(f"{part}, published ({arguments.publisher})", recipe, seed=None)
     card["imported"] = {**source, "sha256": provenance.sha256(arguments.weights), **published.facts}
     checksum = save_encoder(arguments.output, encoder, card)
     check_same_features(arguments.output, encoder, recipe)

@@ -17,6 +17,7 @@ from selfsup.config import Config
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.settings.typed import suggest
+from selfsup.tables.figure_keys import method_in_words
 from selfsup.tables.layouts import to_latex, to_markdown
 from selfsup.tables.rows import Row, dataset_label, make_table, to_csv
 
@@ -75,6 +76,7 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     random_init=untrained,
                     split=SPLITS.get(source, "test"),
                     ledgers=() if untrained else ledgers,
+                    method=method_in_words(experiment.recipe),
                 )
             )
     return rows

@@ -40,6 +40,8 @@ class RecipeError(UserError):
 class Recipe(Settings):
     """A whole recipe. The method's own settings are a block of its name; a recipe has that of its method and no other.
 
+    A method whose block has a key `wraps` builds on the method named there, whose block stands in the recipe too.
+
     Every key is required, but for those that came later: nothing hides in a default elsewhere. Where each value comes
     from stands in the recipe's file.
     """
@@ -69,14 +71,34 @@ class Recipe(Settings):
     def problems(self) -> Iterator[str]:
         if self.global_batch % self.micro_batches:
             yield f"global_batch {self.global_batch} cannot be cut into {self.micro_batches} equal micro_batches"
-        blocks = [name for name in METHODS if name in self]
+        blocks, wanted = {name for name in METHODS if name in self}, methods_of(self)
         if self.method not in METHODS:
             yield f"method is {self.method!r}, wanted one of {', '.join(METHODS)}"
-        elif blocks != [self.method]:
-            found = ", ".join(blocks) or "none"
-            yield f"method is {self.method!r}, wanted the block of that name and of no other method, found {found}"
+        elif wrong := _wrong_to_wrap(wanted):
+            yield wrong
+        elif blocks != set(wanted):
+            also = f" and of {wanted[1]!r}, which it wraps," if wanted[1:] else ""
+            found = ", ".join(sorted(blocks)) or "none"
+            yield (
+                f"method is {self.method!r}, wanted the block of that name{also} and of no other method, found {found}"
+            )
         for block in self.values():
             yield from block.problems_in(self) if isinstance(block, Settings) else ()
+
+
+def methods_of(recipe: Mapping) -> list[str]:
+    """Return the names of a recipe's method and, where its block says that it `wraps` another, of that one."""
+    block = recipe.get(recipe["method"])
+    wrapped = block.get("wraps") if isinstance(block, Mapping) else None
+    return [recipe["method"], *([wrapped] if isinstance(wrapped, str) else [])]
+
+
+def _wrong_to_wrap(methods: list[str]) -> str | None:
+    """Return what is wrong with what a method wraps. methods: as `methods_of` returns them."""
+    others = sorted({*METHODS} - {methods[0]})
+    if set(methods[1:]) <= set(others):
+        return None
+    return f"{methods[0]}.wraps is {methods[1]!r}, wanted another method{suggest(methods[1], others)}"
 
 
 def load_recipe(name: str, overrides: Mapping | None = None) -> Recipe:
@@ -158,19 +180,31 @@ def overridden(recipe: Mapping, overrides: Mapping) -> Mapping:
 def _as_chosen(recipe: Mapping, overrides: Mapping) -> Mapping:
     """Return `recipe` with the blocks of what the overrides choose instead of the recipe's method, backbone, optimiser.
 
-    Another method's block, which the overrides bring, stands in for the former's. Another optimiser's or backbone's
-    keeps the keys that both have.
+    Another method's block, which the overrides bring, stands in for the former's, unless it wraps that. Another
+    optimiser's or backbone's keeps the keys that both have.
     """
-    former, method = recipe.get("method"), overrides.get("method")
+    method = overrides.get("method", recipe.get("method"))
     if isinstance(method, str) and method not in METHODS:
         raise RecipeError(f"method is {method!r}, which does not exist{suggest(method, list(METHODS))}")
-    if isinstance(method, str) and method != former and method in overrides:
-        recipe = {**{key: value for key, value in recipe.items() if key != former}, method: overrides[method]}
+    if isinstance(method, str):
+        recipe = _with_blocks_of(method, recipe, overrides)
     for key, hint in hints(Recipe).items():
         chosen, blocks = kind_of(hint).note(Chosen), (recipe.get(key), overrides.get(key))
         if chosen and all(isinstance(block, Mapping) for block in blocks):
             recipe = {**recipe, key: _of_class(*blocks, chosen.registry, chosen.key)}
     return recipe
+
+
+def _with_blocks_of(method: str, recipe: Mapping, overrides: Mapping) -> Mapping:
+    """Return `recipe` with the blocks of a method and of what it wraps, and of no other, if either has the method's."""
+    blocks = [side[method] for side in (recipe, overrides) if isinstance(side.get(method), Mapping)]
+    if not blocks:
+        return recipe
+    wanted = methods_of({"method": method, method: reduce(lambda one, more: {**one, **more}, blocks)})
+    if wrong := _wrong_to_wrap(wanted):
+        raise RecipeError(wrong)
+    kept = {key: value for key, value in recipe.items() if key not in METHODS or key in wanted}
+    return {**kept, **{name: overrides[name] for name in wanted if name in overrides and name not in kept}}
 
 
 def _of_class(base: Mapping, more: Mapping, registry: Registry, key: str) -> Mapping:

@@ -1,5 +1,7 @@
 """The colour jitter of BYOL's JAX release (deepmind-research/byol, utils/augmentations.py), on a batch.
 
+SimCLR's release (google-research/simclr, data_util.py) has the same, in version 2 with another brightness.
+
 Pictures are float [n, 3, H, W] in [0, 1]; factors float [n], drawn as torchvision's: 1 is neutral for three of them,
 0 for the hue, in turns. Each operation is clipped to [0, 1]. Only the hue's is torchvision's: here brightness is added,
 contrast is about each channel's own mean, and saturation scales HSV's instead of mixing with the grey picture.
@@ -11,6 +13,11 @@ import torch
 def brightness(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Add `factor` - 1."""
     return (pictures + (_column(factors) - 1)).clamp(0, 1)
+
+
+def multiplied_brightness(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Multiply by `factor`."""
+    return (pictures * _column(factors)).clamp(0, 1)
 
 
 def contrast(pictures: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -51,6 +58,7 @@ def hue(pictures: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 OPERATIONS = (brightness, contrast, saturation, hue)  # in the order of the drawn factors
+SIMCLR_V2 = (multiplied_brightness, contrast, saturation, hue)
 
 
 def _column(factors: torch.Tensor) -> torch.Tensor:

@@ -110,8 +110,9 @@ class Augment(Settings):
     quantize: Literal["none", "crop", "uint8"]
     """what is rounded to 8 bits: uint8: the result of every operation, as on PIL pictures; crop: resized pictures, so
     that a quarter of the bytes goes from loader to device; none: nothing"""
-    jitter_operations: Literal["torchvision", "official"] = since("torchvision")
-    """official: brightness is added, contrast is about each channel's mean, saturation is HSV's"""
+    jitter_operations: Literal["torchvision", "official", "simclr_v2"] = since("torchvision")
+    """official: brightness is added, contrast is about each channel's mean, saturation is HSV's; simclr_v2: the same,
+    but brightness is multiplied"""
     mean: RGBOfDataset
     """of the dataset's channels, 0 to 1: subtracted; dataset: as packing has found it"""
     std: RGBOfDataset
@@ -122,5 +123,6 @@ class Augment(Settings):
     """the unaugmented picture, for a method that wants it beside its views; null: none is made"""
 
     def problems(self) -> Iterator[str]:
-        if self.jitter_operations == "official" and self.quantize != "none":
-            yield "jitter_operations is 'official', which works on floats: set augment.quantize: none"
+        if self.jitter_operations != "torchvision" and self.quantize != "none":
+            kind = self.jitter_operations
+            yield f"jitter_operations is {kind!r}, which works on floats: set augment.quantize: none"

@@ -29,6 +29,7 @@ from selfsup.recipe import Recipe
 INTERPOLATION = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 OPERATIONS = {"none": Floats, "crop": Floats, "uint8": Bytes}
 RESIZED = {"none": Floats, "crop": Bytes, "uint8": Bytes}
+JITTERS = {"official": official_jitter.OPERATIONS, "simclr_v2": official_jitter.SIMCLR_V2}  # beside torchvision's
 ROWS_AT_ONCE = 128  # pictures of 32 pixels, on a CPU: what is worked on stays in its cache
 PIXELS_AT_ONCE = ROWS_AT_ONCE * 32 * 32
 
@@ -365,9 +366,8 @@ def _sent(arrays: list[np.ndarray], device: torch.device, kind: type) -> Sequenc
 def _passes(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augment: Augment) -> list[_Pass]:
     """Return what is to be done after the crop, in order. view: int [N], of each sample."""
     colours = OPERATIONS[augment.quantize]
-    adjustments = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
-    if augment.jitter_operations == "official":
-        adjustments = official_jitter.OPERATIONS
+    torchvisions = (colours.brightness, colours.contrast, colours.saturation, colours.hue)
+    adjustments = JITTERS.get(augment.jitter_operations, torchvisions)
 
     def jitters(place: int) -> list[tuple]:
         chosen = [np.flatnonzero(draws.jitter & (draws.order[:, place] == number)) for number in range(4)]

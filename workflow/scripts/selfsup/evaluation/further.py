@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from selfsup.augment.transfer import sent
 from selfsup.engine.distributed import Ranks
 from selfsup.measures import accuracy
-from selfsup.optim import learning_rate
 
 NOT_A_NUMBER = {"top1": float("nan"), "top5": float("nan")}
 
@@ -27,26 +26,25 @@ class FurtherClassifiers:
 
     def __init__(self, initial: Sequence[nn.Linear], linear: Mapping, device: torch.device):
         """initial: the K classifiers at step 0. linear: the recipe's block, `further` of length K."""
-        self._linear, self._peaks = linear, [one["peak_lr"] for one in linear["further"]]
+        self._linear = linear
         stacks = ([one.weight.detach() for one in initial], [one.bias.detach() for one in initial])
         self._weight, self._bias = (nn.Parameter(torch.stack(parts).to(device)) for parts in stacks)
         self._parameters = [self._weight, self._bias]
         self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
 
     def train_step(
-        self, features: torch.Tensor, labels: torch.Tensor, *, images: int, step: int, total_steps: int, ranks: Ranks
+        self, features: torch.Tensor, labels: torch.Tensor, *, images: int, rates: Sequence[float], ranks: Ranks
     ) -> None:
-        """Do one step of each. features: float32 [n, D], this rank's part of a global batch of `images` images."""
+        """Do one step of each, with learning rates of their own.
+
+        features: float32 [n, D], this rank's part of a global batch of `images` images.
+        """
         count, classes = self._bias.shape
         logits = F.linear(features, self._weight.flatten(0, 1), self._bias.flatten()).view(-1, classes)
         # Each classifier has its own term in the sum, so that its gradient is the same as if it were trained alone.
         share = F.cross_entropy(logits, labels.repeat_interleave(count), reduction="sum") / images
         (share * ranks.size).backward()
         ranks.average_gradients(self._parameters)
-        floor = self._linear["lr_floor"]
-        rates = [
-            learning_rate(step, total_steps=total_steps, warmup_steps=0, peak=peak, floor=floor) for peak in self._peaks
-        ]
         self._descend(sent(torch.tensor(rates).numpy(), features.device))
 
     @torch.no_grad()

@@ -195,10 +195,7 @@ class LinearEvaluation(Task):
 
     def train_step(self, batch: LoadedBatch) -> float:
         """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`."""
-        compute, linear = self.compute, self.settings
-        rate = learning_rate(
-            batch.step, total_steps=self.total_steps, warmup_steps=0, peak=linear["peak_lr"], floor=linear["lr_floor"]
-        )
+        compute, rate = self.compute, self._rate(batch.step, self.settings.peak_lr)
         pictures, labels = self.make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
         features = self.features(pictures)
         self._optimizer.param_groups[0]["lr"] = rate
@@ -210,10 +207,20 @@ class LinearEvaluation(Task):
         self._optimizer.step()
         self._losses.add(share)
         if self._further is not None:
-            steps = {"images": batch.total, "step": batch.step, "total_steps": self.total_steps}
-            self._further.train_step(features, labels, **steps, ranks=compute.ranks)
+            rates = [self._rate(batch.step, one["peak_lr"]) for one in self.settings.further]
+            self._further.train_step(features, labels, images=batch.total, rates=rates, ranks=compute.ranks)
         self.step += 1
         return rate
+
+    def _rate(self, step: int, peak: float) -> float:
+        return learning_rate(
+            step,
+            total_steps=self.total_steps,
+            warmup_steps=0,
+            peak=peak,
+            floor=self.settings.lr_floor,
+            cosine_extra_steps=self.settings.cosine_extra_epochs * self.steps_per_epoch,
+        )
 
     def _row(self, epoch: int, rate: float, images_per_s: float) -> dict[str, float]:
         train_loss = self._losses.taken(self.steps_per_epoch)

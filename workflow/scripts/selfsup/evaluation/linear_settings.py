@@ -27,6 +27,8 @@ class LinearSettings(TaskSettings):
     """learning rate at the first step; it falls along a cosine"""
     lr_floor: NotNegative
     """learning rate that the cosine falls to"""
+    cosine_extra_epochs: Natural = since(0)
+    """epochs by which the cosine is longer than the training, which ends before it has reached lr_floor"""
     momentum: Momentum
     """SGD's"""
     nesterov: bool
@@ -56,6 +58,8 @@ class LinearSettings(TaskSettings):
     def protocol(self, recipe: Mapping) -> str:
         """Return the protocol in words; it also mentions micro-batches of the pretraining."""
         rate, parts = f"lr {self.peak_lr:g} cosine to {self.lr_floor:g}", recipe["micro_batches"]
+        if self.cosine_extra_epochs:
+            rate += f" after {self.epochs + self.cosine_extra_epochs} epochs"
         words = [f"linear, {self.epochs} epochs", f"batch {self.batch}", rate, "last epoch"]
         if self.held_out:
             words.append(f"best of {1 + len(self.further)} on {self.held_out} of the training images")

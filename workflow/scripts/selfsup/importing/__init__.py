@@ -11,6 +11,7 @@ from selfsup.importing.authors import read_authors
 from selfsup.importing.official import read_official
 from selfsup.importing.published import Published
 from selfsup.models import Backbone, build_backbone
+from selfsup.recipe import Recipe
 
 # What reads a file of each publisher, and the padding with which its networks were trained.
 PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str]] = {
@@ -25,7 +26,8 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
     """Return the recipe's backbone with a published file's weights, in eval mode, and what the file tells of itself.
 
     Every weight of the backbone comes from the file, and every weight of the file's backbone is used. Raises UserError
-    where they do not fit, where the recipe pads otherwise than the publisher, and for a file of another format.
+    where they do not fit, where the recipe has another method or head than the file or pads otherwise than the
+    publisher, and for a file of another format.
     """
     read, padding = PUBLISHERS[publisher]
     model = recipe["model"]
@@ -35,10 +37,23 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
             f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
         )
     published = read(path)
+    _check_trained_by(path, published, Recipe.of(recipe))
     backbone = build_backbone(recipe)
     check_fits(path, published.weights, backbone.state_dict(), f"{model['backbone']} of width {model['width']}")
     backbone.load_state_dict(published.weights, strict=True)
     return backbone.eval().requires_grad_(False), published
+
+
+def _check_trained_by(path: Path, published: Published, recipe: Recipe) -> None:
+    """Raise UserError where the file tells of another method or projector than the recipe's, by which it is judged."""
+    told = {"method": (published.method, recipe.method)}
+    if published.head and published.method == recipe.method:
+        told["projector's layers"] = (published.head, recipe.own.projector.layers)
+    for what, (found, wanted) in told.items():
+        if found is not None and found != wanted:
+            raise UserError(
+                f"{path}: its {what}: {found}, the recipe's: {wanted}; take the recipe that the file was trained by"
+            )
 
 
 def check_fits(path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:

@@ -3,6 +3,9 @@
 A torch file of a dictionary (their main.py): `model` is the online network's state dict, its parts `resnet`
 (torchvision's names), `proj_head_inv` and `predictor_inv`; beside it `momentum_model`, the optimiser, the schedulers,
 `last_epoch` (counted from 0) and `log_dir`. Their eval.py evaluates `model`, so that is what is read.
+
+Those of their SimCLR are alike, without predictor and `momentum_model`: ADevillers/SimCLR,
+checkpoints/weights_simclr_{cifar10,imagenet}.pt, by their size with heads of two layers.
 """
 
 import pickle
@@ -18,7 +21,7 @@ GIT_LFS = b"version https://git-lfs"
 
 
 def read_authors(path: Path) -> Published:
-    """Return a checkpoint's online backbone; runs no code of the file's. Raises UserError for another format."""
+    """Return a checkpoint's (online) backbone; runs no code of the file's. Raises UserError for another format."""
     with open(path, "rb") as file:
         if file.read(len(GIT_LFS)) == GIT_LFS:
             raise UserError(f"{path} is Git LFS's pointer to the file, not the file: run `git lfs pull` in its clone")
@@ -28,11 +31,21 @@ def read_authors(path: Path) -> Published:
         raise UserError(f"{path}: no checkpoint of the authors ({str(error).splitlines()[0]})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f"{path}: no checkpoint of the authors: it lacks `model`, the online network's weights")
-    weights = {}
+    weights, heads = {}, {}
     for name, value in checkpoint["model"].items():
         if name.startswith(BACKBONE):
             weights[name.removeprefix(BACKBONE)] = value
-        elif not name.startswith(HEADS):
+        elif name.startswith(HEADS):
+            heads[name] = value
+        else:
             raise UserError(f"{path}: {name} is of none of the authors' parts (resnet, proj_head_inv, predictor_inv)")
     last = checkpoint.get("last_epoch")
-    return Published(weights, {"epochs": last + 1} if isinstance(last, int) else {})
+    return Published(weights, {"epochs": last + 1} if isinstance(last, int) else {}, *_method_and_head(heads))
+
+
+def _method_and_head(heads: dict[str, torch.Tensor]) -> tuple[str | None, list[int] | None]:
+    """Return the method, BYOL's having a predictor, and the widths of the projector's layers; None without heads."""
+    projector, predictor = HEADS
+    layers = [len(value) for name, value in heads.items() if name.startswith(projector) and value.dim() == 2]
+    method = "byol" if any(name.startswith(predictor) for name in heads) else "simclr"
+    return (method, layers) if layers else (None, None)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from selfsup.augment import Views
 from selfsup.measures import alignment, feature_spread
 from selfsup.methods.byol_settings import BYOLSettings
-from selfsup.methods.method import Batch, Context, Method, Output, Step
+from selfsup.methods.method import Context, Method, Output, Step
 from selfsup.models import build_backbone, build_head, seeded_weights
 from selfsup.models.head_settings import HeadSettings
 from selfsup.models.modes import batch_statistics, evaluation_mode, keep_still
@@ -95,10 +95,9 @@ class BYOL(Method):
             for averages, values in pairs:
                 follow(averages, values, momentum, step.skipped)
 
-    def loss(self, batch: Batch, step: Step) -> Output:
+    def loss_of(self, features: torch.Tensor, pictures: torch.Tensor) -> Output:
         online, target = self.networks["online"], self.networks["target"]
-        pictures = torch.cat(batch.views)  # one forward over both views: 2N pictures
-        predictions = online["predictor"](online["projector"](online["backbone"](pictures)))
+        predictions = online["predictor"](online["projector"](features))
         with torch.no_grad():
             projections = target["projector"](target["backbone"](pictures))
         (first, second), (first_target, second_target) = predictions.chunk(2), projections.chunk(2)

@@ -108,7 +108,9 @@ class Output(NamedTuple):
 
 
 class Method:
-    """What training asks of a method. A subclass sets `networks`, and has `loss` and `encoder`; the rest has defaults.
+    """What training asks of a method. A subclass sets `networks`, and has `encoder`, and `loss` or `loss_of`.
+
+    The rest has defaults.
 
     `context.ranks` offers rank, size, mean, all_reduce, all_gather, and with gradients all_reduce_with_gradient and
     gather_with_gradient. All that a method keeps from step to step must be equal on all ranks, which the first
@@ -152,6 +154,14 @@ class Method:
 
     def loss(self, batch: Batch, step: Step) -> Output:
         """Return this rank's loss and scalars to log. Called for each micro-batch, under autocast."""
+        pictures = torch.cat(batch.views)  # one forward over all views
+        return self.loss_of(self.encoder()(pictures), pictures)
+
+    def loss_of(self, features: torch.Tensor, pictures: torch.Tensor) -> Output:
+        """Return `loss` from what the encoder makes of all views: for methods that ask no more, and can be wrapped.
+
+        features: [views x n, out_features], view after view. pictures: what they are of, for other networks.
+        """
         raise NotImplementedError
 
     def after_backward(self, step: Step) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.engine.distributed import Ranks
-from selfsup.methods.method import Batch, Context, Method, Output, Step
+from selfsup.methods.method import Context, Method, Output
 from selfsup.methods.simclr_settings import SimCLRSettings
 from selfsup.models import build_backbone, build_head, seeded_weights
 
@@ -43,7 +43,7 @@ class SimCLR(Method):
     def encoder(self) -> nn.Module:
         return self.networks["backbone"]
 
-    def loss(self, batch: Batch, step: Step) -> Output:
-        projections = self.networks["projector"](self.encoder()(torch.cat(batch.views)))
+    def loss_of(self, features: torch.Tensor, pictures: torch.Tensor) -> Output:
+        projections = self.networks["projector"](features)
         mean = nt_xent(*projections.chunk(2), self.settings.temperature, self.context.ranks)
         return Output(mean if self.settings.loss_reduction == "mean" else 2 * mean)

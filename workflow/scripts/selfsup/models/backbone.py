@@ -57,6 +57,8 @@ class Backbone(ResNet):
         self.fc = nn.Identity()
         self.out_features = width * 2 ** (len(layers) - 1) * block.expansion
         self._initialise(zero_init_residual)
+        if stem.initial_weights == "torch":
+            self.conv1.reset_parameters()  # last, so that the other weights are those of a run with the other kind
 
     def _initialise(self, zero_init_residual: bool) -> None:
         """torchvision's initial weights; with `zero_init_residual` residual branches start as nothing (section 5.1)."""

@@ -17,6 +17,9 @@ class Stem(Settings):
     """pixels of zeros around the picture"""
     max_pool: bool
     """does a 3 x 3 max-pool of stride 2 follow"""
+    initial_weights: Literal["resnet", "torch"] = since("resnet")
+    """of the first convolution. resnet: normal, as of all others; torch: nn.Conv2d's own, uniform, as where a finished
+    network is given another stem"""
 
 
 @BACKBONES.add("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", builds="selfsup.models.backbone:resnet")

@@ -20,6 +20,8 @@ class OptimizerSettings(Settings):
     """learning rate that the cosine falls to"""
     lr_update: Literal["step", "epoch"] = since("step")
     """the learning rate moves with every step, or is all epoch long what the epoch's first step has"""
+    cosine_extra_epochs: Natural = since(0)
+    """epochs by which the cosine is longer than the training, which ends before it has reached lr_floor"""
     weight_decay: NotNegative
     """how strongly weights are drawn to 0"""
     exclude_from_weight_decay: ParameterKinds

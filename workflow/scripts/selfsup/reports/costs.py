@@ -27,14 +27,14 @@ COLUMNS = (
     "checkpoints",
     "stall_s",  # the training waited so long for its checkpoints
     "queue_s",  # of all its jobs, from sacct; blank where accounting is not kept
-    "paper_gpu_hours",  # for one pretraining on this dataset
+    "paper_gpu_hours",  # for one pretraining of this method on this dataset
 )
 
 
 def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
     """Yield a row for each run's pretraining, begun or not, and for each of its evaluations that has a ledger."""
     for experiment in config.experiments.values():
-        paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"])
+        paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"], experiment.recipe)
         for seed in experiment.seeds:
             for work, folder in job_folders(RunPaths(results, experiment.name, seed)).items():
                 rows = read_ledger(folder.ledger)

@@ -113,7 +113,8 @@ def warnings(preset: Mapping, recipe: Mapping) -> Iterator[str]:
     """
     old, new = flattened(preset), flattened(recipe)
     others = [flattened(load_recipe(name)) for name in recipe_names()]
-    for group, reason in PARTNERS:
+    whole = [(group, reason) for group, reason in PARTNERS if new.keys() >= {*group}]  # others are of another method
+    for group, reason in whole:
         moved = [key for key in group if key in new and old.get(key) != new[key]]
         stayed = [key for key in group if key in new and key not in moved]
         proven = any(all(other.get(key) == new.get(key) for key in group) for other in others)

@@ -13,7 +13,7 @@ from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
 from selfsup.layout import RunPaths, data_of, probe_of, store_in
-from selfsup.recipe import RECIPES, load_recipe
+from selfsup.recipe import RECIPES, Recipe, load_recipe, methods_of
 from selfsup.reports import explain
 from selfsup.segments import boundaries, finished_boundaries
 
@@ -111,7 +111,7 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
         measured_on=measured_on,
         hours=hours,
         device_hours=None if hours is None else hours * devices * len(experiment.seeds),
-        paper_gpu_hours=paper_gpu_hours(config.datasets[experiment.dataset]["source"]),
+        paper_gpu_hours=paper_gpu_hours(config.datasets[experiment.dataset]["source"], experiment.recipe),
         warnings=warnings,
     )
 
@@ -150,11 +150,12 @@ def _measured(experiment: Experiment, results: Path, devices: int) -> tuple[floa
     return float(newest["images_per_s"]), newest["device"]
 
 
-def paper_gpu_hours(source: str) -> float | None:
-    """Return what the paper's pretraining on a source took, or None where it tells nothing."""
+def paper_gpu_hours(source: str, recipe: Recipe) -> float | None:
+    """Return what the paper's pretraining on a source took, or None where it tells nothing of the recipe's method."""
+    method = " + ".join(reversed(methods_of(recipe)))
     with open(REFERENCE, newline="") as file:
-        found = [row["gpu_hours"] for row in csv.DictReader(file) if row["dataset"] == source and row["gpu_hours"]]
-    return float(found[0]) if found else None
+        rows = [row for row in csv.DictReader(file) if (row["dataset"], row["method"]) == (source, method)]
+    return next((float(row["gpu_hours"]) for row in rows if row["gpu_hours"]), None)
 
 
 def _figure(value: float | None) -> str:

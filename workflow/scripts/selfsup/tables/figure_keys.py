@@ -9,12 +9,15 @@ from typing import Any
 
 import pandas as pd
 
+from selfsup.recipe import methods_of
+
 # Column of both files: its name in a sentence. The dataset, a key too, is config.yaml's to name.
 KEYS = {
     "method": "method",
     "backbone": "backbone",
     "width": "width",
     "stem": "stem",
+    "head": "head",
     "epochs": "epochs",
     "global_batch": "batch",
     "task": "task",
@@ -26,6 +29,7 @@ KEYS = {
 }
 IN_WORDS = ("protocol", "settings")
 OF_RESNETS = ("width", "stem")  # timm's models have neither, which is not the same as a width that is not known
+WHERE_TOLD = ("head",)  # told by a reference only where the method's figures differ by it; elsewhere not compared
 
 
 def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
@@ -37,21 +41,28 @@ def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
     model = trained.get("model", {})
     untrained = "training" not in card and "imported" not in card
     return {
-        "method": None if untrained else trained.get("method"),
+        "method": None if untrained else method_in_words(trained),
         "backbone": model.get("backbone"),
         "width": model.get("width"),
         "stem": _stem(model["stem"]) if "stem" in model else None,
+        "head": None if untrained else _head(trained),
         "epochs": 0 if untrained else _epochs(card, trained, n_train),
         "global_batch": None if untrained else trained.get("global_batch"),
     }
 
 
+def method_in_words(recipe: Mapping) -> str | None:
+    """Return the name of a recipe's method, behind that of the one it wraps: "simclr + equimod"."""
+    return " + ".join(reversed(methods_of(recipe))) if "method" in recipe else None
+
+
 def differences(line: Mapping, reference: Mapping) -> list[str]:
     """Return in words each key in which one of our figures differs from a published one, or which is not known."""
     ours, theirs = ({key: plain(side.get(key)) for key in KEYS} for side in (line, reference))
-    keys = [key for key in KEYS if key not in OF_RESNETS or not str(ours["backbone"]).startswith("timm/")]
-    unknown = [KEYS[key] for key in keys if ours[key] is None]
-    words = [_difference(key, ours[key], theirs[key]) for key in keys if ours[key] is not None]
+    left_out = OF_RESNETS if str(ours["backbone"]).startswith("timm/") else ()
+    compared = [key for key in KEYS if key not in left_out and (key not in WHERE_TOLD or theirs[key] is not None)]
+    unknown = [KEYS[key] for key in compared if ours[key] is None]
+    words = [_difference(key, ours[key], theirs[key]) for key in compared if ours[key] is not None]
     known = [text for text in words if text]
     return known + ([f"not told by metrics.csv: {', '.join(unknown)}"] if unknown else [])
 
@@ -88,6 +99,17 @@ def _unlike(ours: str, theirs: str) -> tuple[str, str]:
 def _stem(stem: Mapping) -> str:
     pool = ", max-pool" if stem["max_pool"] else ""
     return f"{stem['kernel']} x {stem['kernel']}, stride {stem['stride']}{pool}"
+
+
+def _head(trained: Mapping) -> str | None:
+    """Return in words the projector of a method, of the one that is wrapped where one is; None where there is none."""
+    block = trained.get(methods_of(trained)[-1]) if "method" in trained else None
+    head = block.get("projector") if isinstance(block, Mapping) else None
+    if not isinstance(head, Mapping):
+        return None
+    layers = head["layers"] if "layers" in head else [head["hidden"], head["out"]]
+    last = head.get("last_batch_norm", "none").replace("_", " ")
+    return "-".join(map(str, layers)) + ("" if last == "none" else f", last batch norm {last}")
 
 
 def _epochs(card: Mapping, trained: Mapping, n_train: int | None) -> int | None:

@@ -157,7 +157,7 @@ def _percent(row: Mapping | None, key: str) -> str:
     if row is None:
         return ""
     if pd.isna(row[key]):
-        return row["status"]
+        return "-" if row["status"] == "published" else row["status"]
     spread = row[f"{key}_std"]
     return f"{row[key]:.2f}" + ("" if pd.isna(spread) else f" ± {spread:.2f}")
 

@@ -102,6 +102,8 @@ class Line(Settings):
     """training images"""
     evaluation: str | None = None
     """of config.yaml, by which the figure was made; linear: the recipe's own"""
+    head: str | None = None
+    """the method's projector, in words"""
 
 
 COLUMNS = list(hints(Line))
@@ -123,6 +125,7 @@ class Row:
     split: str = "test"
     evaluation: str = LINEAR
     ledgers: tuple[Path, ...] = ()  # of the pretrainings, one a seed
+    method: str | None = None  # of the experiment, see `method_in_words`; None: what the metrics say
 
 
 def dataset_label(name: str, source: str) -> str:
@@ -139,13 +142,13 @@ def dataset_label(name: str, source: str) -> str:
 def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
     """Return the table's lines, published ones first within each dataset.
 
-    Published rows come along for each dataset in the table; a table that the paper has gets all of the paper's
-    rows, and a dataset of the paper's without an experiment here a line "not run". No figure is ever filled in.
+    Published rows come along for each dataset and method in the table; a table that the paper has gets all of the
+    paper's rows, and a dataset of the paper's without an experiment here a line "not run". No figure is ever filled in.
     """
     kinds = {"top1": float, "top5": float, **{name: "Int64" for name in WHOLE_NUMBERS}}
     published = pd.read_csv(REFERENCE, dtype=kinds)
     ours = pd.DataFrame([_judged(_line(row), published) for row in rows], columns=COLUMNS)
-    wanted = published[(published["table"] == table) | published["dataset"].isin(ours["dataset"])]
+    wanted = published[(published["table"] == table) | _of_methods(published, rows, ours)]
     lines = []
     for dataset in dict.fromkeys([*wanted["dataset"], *ours["dataset"]]):
         lines += wanted[wanted["dataset"] == dataset].assign(status="published").to_dict("records")
@@ -155,6 +158,21 @@ def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
         ]
     frame = pd.DataFrame(lines, columns=COLUMNS)
     return frame.astype({name: "Int64" for name in WHOLE_NUMBERS})
+
+
+def _of_methods(published: pd.DataFrame, rows: list[Row], ours: pd.DataFrame) -> pd.Series:
+    """Return which published rows are of a dataset and a method in the table, or stand beside such a method's.
+
+    Where neither the experiment nor the metrics tell the method, those of all methods are.
+    """
+    methods = published["beside"].fillna(published["method"])
+    found = pd.Series(False, published.index)
+    for row, known in zip(rows, ours["method"], strict=True):
+        method = row.method or plain(known)
+        found |= (published["dataset"] == row.dataset) & (
+            (methods == method) | (method is None and not row.random_init)
+        )
+    return found
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -223,22 +241,26 @@ def _keys(metrics: pd.DataFrame, experiment: str) -> dict:
 def _judged(line: dict, published: pd.DataFrame) -> dict:
     """Return one of our lines with a verdict: does the last epoch's top-1 agree with the paper's?
 
-    Only with a figure of the paper's that has the same keys; else the line says in which it differs from the nearest.
+    Only with a figure of its authors' for the same method that has the same keys; else the line says in which it
+    differs from the nearest.
     """
     if line["implementation"] == RANDOM:
         return {**line, "verdict": "untrained"}
     if line["status"] == "not run":
         return {**line, "verdict": "not run"}
-    found = published[(published["dataset"] == line["dataset"]) & (published["implementation"] == COMPARED_WITH)]
+    method, here = line.get("method"), published[published["dataset"] == line["dataset"]]
+    theirs = here[here["implementation"].str.startswith(COMPARED_WITH) & here["beside"].isna()]
+    found = theirs if method is None else theirs[theirs["method"] == method]
     if found.empty:
-        return {**line, "verdict": "no reference"}
+        reason = None if theirs.empty else f"{COMPARED_WITH} have no figure of {method} on {line['dataset']}"
+        return {**line, "verdict": "no reference", "verdict_reason": reason}
     nearest = min(found.to_dict("records"), key=lambda reference: len(differences(line, reference)))
     difference = line["top1"] - nearest["top1"]
     line = {**line, "reference_top1": nearest["top1"], "difference": difference, "tolerance": TOLERANCE}
     if reasons := differences(line, nearest):
         return {**line, "verdict": "not comparable", "verdict_reason": "; ".join(reasons)}
     agrees = abs(difference) <= TOLERANCE
-    where = f"{difference:+.2f} points from {COMPARED_WITH}, tolerance {TOLERANCE:g}"
+    where = f"{difference:+.2f} points from {nearest['implementation']}, tolerance {TOLERANCE:g}"
     return {**line, "verdict": "agrees" if agrees else "differs", "verdict_reason": where}
 
 

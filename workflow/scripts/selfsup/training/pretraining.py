@@ -108,6 +108,7 @@ class Pretraining:
             peak=settings["peak_lr"],
             start_factor=settings["lr_start_factor"],
             floor=settings["lr_floor"],
+            cosine_extra_steps=settings["cosine_extra_epochs"] * self.steps_per_epoch,
         )
 
     def train_step(self, batch: LoadedBatch) -> torch.Tensor:
