@@ -444,7 +444,7 @@ def test_a_method_and_what_it_wraps_are_chosen_by_overrides():
     [
         (
             {"equimod": {**EQUIMOD, "wraps": "equimod"}},
-            "equimod.wraps is 'equimod', wanted another method; known: byol",
+            "equimod.wraps is 'equimod', wanted another method; known: ",
         ),
         ({"equimod": {**EQUIMOD, "wraps": "simclear"}}, "equimod.wraps is 'simclear', wanted another method; did you"),
         ({"augment": {"size": 8, "plain": None}}, "augment.plain is null, wanted the unaugmented picture"),

@@ -7,7 +7,6 @@ import torch
 from many_ranks import on_ranks
 from runs import StopAfter, equal_states, evaluate, evaluation, on_cpu, state_of, train
 from selfsup.engine.distributed import Ranks
-from selfsup.evaluation.linear import protocol
 from selfsup.methods import build_method
 from selfsup.methods.simclr import nt_xent
 from selfsup.models import initial_backbone
@@ -210,7 +209,9 @@ def test_the_authors_linear_cosine_is_an_epoch_too_long_too(tiny_store, tmp_path
     rows = evaluate(one, tmp_path)
     place = (2 * one.steps_per_epoch - 1) / (3 * one.steps_per_epoch)
     assert rows[-1]["lr"] == pytest.approx(0.2 * (1 + np.cos(np.pi * place)) / 2, rel=1e-12)
-    assert protocol(recipe).startswith("linear, 2 epochs, batch 8, lr 0.2 cosine to 0 after 3 epochs, last")
+    assert recipe.linear.protocol(recipe).startswith(
+        "linear, 2 epochs, batch 8, lr 0.2 cosine to 0 after 3 epochs, last"
+    )
 
 
 AUTHORS = {

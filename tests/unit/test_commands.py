@@ -136,14 +136,16 @@ def test_a_table_is_made_from_the_evaluations_of_its_encoders_trained_and_untrai
         f"results/digits/seed{seed}/{untrained}{evaluation}/metrics.csv"
         for seed in (0, 3)
         for untrained in ("", "random_init/")
-        for evaluation in ("linear", "knn")
+        for evaluation in ("linear", "knn", "ten_percent")
     ]
     curves = parts.metrics_of_experiment(config, "digits")
     made = [
-        f"results/digits/seed{seed}/{evaluation}/metrics.csv" for seed in (0, 3) for evaluation in ("linear", "knn")
+        f"results/digits/seed{seed}/{evaluation}/metrics.csv"
+        for seed in (0, 3)
+        for evaluation in ("linear", "knn", "ten_percent")
     ]
     assert list(map(str, curves)) == made
-    assert parts.rows_of_table(config, "demo") == ["digits 30 64 [0, 3] ['linear', 'knn']"]
+    assert parts.rows_of_table(config, "demo") == ["digits 30 64 [0, 3] ['linear', 'knn', 'ten_percent']"]
 
 
 def test_the_report_shows_the_tables_whose_evaluations_are_all_there(config):
