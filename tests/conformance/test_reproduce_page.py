@@ -1,11 +1,11 @@
-"""docs/reproduce.md names keys, recipes and files that exist."""
+"""docs/reproduce.md and methods.md name keys, recipes and files that exist."""
 
 import re
 from fnmatch import fnmatch
 
 import pytest
 
-from selfsup.recipe import Recipe, recipe_names
+from selfsup.recipe import Recipe, load_recipe, recipe_names
 from selfsup.settings.described import leaves
 from selfsup.settings.registries import METHODS
 
@@ -31,11 +31,24 @@ def test_its_keys_are_the_recipes(page):
         assert any(fnmatch(path, key) for path in known), key
 
 
-def test_its_table_has_every_recipe_and_no_other(page):
+def recipes_of(method: str) -> list[str]:
+    return [name for name in recipe_names() if load_recipe(name).method == method]
+
+
+def test_its_table_has_every_recipe_of_byol_and_no_other(page):
     rows = [line for line in page.split("## The default")[0].splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row.split("|")[1])]
     short = [name for name in named if name.startswith("_")]  # `imagenet_official_40`, `_100`
-    assert sorted([*set(named) - set(short), *(f"imagenet_official{name}" for name in short)]) == recipe_names()
+    assert sorted([*set(named) - set(short), *(f"imagenet_official{name}" for name in short)]) == recipes_of("byol")
+
+
+def test_the_page_of_methods_has_every_method_and_its_recipes(repository):
+    page = (repository / "docs" / "methods.md").read_text()
+    rows = [line.split("|") for line in page.split("## Recipes")[0].splitlines() if line.startswith("| `")]
+    found = {row[1].strip(" `"): sorted(re.findall(r"`([a-z0-9_]+)`", row[-2])) for row in rows}
+    assert found.keys() >= set(METHODS)
+    for method in set(METHODS) - {"byol"}:
+        assert found[method] == recipes_of(method), method
 
 
 def test_its_commands_are_scripts_with_these_arguments(page, repository):
