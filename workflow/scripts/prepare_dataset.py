@@ -23,11 +23,13 @@ from selfsup.data.statistics import add_statistics
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
 from selfsup.logs import logger
+from selfsup.settings.extensions import load_extensions
 from selfsup.settings.registries import SOURCES
 
 
 def main() -> None:
     arguments = parse_arguments()
+    load_extensions(arguments.extension)
     if arguments.measure:
         measure(arguments.output, arguments.cpus)
         return
@@ -68,6 +70,7 @@ def measure(folder: Path, cpus: int) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help=f"one of {', '.join(SOURCES)}, or an extension's")
+    parser.add_argument("--extension", action="append", default=[], metavar="FILE", help="Python file with a source")
     parser.add_argument("--path", type=Path, help="the folder or archive of the images")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
