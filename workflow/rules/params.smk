@@ -27,7 +27,12 @@ def nothing_told(wildcards, input):
 def protocol_words(wildcards, input):
     """What an evaluation is told beside what the linear one is."""
     told = told_file("evaluation", evaluation_of(wildcards).told())
-    return f" {commands.words({'--protocol': told})}"
+    return f" {commands.words({'--protocol': told, '--features': list(input.get('features', []))})}"
+
+
+def extraction_folder(encoder):
+    """Return a function of wildcards and input: the folder of the job that makes features."""
+    return lambda wildcards, input: str(encoder(wildcards).extraction(wildcards.features).folder)
 
 
 def whole_config(wildcards, input):

@@ -27,7 +27,7 @@ class Judged:
     """What is judged, on what, and with what.
 
     encoder: frozen, in eval mode, on the device. recipe: the encoder's. features: the folder of the encoder's features
-    of the store's images, where there is one.
+    of the store's images, where there is one. encoder_sha256: of the encoder's file, as its card has it.
     """
 
     encoder: Backbone
@@ -36,6 +36,7 @@ class Judged:
     seed: int
     compute: Compute
     features: Path | None = None
+    encoder_sha256: str = ""
 
 
 class Task:
