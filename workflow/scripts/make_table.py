@@ -65,6 +65,8 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     experiment=name,
                     dataset=dataset_label(evaluation.dataset, source),
                     evaluation=evaluation.name,
+                    task=evaluation.task,
+                    labels=evaluation.settings.label_share,
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,

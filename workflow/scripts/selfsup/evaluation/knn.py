@@ -26,6 +26,7 @@ class NearestNeighbours(Task):
     """Counts how many test pictures are classified right, for each number of neighbours."""
 
     total_steps = 1
+    measures = ("top-1", "mean per class")
 
     def run(self, attempt: Attempt, saver: Saver, partial: Path) -> Iterator[dict[str, Any]]:
         """Yield a row for each number of neighbours: neighbours, top1, top5, mean_per_class, in %."""

@@ -24,11 +24,12 @@ from selfsup.evaluation.further import FurtherClassifiers
 from selfsup.evaluation.linear_settings import LinearSettings
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
-from selfsup.measures import accuracy
+from selfsup.measures import accuracy, mean_per_class
 from selfsup.models import seeded_weights
 from selfsup.optim import learning_rate
 
 TEST_BATCH = 256
+TOP1, MEAN_PER_CLASS = "top-1", "mean per class"  # measures of data sets
 
 
 class LinearEvaluation(Task):
@@ -36,6 +37,8 @@ class LinearEvaluation(Task):
 
     Test features are computed once per job: the encoder is fixed. further_rows: of the further classifiers.
     """
+
+    measures = (TOP1, MEAN_PER_CLASS)
 
     def __init__(self, judged: Judged, settings: LinearSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
@@ -94,7 +97,7 @@ class LinearEvaluation(Task):
         """Return the last epoch's top1 and top5, and the best epoch, which no verdict uses."""
         last, best = self.rows[-1], max(self.rows, key=lambda row: row["top1"])
         best = {"best_top1": best["top1"], "best_epoch": best["epoch"]}
-        return {"top1": last["top1"], "top5": last["top5"], **best}
+        return {key: last[key] for key in ("top1", "top5", "mean_per_class") if key in last} | best
 
     def line(self, row: Mapping[str, Any]) -> str:
         return (
@@ -166,7 +169,10 @@ class LinearEvaluation(Task):
         self._losses = torch.zeros((), device=self.compute.device)
         features, *test = self._test_set()
         with torch.no_grad():
-            top = accuracy(self._classifier(features), *test)
+            logits = self._classifier(features)
+            top = accuracy(logits, *test)
+            if self.judged.store.measure == MEAN_PER_CLASS:
+                top["mean_per_class"] = mean_per_class(logits, test[0], self.compute.ranks)
         return {"epoch": epoch, "lr": rate, "train_loss": train_loss, **top, "images_per_s": images_per_s}
 
     def _test_set(self) -> tuple[torch.Tensor, torch.Tensor, int, Ranks]:

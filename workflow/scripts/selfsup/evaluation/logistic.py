@@ -27,6 +27,8 @@ class LogisticRegression(Task):
     rows: strength, objective, iterations, validation_top1, in %.
     """
 
+    measures = ("top-1", "mean per class")
+
     def __init__(self, judged: Judged, settings: LogisticSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
         self.total_steps = len(settings.grid) + 1
@@ -37,7 +39,7 @@ class LogisticRegression(Task):
         self._features = features_of(self.judged, self.settings, attempt, partial)
         if self._features is None:
             return  # asked to stop: what is extracted is kept
-        train, validation = split_by_class(self.judged.store.train.labels, self.settings.validation)
+        train, validation = self._split()
         if self.step < len(self.settings.grid):
             problem, held_out = self._problem(train), self._set(validation)
             while self.step < len(self.settings.grid):
@@ -48,6 +50,14 @@ class LogisticRegression(Task):
                     return
         if not self._refit(attempt):
             self.go_on(saver, partial)
+
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return which images train and which validate: the publisher's own, where there are some."""
+        store = self.judged.store
+        if not store.validation:
+            return split_by_class(store.train.labels, self.settings.validation)
+        images = np.arange(len(store.train))
+        return images[: -store.validation], images[-store.validation :]
 
     def _try_strength(self, problem: Problem | None, held_out: tuple | None, attempt: Attempt) -> bool:
         """Do a step; return False if asked to stop within it, which leaves it undone. Collective."""
@@ -101,6 +111,7 @@ class LogisticRegression(Task):
         logits = (self._last or self._zeros()).logits(features)
         top = accuracy(logits, labels, len(test), ranks)
         chosen = {key: self.chosen[key] for key in ("strength", "validation_top1")}
+        chosen["n_validation"] = len(self._split()[1])
         return {**top, "mean_per_class": mean_per_class(logits, labels, ranks), **chosen}
 
     def state(self) -> dict[str, Any]:
