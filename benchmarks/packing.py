@@ -25,7 +25,7 @@ import torch
 from pictures import jpegs, make_tree
 
 from selfsup.data.packing import threads
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import decode
 
 CHUNK = 16

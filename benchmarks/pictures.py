@@ -10,7 +10,7 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.data.store import PackedStore, StoreWriter
 
 CLASSES = 10

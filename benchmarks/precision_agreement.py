@@ -19,7 +19,7 @@ import torch
 from our_byol import OurStep, as_shipped
 from pictures import small_store
 
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
 from selfsup.recipe import load_recipe

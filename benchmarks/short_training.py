@@ -25,7 +25,7 @@ import torch
 from our_byol import OurStep, as_shipped
 from pictures import CLASSES, small_store
 
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
 from selfsup.layout import boundary_name

@@ -21,7 +21,7 @@ import measuring
 import torch
 from pictures import small_store
 
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.errors import UserError
 
 WANTED_S = 15.0

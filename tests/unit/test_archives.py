@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from trees import tar_of, write_tree

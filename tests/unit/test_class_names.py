@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from trees import tar_of, write_tree
@@ -47,7 +47,7 @@ PACK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 print(prepare("folder", Path(sys.argv[2]), Path(sys.argv[3])))
 """
 

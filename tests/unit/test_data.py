@@ -12,7 +12,7 @@ from torchvision.io import encode_jpeg
 
 from selfsup.data import loader, sources
 from selfsup.data.loader import CPU, Batches, ViewMaker
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
 from trees import write_tree

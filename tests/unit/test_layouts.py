@@ -13,7 +13,7 @@ from PIL import Image
 
 from selfsup.data.loader import Batches
 from selfsup.data.local_copy import open_store
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.splits import TESTS, falls_to_test
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 
 from selfsup.data import loader
 from selfsup.data.loader import Batches
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from trees import write_tree

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.io import encode_jpeg, encode_png
 
 from selfsup.data import packing
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore, decode, decoded_size
 from selfsup.errors import UserError
 from trees import add_file, tar_of, write_tree
@@ -85,10 +85,10 @@ SLOW = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from selfsup.data import packing, sources
+from selfsup.data import packing, preparing
 packing.COMMIT_S, read = 0.02, packing.Reader.read
 packing.Reader.read = lambda self, member: time.sleep(0.01) or read(self, member)
-sources.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]))
+preparing.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 

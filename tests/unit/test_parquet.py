@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfsup.data import parquet_listing
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.splits import falls_to_test
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.io import encode_png
 
 from selfsup.data.loader import CPU, Batches, ViewMaker
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore, decode, decoded_size
 from selfsup.errors import UserError
 from selfsup.recipe import load_recipe

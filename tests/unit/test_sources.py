@@ -10,7 +10,7 @@ import torch
 from scipy.io import savemat
 from torchvision.io import encode_jpeg
 
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from trees import add_file, tar_of, write_tree

@@ -10,7 +10,7 @@ import torch
 from runs import on_cpu
 from selfsup.data import statistics
 from selfsup.data.loader import CPU, Batches, ViewMaker
-from selfsup.data.sources import Packing, prepare
+from selfsup.data.preparing import Packing, prepare
 from selfsup.data.statistics import add_statistics, resolved
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError

@@ -402,7 +402,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(run, changes
 
 
 def test_a_checkpoint_of_another_dataset_is_refused(run, tmp_path):
-    from selfsup.data.sources import prepare
+    from selfsup.data.preparing import prepare
     from selfsup.data.store import PackedStore
 
     prepare("digits", None, tmp_path / "digits")

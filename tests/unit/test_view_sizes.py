@@ -13,7 +13,7 @@ from selfsup.augment import apply, augment_batch, build_views, centre_view, crop
 from selfsup.augment.draws import ViewDraws
 from selfsup.data import loader
 from selfsup.data.loader import CPU, Batches, ViewMaker
-from selfsup.data.sources import prepare
+from selfsup.data.preparing import prepare
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
 from selfsup.methods import Batch

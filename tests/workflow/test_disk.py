@@ -130,7 +130,7 @@ def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository,
 
 
 def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_again(pretraining, tmp_path):
-    from selfsup.data.sources import Packing, prepare
+    from selfsup.data.preparing import Packing, prepare
 
     for place in range(20):
         path = tmp_path / "images" / ("train" if place else "test") / "ant" / f"{place}.png"

@@ -53,6 +53,19 @@ def test_only_what_the_target_needs_is_asked_for(workflow):
     assert "datasets.cifar10.path is /no/such/folder, which does not exist" in line
 
 
+def test_a_transfer_data_set_is_downloaded_or_said_where_to_get(workflow):
+    workflow.config["datasets"] |= {"textures": {"source": "dtd"}, "scenes": {"source": "sun397"}}
+    workflow.config["evaluations"] |= {"on_textures": {"protocol": "knn", "dataset": "textures"}}
+    workflow.digits["evaluations"] = ["on_textures"]
+    printed = workflow.run("-n", "-p", "results/demo.csv")
+    assert "Download the images of dtd" in printed and "--source dtd --path" in printed
+    (command,) = [line for line in printed.splitlines() if "--source dtd --path" in line]
+    assert "downloads/dtd --output" in command
+    workflow.config["evaluations"]["on_textures"]["dataset"] = "scenes"
+    (line,) = error_lines(workflow.run("-n", "results/demo.csv", ok=False))
+    assert "datasets.scenes.path in config.yaml is not set" in line and "Partitions.zip" in line
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -9,7 +9,7 @@ from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
 from selfsup.layout import LINEAR, RESULTS, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
-from selfsup.targets import evaluation_asked_for, experiment_asked_for
+from selfsup.targets import evaluation_asked_for, evaluation_with_features, experiment_asked_for
 
 
 @ends_on_error
@@ -29,6 +29,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, CONFIG.datasets)),
     table="|".join(map(re.escape, CONFIG.tables)),
     evaluation="|".join(map(re.escape, CONFIG.evaluations)) or "(?!)",
+    features=f"({'|'.join(map(re.escape, CONFIG.datasets))})-[0-9a-f]{{8}}",
     seed=r"\d+",
     epoch=r"\d+",
     revision=r"\d+",

@@ -5,6 +5,7 @@ import shlex
 
 localrules:
     download_cifar10,
+    download_images,
 
 
 rule download_cifar10:
@@ -23,6 +24,22 @@ rule download_cifar10:
         "Download CIFAR-10 (170 MB)"
     shell:
         "{params.python} {params.script} --source cifar10 --download-only --output {params.job[folder]:q} 2>&1"
+        " | tee -i {log}"
+
+
+rule download_images:
+    output:
+        DOWNLOADED,
+    log:
+        "logs/download_images/{source}.log",
+    benchmark:
+        "logs/benchmarks/download_images/{source}.tsv"
+    params:
+        job=local_job("prepare_dataset.py"),
+    message:
+        "Download the images of {wildcards.source}"
+    shell:
+        "{params.job[start]} --source {wildcards.source} --download-only --output {params.job[folder]:q} 2>&1"
         " | tee -i {log}"
 
 

@@ -3,8 +3,10 @@
 from selfsup import finished
 from selfsup.config import dataset_problem
 from selfsup.segments import holds_older, restore_cards
+from selfsup.settings.registries import SOURCES
 
 CIFAR10_ARCHIVE = f"{CONFIG.data_dir}/downloads/cifar-10-python.tar.gz"
+DOWNLOADED = f"{CONFIG.data_dir}/downloads/{{source}}/downloaded.txt"  # beside the files of every other source
 
 
 def dataset_of(wildcards):
@@ -16,9 +18,11 @@ def image_source(wildcards):
     problem, block = dataset_problem(CONFIG, wildcards.dataset), dataset_block(wildcards)
     if problem:
         give_up(problem)
-    if block["source"] != "cifar10" or block.get("path") is not None:
+    source = block["source"]
+    if not SOURCES[source].downloads or block.get("path") is not None:
         return nothing(wildcards)
-    return settled(CIFAR10_ARCHIVE, store_in(data_of(CONFIG.data_dir, wildcards.dataset)).exists())
+    downloaded = CIFAR10_ARCHIVE if source == "cifar10" else DOWNLOADED.format(source=source)
+    return settled(downloaded, store_in(data_of(CONFIG.data_dir, wildcards.dataset)).exists())
 
 
 @ends_on_error

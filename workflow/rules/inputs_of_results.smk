@@ -16,8 +16,11 @@ def untrained(wildcards):
 
 @ends_on_error
 def evaluation_of(wildcards):
-    """The evaluation that a job is of; the recipe's own where its name has no wildcard for it."""
+    """The evaluation that a job is of; the recipe's own where its name has no wildcard for it. Of a job that makes
+    features, the first one that looks at them."""
     experiment, name = experiment_of(wildcards), getattr(wildcards, "evaluation", LINEAR)
+    if hasattr(wildcards, "features"):
+        return evaluation_with_features(experiment, wildcards.features)
     return evaluation_asked_for(CONFIG, experiment, name)
 
 
@@ -68,6 +71,29 @@ def metrics_over_training(name):
         for epoch in finished.boundaries_before_the_last(experiment, run)
         for one in asked
     ]
+
+
+def features_evaluated(encoder):
+    """Return a function of wildcards: the features that an evaluation looks at, where it looks at some. They may be
+    deleted once it is finished, and then nobody asks for them."""
+
+    def features(wildcards):
+        name = evaluation_of(wildcards).features(experiment_of(wildcards).recipe)
+        if name is None:
+            return []
+        return settled(encoder(wildcards).features(name), evaluation_finished(wildcards, encoder(wildcards)))
+
+    return features
+
+
+def dataset_extracted_from(encoder):
+    """Return a function of wildcards: the dataset whose features are made, where no other job is at work on them."""
+
+    def dataset(wildcards):
+        refuse_if_busy(encoder(wildcards).extraction(wildcards.features).folder)
+        return settled(store_in(data_of(CONFIG.data_dir, evaluation_of(wildcards).dataset)), False)
+
+    return dataset
 
 
 @ends_on_error

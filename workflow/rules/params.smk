@@ -36,7 +36,12 @@ def nothing_told(wildcards, input):
 def protocol_words(wildcards, input):
     """What an evaluation is told beside what the linear one is."""
     told = told_file("evaluation", evaluation_of(wildcards).told())
-    return f" {commands.words({'--protocol': told})}"
+    return f" {commands.words({'--protocol': told, '--features': list(input.get('features', []))})}"
+
+
+def extraction_folder(encoder):
+    """Return a function of wildcards and input: the folder of the job that makes features."""
+    return lambda wildcards, input: str(encoder(wildcards).extraction(wildcards.features).folder)
 
 
 def whole_config(wildcards, input):
@@ -64,11 +69,16 @@ def resize_of(wildcards):
 
 
 def path_words(wildcards, input):
-    return commands.words({"--path": dataset_block(wildcards).get("path") or (input[0] if input else None)})
+    path = dataset_block(wildcards).get("path")
+    if not path and input:
+        path = os.path.dirname(input[0]) if os.path.basename(input[0]) == "downloaded.txt" else input[0]
+    return commands.words({"--path": path})
 
 
 def packing_words(wildcards, input):
-    return commands.packing_words(dataset_block(wildcards))
+    block = dataset_block(wildcards)
+    extensions = commands.words({"--extension": CONFIG.extensions if block["source"] in SOURCES.added else None})
+    return f"{extensions} {commands.packing_words(block)}".strip()
 
 
 def packing_threads(wildcards):

@@ -4,6 +4,9 @@
         --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
     python workflow/scripts/evaluate.py ... --protocol knn --output results/digits/seed0/knn
 
+Tasks that look at each picture once, such as knn and logistic, take its features from --features, which
+extract_features.py makes, and compute them by themselves without it.
+
 One process per device, like pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
 checkpoints in <output>/partial. Writes into <output>:
     metrics.csv   one line: top-1 and top-5 in %, and what they depend on; the encoder's card gets the figures too
@@ -17,17 +20,16 @@ The exit status is that of pretrain.py.
 import argparse
 import contextlib
 import hashlib
-import json
 import time
 from pathlib import Path
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt, existing_path
-from selfsup.errors import PermanentError, UserError, run_script
+from selfsup.errors import PermanentError, run_script
 from selfsup.evaluation import record
 from selfsup.job.attempt import Attempt
 from selfsup.layout import LINEAR, JobFolder
 from selfsup.logs import logger
-from selfsup.protocols import Evaluation, evaluation_of, told_evaluation
+from selfsup.protocols import Evaluation, asked_for
 from selfsup.recipe import Recipe, canonical, evaluation_part, parse_recipe
 
 
@@ -45,18 +47,8 @@ def main() -> int:
     add_compute_arguments(parser)
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)
-    return Job(arguments, recipe, asked_for(arguments, recipe)).run()
-
-
-def asked_for(arguments: argparse.Namespace, recipe: Recipe) -> Evaluation:
-    """Return the evaluation that --protocol names. Raises UserError for one that cannot be used."""
-    if not arguments.protocol.endswith(".json"):
-        return evaluation_of(arguments.output.name, arguments.protocol, {}, recipe, arguments.data.name)
-    try:
-        told = json.loads(Path(arguments.protocol).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--protocol {arguments.protocol}: cannot be read as JSON ({error})") from error
-    return told_evaluation(told, f"--protocol {arguments.protocol}")
+    evaluation = asked_for(arguments.protocol, arguments.output.name, recipe, arguments.data.name)
+    return Job(arguments, recipe, evaluation).run()
 
 
 class Job:
@@ -147,6 +139,7 @@ class Job:
     def finish(self, task, card: dict, attempt: Attempt) -> None:
         """Write the results of a finished task. Collective."""
         from selfsup.engine.checkpoint import prune
+        from selfsup.evaluation.extraction import forget_features
         from selfsup.evaluation.metrics import result_files
 
         ranks, output = task.compute.ranks, self.arguments.output
@@ -161,6 +154,7 @@ class Job:
             record.collect(self.arguments.encoder)
             attempt.step_saved(task.step)
             prune(JobFolder(output).partial)
+            forget_features(JobFolder(output).partial)
             attempt.set_ending("reached its goal")
 
 

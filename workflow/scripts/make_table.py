@@ -16,6 +16,7 @@ from selfsup.atomic_files import write_atomically
 from selfsup.config import Config
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
+from selfsup.settings.registries import SOURCES
 from selfsup.settings.typed import suggest
 from selfsup.tables.figure_keys import method_in_words
 from selfsup.tables.layouts import to_latex, to_markdown
@@ -50,10 +51,6 @@ def main() -> None:
     print(text, end="")
 
 
-# What the test split of a source is; the others have a folder of that name.
-SPLITS = {"imagenet": "validation", "digits": "test (a fixed fifth)"}
-
-
 def rows_of(config: Config, table: str, results: Path) -> list[Row]:
     """Return the table's own rows: for each experiment its encoders, then the same encoders untrained."""
     rows = []
@@ -69,12 +66,14 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     experiment=name,
                     dataset=dataset_label(evaluation.dataset, source),
                     evaluation=evaluation.name,
+                    task=evaluation.task,
+                    labels=evaluation.settings.label_share,
                     epochs=experiment.recipe["epochs"],
                     global_batch=experiment.recipe["global_batch"],
                     seeds=experiment.seeds,
                     metrics=[encoder.evaluation(evaluation.name).metrics for encoder in encoders],
                     random_init=untrained,
-                    split=SPLITS.get(source, "test"),
+                    split=SOURCES[source].test_split,
                     ledgers=() if untrained else ledgers,
                     method=method_in_words(experiment.recipe),
                 )

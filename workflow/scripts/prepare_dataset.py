@@ -9,7 +9,7 @@
 
 Reads the images of --path (digits: none). Writes <output>/store.json and the files it names; see selfsup/data/store.py.
 Killed, it continues where it was when called again. Images that cannot be read are all listed in <output>/damaged.txt.
-With --download-only it only fetches CIFAR-10's archive into --output. With --measure it only adds mean and std of the
+With --download-only it only fetches the source's files into --output. With --measure it only adds mean and std of the
 training pictures to a dataset that an older version has packed, and changes nothing else.
 """
 
@@ -18,25 +18,26 @@ import json
 from pathlib import Path
 
 from selfsup.data.packing import progress_bar
-from selfsup.data.sources import Packing, download_cifar10, prepare
+from selfsup.data.preparing import Packing, download, prepare
 from selfsup.data.statistics import add_statistics
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError, run_script
 from selfsup.logs import logger
+from selfsup.settings.extensions import load_extensions
+from selfsup.settings.registries import SOURCES
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.download_only:
-        if arguments.source != "cifar10":
-            raise UserError(f"--download-only is for cifar10, not {arguments.source}")
-        logger.info(f"downloaded {download_cifar10(arguments.output)}")
-        return
+    load_extensions(arguments.extension)
     if arguments.measure:
         measure(arguments.output, arguments.cpus)
         return
     if arguments.source is None:
-        raise UserError("--source is not given, wanted digits, cifar10, imagenet, folder or parquet")
+        raise UserError(f"--source is not given, wanted one of {', '.join(SOURCES)}")
+    if arguments.download_only:
+        logger.info(f"downloaded {download(arguments.source, arguments.output)}")
+        return
     packing = Packing(
         arguments.resize,
         arguments.skip_damaged,
@@ -68,7 +69,8 @@ def measure(folder: Path, cpus: int) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", choices=["digits", "cifar10", "imagenet", "folder", "parquet"])
+    parser.add_argument("--source", help=f"one of {', '.join(SOURCES)}, or an extension's")
+    parser.add_argument("--extension", action="append", default=[], metavar="FILE", help="Python file with a source")
     parser.add_argument("--path", type=Path, help="the folder or archive of the images")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
@@ -91,10 +93,10 @@ def parse_arguments() -> argparse.Namespace:
         default='"known"',
         metavar="JSON",
         help='numbers of images and classes to find, for example \'{"train": 1000, "test": 100, "classes": 10}\', '
-        "or null for any; default: those that are known of cifar10 and imagenet",
+        "or null for any; default: those that are known of the source",
     )
     parser.add_argument("--cpus", type=positive, default=1, help="processor cores to use; default 1")
-    parser.add_argument("--download-only", action="store_true", help="fetch CIFAR-10's archive and stop")
+    parser.add_argument("--download-only", action="store_true", help="fetch the source's files and stop")
     return parser.parse_args()
 
 

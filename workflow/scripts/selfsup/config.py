@@ -15,7 +15,7 @@ from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
 from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Bounds, Count, Distinct, Length, Name, Seed
-from selfsup.settings.registries import TRACKERS
+from selfsup.settings.registries import SOURCES, TRACKERS
 from selfsup.settings.typed import Kind, Settings, read, since, suggest, with_each
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
@@ -31,20 +31,15 @@ class Expected(Settings):
     """classes"""
 
 
-# Keys of a dataset that not every source has.
-KEYS_OF_SOURCES = {
-    "labels": ("folder", "parquet"),
-    "test_share": ("folder", "parquet"),
-    "image_column": ("parquet",),
-    "label_column": ("parquet",),
-}
+KEYS_OF_SOURCES = ("labels", "test_share", "image_column", "label_column")  # of a dataset, that not every source has
+KEYS_OF_FILES = ("resize", "skip_damaged", "expect")
 
 
 class Dataset(Settings):
     """One of config.yaml's `datasets`."""
 
-    source: Literal["digits", "cifar10", "imagenet", "folder", "parquet"]
-    """where images come from"""
+    source: str
+    """where images come from: a file of selfsup/data/sources, or an extension's"""
     path: str | None = None
     """folder, tar or zip of the images, or Parquet files"""
     labels: bool = True
@@ -250,14 +245,19 @@ def check_config(raw: Mapping) -> Config:
 
 
 def _dataset(name: str, block: Dataset) -> Dataset:
-    if block.source == "digits" and (block.resize or block.skip_damaged or block.expect):
-        key = next(key for key in ("resize", "skip_damaged", "expect") if block.get(key))
-        raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for digits")
-    for key, sources in KEYS_OF_SOURCES.items():
-        if key in block and block.source not in sources:
-            raise UserError(
-                f"config.yaml: datasets.{name}.{key} is for the source {' or '.join(sources)}, not for {block.source}"
-            )
+    if block.source not in SOURCES:
+        raise UserError(
+            f"config.yaml: datasets.{name}.source is {block.source!r}, wanted one of {', '.join(SOURCES)}"
+            f"{suggest(block.source, list(SOURCES))}"
+        )
+    source = SOURCES[block.source]
+    for key in KEYS_OF_FILES:
+        if block.get(key) and not source.files:
+            raise UserError(f"config.yaml: datasets.{name}.{key} is for sources of image files, not for {block.source}")
+    for key in KEYS_OF_SOURCES:
+        if key in block and key not in source.keys:
+            sources = " or ".join(one for one in SOURCES if key in SOURCES[one].keys)
+            raise UserError(f"config.yaml: datasets.{name}.{key} is for the source {sources}, not for {block.source}")
     if not block.labels and (block.test_share is not None or block.label_column):
         key = "label_column" if block.label_column else "test_share"
         raise UserError(f"config.yaml: datasets.{name}: labels is false, but {key} is for classes: keep one")
@@ -306,11 +306,14 @@ def dataset_problem(config: Config, name: str) -> str | None:
 
     Only looks at the path in config.yaml; asked for the datasets that a requested target needs, and no others.
     """
-    source, path = config.datasets[name]["source"], config.datasets[name].get("path")
-    if source == "digits" or (source == "cifar10" and path is None):
+    source, path = SOURCES[config.datasets[name]["source"]], config.datasets[name].get("path")
+    if not source.files or (source.downloads and path is None):
         return None
     if path is None:
-        problem = f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted its images' folder or tar"
+        where = f"; {source.where}" if source.where else ""
+        problem = (
+            f"dataset {name}: datasets.{name}.path in config.yaml is not set, wanted its images' folder or tar{where}"
+        )
     elif not Path(path).exists():
         problem = f"dataset {name}: datasets.{name}.path is {path}, which does not exist"
     else:

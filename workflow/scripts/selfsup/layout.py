@@ -178,6 +178,11 @@ class EncoderPaths:
         """Return the folder of its features of a dataset's images, which may be deleted."""
         return self.folder / FEATURES / name
 
+    def extraction(self, name: str) -> JobFolder:
+        """Return the folder of the job that makes these features, beside them: Snakemake deletes what a job is to make
+        before the job starts."""
+        return JobFolder(self.folder / FEATURES / f"{name}_job")
+
 
 class RunFolder:
     """The files of a run, given its folder."""

@@ -4,6 +4,8 @@ A protocol is a file of workflow/protocols: a key `task`, a file of selfsup/eval
 protocol `linear` is the recipe's own block of that name.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -12,7 +14,7 @@ from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.layout import LINEAR
-from selfsup.recipe import Recipe, merge
+from selfsup.recipe import Recipe, canonical, merge
 from selfsup.settings.library import Library, without_base
 from selfsup.settings.registries import TASKS
 from selfsup.settings.typed import read, suggest, with_numbers
@@ -37,6 +39,11 @@ class Evaluation:
         """Return what a job is told of it, as `told_evaluation` reads it."""
         return {"name": self.name, "task": self.task, "settings": self.settings, "dataset": self.dataset}
 
+    def features(self, recipe: Mapping) -> str | None:
+        """Return the name of the features that it looks at, <dataset>-<8 digits>; None if at pictures themselves."""
+        made = self.settings.features(recipe)
+        return made and f"{self.dataset}-{hashlib.sha256(canonical(made).encode()).hexdigest()[:8]}"
+
 
 def evaluation_of(name: str, protocol: str, overrides: Mapping, recipe: Recipe, dataset: str) -> Evaluation:
     """Return an evaluation of a recipe's encoders. Raises UserError for what cannot be used."""
@@ -51,6 +58,20 @@ def evaluation_of(name: str, protocol: str, overrides: Mapping, recipe: Recipe, 
         raise UserError(f"protocol is {protocol!r}, which does not exist{suggest(protocol, known)}")
     settings = merge(whole.settings, with_numbers(type(whole.settings), overrides))
     return replace(read_evaluation("overrides", whole.task, settings, dataset), name=name)
+
+
+def asked_for(protocol: str, name: str, recipe: Recipe, dataset: str) -> Evaluation:
+    """Return the evaluation that a command's --protocol names: one of the library, or a file that holds one as JSON.
+
+    name, dataset: of one of the library. Raises UserError for one that cannot be used.
+    """
+    if not protocol.endswith(".json"):
+        return evaluation_of(name, protocol, {}, recipe, dataset)
+    try:
+        told = json.loads(Path(protocol).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--protocol {protocol}: cannot be read as JSON ({error})") from error
+    return told_evaluation(told, f"--protocol {protocol}")
 
 
 def told_evaluation(told: Mapping, thing: str) -> Evaluation:

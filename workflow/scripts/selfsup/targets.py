@@ -55,6 +55,23 @@ def evaluation_asked_for(config: Config, experiment: Experiment, name: str) -> E
     )
 
 
+def evaluation_with_features(experiment: Experiment, name: str) -> Evaluation:
+    """Return an experiment's first evaluation that looks at the features of this name. Raises UserError for none."""
+    known = _features(experiment)
+    if name in known:
+        return known[name]
+    raise UserError(
+        f"no evaluation of experiment {experiment.name} looks at features {name}; there are "
+        f"{', '.join(known) or 'none'}"
+    )
+
+
+def _features(experiment: Experiment) -> Mapping[str, Evaluation]:
+    """Return the evaluations that look at features, by the names of these; of several the first."""
+    named = {one.features(experiment.recipe): one for one in reversed(experiment.evaluations.values())}
+    return {name: one for name, one in named.items() if name is not None}
+
+
 def _filled(patterns: Iterable[str], config: Config) -> Iterator[str]:
     """Yield the patterns, their wildcards replaced by each of the values that config.yaml has for them."""
     values = _values(config)
@@ -72,6 +89,7 @@ def _values(config: Config) -> Mapping[str, list[str]]:
         "dataset": list(config.datasets),
         "table": list(config.tables),
         "evaluation": sorted({name for one in experiments for name in one.evaluations}),
+        "features": sorted({name for one in experiments for name in _features(one)}),
         "seed": sorted({str(seed) for one in experiments for seed in one.seeds}),
         "epoch": sorted({f"{one.recipe['epochs']:04d}" for one in experiments}),
     }

@@ -62,10 +62,13 @@ class Member(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A member with the label of its class; 0 where there are no classes."""
+    """A member with the label of its class; 0 where there are no classes.
+
+    Of a multi-label source, for each class 1 (of it), 0 (not) or -1 (counts as neither).
+    """
 
     member: Member
-    label: int
+    label: int | tuple[int, ...]
 
     def __str__(self) -> str:
         """The picture as a user can find it."""
@@ -78,16 +81,24 @@ class Listing:
     """A source's classes in label order, and the pictures of "train" and "test".
 
     Without labels there are no classes, and "train" alone. prefix: what the names of training pictures begin with.
+    validation: how many of the last training pictures are a validation set, by whoever has published the source.
     """
 
     classes: list[str]
     splits: dict[str, list[Picture]]
     prefix: str = f"{TRAIN}/"
+    validation: int = 0
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may be of several classes."""
+        return any(isinstance(picture.label, tuple) for picture in self.splits["train"][:1])
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of "train" and "test" images and of "classes"."""
+        """Return the numbers of "train", "validation" and "test" images and of "classes"; "train" has those of
+        "validation"."""
         counts = {split: len(pictures) for split, pictures in self.splits.items()}
-        return {"test": 0} | counts | {"classes": len(self.classes)}
+        return {"validation": self.validation, "test": 0} | counts | {"classes": len(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -259,6 +270,13 @@ def _one_class(listing: Listing) -> str:
 def read_tree(root: Path, wanted: Wanted, seen: Callable[[int], None] = lambda count: None) -> Tree:
     """List the tree in the folder `root`. seen: told of how many more files are found."""
     layout = find_layout(root, wanted, _upper_folders(root))
+    return Tree(root, wanted, layout, *read_folders(root, layout.folders, seen))
+
+
+def read_folders(
+    root: Path, inner: Iterable[str], seen: Callable[[int], None] = lambda count: None
+) -> tuple[list[Member], set[str], list[str]]:
+    """Return all files in some folders of `root`, "" for itself, the names of all their folders, and mistakes."""
     members: list[Member] = []
     folders: set[str] = set()
     mistakes: list[str] = []
@@ -288,10 +306,10 @@ def read_tree(root: Path, wanted: Wanted, seen: Callable[[int], None] = lambda c
                 files += 1
         seen(files)
 
-    for folder in layout.folders:
+    for folder in inner:
         if (root / folder).is_dir():
             walk(folder, root / folder, ())
-    return Tree(root, wanted, layout, members, folders, mistakes)
+    return members, folders, mistakes
 
 
 def _upper_folders(root: Path) -> Iterator[str]:

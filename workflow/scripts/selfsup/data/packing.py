@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,7 +31,16 @@ from selfsup.atomic_files import write_atomically
 from selfsup.data.listing import SHOWN, Listing, Member, Picture
 from selfsup.data.parquet_listing import RowGroups
 from selfsup.data.statistics import Sums, mean_and_std, sums_of
-from selfsup.data.store import HEAD_BYTES, StoreWriter, check_kind, decode, decoded_size, named, write_bytes_header
+from selfsup.data.store import (
+    HEAD_BYTES,
+    TOP1,
+    StoreWriter,
+    check_kind,
+    decode,
+    decoded_size,
+    named,
+    write_bytes_header,
+)
 from selfsup.data.zip_listing import read_zipped
 from selfsup.errors import UserError
 
@@ -74,13 +83,19 @@ class Checked(NamedTuple):
 
 
 def pack(
-    listing: Listing, folder: Path, *, resize: int | None = None, skip_damaged: bool = False, cpus: int = 1
+    listing: Listing,
+    folder: Path,
+    *,
+    resize: int | None = None,
+    skip_damaged: bool = False,
+    cpus: int = 1,
+    measure: str = TOP1,
 ) -> str:
     """Pack the listed pictures into a store in `folder` and return its fingerprint.
 
     resize: make the shorter side of larger pictures this many pixels (bicubic with antialiasing, JPEG of quality 95, or
-    PNG where one side is too long for a JPEG); None keeps every byte. Raises UserError naming the pictures that cannot
-    be decoded, all at once, unless `skip_damaged` says to go without them.
+    PNG where one side is too long for a JPEG); None keeps every byte. measure: see PackedStore. Raises UserError
+    naming the pictures that cannot be decoded, all at once, unless `skip_damaged` says to go without them.
     """
     writer = StoreWriter(folder, listing.classes)
     total = sum(map(len, listing.splits.values()))
@@ -98,6 +113,7 @@ def pack(
         _add(writer, listing.classes, split, pictures, done[split])
     writer.note(**mean_and_std(Sums.read(one.sums, one.height * one.width) for one in done["train"].values()))
     writer.note(resize=resize, skipped={split: len(lost) for split, lost in damaged.items()})
+    writer.note(**_notes(listing, {picture.member.name for picture, _ in damaged["train"]}, measure))
     return writer.finish()
 
 
@@ -340,7 +356,8 @@ def _add(
     kept = [picture for picture in pictures if not picture.member.problem and picture.member.name in done]
     if pictures and not kept:
         raise UserError(f"{split}: all images are damaged: mend them; {DAMAGED} has the reason of each")
-    for label in sorted({picture.label for picture in pictures} - {picture.label for picture in kept}):
+    single = {picture.label for picture in pictures if isinstance(picture.label, int)}
+    for label in sorted(single - {picture.label for picture in kept}):
         raise UserError(
             f"{split}: of class {classes[label]} all images are damaged: mend them, or remove the class's folder"
         )
@@ -352,6 +369,15 @@ def _add(
         labels=np.array([picture.label for picture in kept], np.int64) if classes else None,
         digests=np.array([np.frombuffer(bytes.fromhex(one.digest), np.uint8) for one in packed]),
     )
+
+
+def _notes(listing: Listing, lost: Set[str], measure: str) -> dict:
+    """Return what store.json says of a source that is out of the ordinary. lost: names of damaged training pictures."""
+    held_out = listing.splits["train"][len(listing.splits["train"]) - listing.validation :]
+    validation = sum(picture.member.name not in lost for picture in held_out)
+    notes = {"validation": validation, "multi_label": listing.multi_label, "measure": measure}
+    usual = {"validation": 0, "multi_label": False, "measure": TOP1}
+    return {key: value for key, value in notes.items() if value != usual[key]}
 
 
 def _line(name: str, packed: Packed) -> str:

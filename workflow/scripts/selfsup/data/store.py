@@ -1,10 +1,10 @@
 """The packed store: a dataset as a few large files that are safe to memory-map, each in NumPy's .npy format.
 
-A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64 [N]), and `store.json`, written last:
-without it there is no store. Pictures without classes have no labels, and are all in the split "train". Images of one
-size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are their own bytes, end to end, uint8 [bytes], with
-`<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the last) and `<split>_sizes.npy` (int64 [N, 2]:
-height, width). benchmarks/store_formats.py compares it with other formats.
+A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64 [N], or [N, classes] where a picture
+may be of several), and `store.json`, written last: without it there is no store. Pictures without classes have no
+labels, and are all in the split "train". Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are
+their own bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the
+last) and `<split>_sizes.npy` (int64 [N, 2]: height, width). benchmarks/store_formats.py compares it with other formats.
 """
 
 import hashlib
@@ -30,13 +30,15 @@ RAW_READABLE = (1, 2)  # raw splits have not changed since format 1
 KNOWN_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 HEAD_BYTES = 12  # of a file, by which it is known for a picture
 STATISTICS = ("mean", "std")
+TOP1 = "top-1"  # the measure of most data sets
 UNFINISHED = "packing"  # folder inside the store's where files lie until all are whole
 
 
 class Split:
     """One split of a store: images by index, memory-mapped. Pickles as its path: loader workers map it themselves.
 
-    labels: int64 [N], None where the store has no classes. sizes: int64 [N, 2], each image's height and width. raw:
+    labels: int64 [N], None where the store has no classes; of a multi-label store [N, classes], 1 for a picture of the
+    class, 0 for none, -1 for one that counts as neither. sizes: int64 [N, 2], each image's height and width. raw:
     uint8 [N, 3, H, W] where all images are of one size and stored as they are, else None. All arrays are pages of the
     store's files, which the processes of a machine share.
     """
@@ -135,8 +137,10 @@ class PackedStore:
     Of pictures without labels there are no classes, and `test` is None. statistics: "mean" and "std" of the training
     pictures' channels, 0 to 1, as `selfsup.data.statistics` has them; empty where an older version packed. resize: the
     shorter side, in pixels, to which larger pictures were resized when they were packed, or None. skipped: by split,
-    how many damaged images were left out. Raises UserError when the folder holds no complete store, or one of another
-    format, or a file of the wrong length.
+    how many damaged images were left out. validation: how many of the last training images their publisher
+    has meant for validation, 0 for none. multi_label: whether an image may be of several classes. measure: by which
+    papers compare. Raises UserError when the folder holds no complete store, or one of another format, or a file of the
+    wrong length.
     """
 
     def __init__(self, folder: Path):
@@ -147,6 +151,9 @@ class PackedStore:
         self.resize: int | None = description.get("resize")
         self.statistics: dict[str, list[float]] = {key: description[key] for key in STATISTICS if key in description}
         self.skipped: dict[str, int] = {"train": 0, "test": 0} | description.get("skipped", {})
+        self.validation: int = description.get("validation", 0)
+        self.multi_label: bool = description.get("multi_label", False)
+        self.measure: str = description.get("measure", TOP1)
         self.files: dict[str, int] = description["files"]  # name: bytes
         for name, size in self.files.items():
             path = self.folder / name
@@ -213,9 +220,9 @@ class StoreWriter:
     ) -> None:
         """Add image files whose bytes are in `<unfinished>/<split>_images.npy` already.
 
-        spans, sizes: int64 [N, 2]; labels: int64 [N], or None where there are no classes; digests: uint8 [N, 32], the
-        SHA-256 of each image's bytes, which the fingerprint is made of: it does not depend on the order in which they
-        came to lie in the file.
+        spans, sizes: int64 [N, 2]; labels: int64 [N] or [N, classes], or None where there are no classes; digests:
+        uint8 [N, 32], the SHA-256 of each image's bytes, which the fingerprint is made of: it does not depend on the
+        order in which they came to lie in the file.
         """
         self._files.append(f"{split}_images.npy")
         self._update_hash(split, "digests", digests)
@@ -224,7 +231,7 @@ class StoreWriter:
         self._finish_split(split, "encoded", len(sizes), labels)
 
     def note(self, **notes) -> None:
-        """Add what store.json shall say beside: resize, skipped, mean and std."""
+        """Add what store.json shall say beside: resize, skipped, mean and std, and PackedStore's others."""
         self._notes.update(notes)
 
     def finish(self) -> str:

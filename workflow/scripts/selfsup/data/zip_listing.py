@@ -35,7 +35,7 @@ def read_zip_tree(archive: Path, wanted: Wanted, seen: Callable[[int], None] = l
     Raises UserError when it cannot be read as a zip, is encrypted, uses another compression than deflate, or has a path
     that leaves its folder.
     """
-    return tree_of(archive, wanted, _read_zip(archive), seen)
+    return tree_of(archive, wanted, read_zip(archive), seen)
 
 
 def read_zipped(file: int, member: Member, check_head: Callable[[bytes], None], head_bytes: int) -> np.ndarray:
@@ -65,7 +65,8 @@ def _unpacked(packed: bytes, method: int, most: int) -> bytearray:
     return bytearray(zlib.decompressobj(RAW_DEFLATE).decompress(packed, most) if most else b"")
 
 
-def _read_zip(archive: Path) -> Iterator[Member | ArchiveFolder]:
+def read_zip(archive: Path) -> Iterator[Member | ArchiveFolder]:
+    """Yield the members of a zip. Raises UserError as `read_zip_tree` does."""
     names: set[str] = set()
     for info in _directory(archive):
         written = _name(info)

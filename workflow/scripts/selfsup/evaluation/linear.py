@@ -30,11 +30,12 @@ from selfsup.evaluation.running_loss import RunningLoss
 from selfsup.evaluation.subsets import balanced_order
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
-from selfsup.measures import accuracy
+from selfsup.measures import accuracy, mean_per_class
 from selfsup.optim import learning_rate
 
 TEST_BATCH = 256
 HELD_OUT_SEED = 0  # of the draw of held-out images: the same whatever else is drawn
+TOP1, MEAN_PER_CLASS = "top-1", "mean per class"  # measures of data sets
 
 
 class LinearEvaluation(Task):
@@ -43,6 +44,8 @@ class LinearEvaluation(Task):
     Test features are computed once per job: the encoder is fixed. further_rows: of the further classifiers; where
     held-out images choose one, of the headline's too, first.
     """
+
+    measures = (TOP1, MEAN_PER_CLASS)
 
     def __init__(self, judged: Judged, settings: LinearSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
@@ -107,7 +110,7 @@ class LinearEvaluation(Task):
             return self._chosen()
         last, best = self.rows[-1], max(self.rows, key=lambda row: row["top1"])
         best = {"best_top1": best["top1"], "best_epoch": best["epoch"]}
-        return {"top1": last["top1"], "top5": last["top5"], **best}
+        return {key: last[key] for key in ("top1", "top5", "mean_per_class") if key in last} | best
 
     def line(self, row: Mapping[str, Any]) -> str:
         return (
@@ -226,7 +229,10 @@ class LinearEvaluation(Task):
         train_loss = self._losses.taken(self.steps_per_epoch)
         features, *test = self._test_set()
         with torch.no_grad():
-            top = accuracy(self._classifier(features), *test)
+            logits = self._classifier(features)
+            top = accuracy(logits, *test)
+            if self.judged.store.measure == MEAN_PER_CLASS:
+                top["mean_per_class"] = mean_per_class(logits, test[0], self.compute.ranks)
         return {"epoch": epoch, "lr": rate, "train_loss": train_loss, **top, "images_per_s": images_per_s}
 
     def _test_set(self) -> tuple[torch.Tensor, torch.Tensor, int, Ranks]:

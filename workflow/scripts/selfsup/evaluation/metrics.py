@@ -8,7 +8,7 @@ import pandas as pd
 
 from selfsup.layout import EvaluationPaths
 from selfsup.protocols import Evaluation
-from selfsup.tables.figure_keys import figure_keys
+from selfsup.tables.figure_keys import MEASURES, figure_keys
 
 
 def result_files(
@@ -25,10 +25,12 @@ def result_files(
 
     figures, rows, further_rows: a task's. card: the encoder's. store: the PackedStore that was evaluated on.
     """
-    own = {key: figures[key] for key in ("top1", "top5")}
+    own = {key: figures.get(key) for key in ("top1", "top5")}
     rest = {key: value for key, value in figures.items() if key not in own and value != ""}
     metrics = {
         **own,
+        "measure": store.measure,
+        "figure": figures[MEASURES[store.measure]],
         "n_test": len(store.test),
         **rest,
         "seed": seed,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from selfsup.data.store import PackedStore
 from selfsup.engine.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, prune
 from selfsup.engine.compute import Compute
 from selfsup.engine.saving import Decision, Saver
+from selfsup.errors import PermanentError
 from selfsup.job.attempt import Attempt
 from selfsup.layout import rolling_name
 from selfsup.models import Backbone, seeded_weights
 from selfsup.recipe import Recipe
 from selfsup.settings.registries import TASKS
 from selfsup.settings.typed import Settings
+from selfsup.tables.figure_keys import TOP1
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Judged:
     """What is judged, on what, and with what.
 
     encoder: frozen, in eval mode, on the device. recipe: the encoder's. features: the folder of the encoder's features
-    of the store's images, where there is one.
+    of the store's images, where there is one. encoder_sha256: of the encoder's file, as its card has it.
     """
 
     encoder: Backbone
@@ -37,16 +39,20 @@ class Judged:
     seed: int
     compute: Compute
     features: Path | None = None
+    encoder_sha256: str = ""
 
 
 class Task:
     """The state of an evaluation. A subclass has `run`, `figures` and `total_steps`, and says what a state is.
 
     `step` counts from 0 what is done of `total_steps`; of what kind of steps is the task's own. rows: the lines of
-    history.csv so far. further_rows: those of further.csv, once `finished`.
+    history.csv so far. further_rows: those of further.csv, once `finished`. measures: of data sets, by names of
+    `selfsup.tables.figure_keys.MEASURES`, that its `figures` give. multi_label: whether it takes labels [N, classes].
     """
 
     total_steps: int
+    measures: ClassVar[tuple[str, ...]] = (TOP1,)
+    multi_label: ClassVar[bool] = False
 
     def __init__(self, judged: Judged, settings: Settings, identity: Mapping[str, Any]):
         """identity: a saved state with another identity is not continued."""
@@ -62,7 +68,7 @@ class Task:
         raise NotImplementedError
 
     def figures(self) -> dict[str, Any]:
-        """Return the columns of metrics.csv that are the task's own, once `finished`; top1 and top5, in %, at least.
+        """Return the columns of metrics.csv that are the task's own, once `finished`; in %, those of its `measures`.
 
         Collective.
         """
@@ -134,7 +140,22 @@ class Task:
 
 def build_task(name: str, judged: Judged, settings: Settings, identity: Mapping[str, Any]) -> Task:
     """Return the task of that name."""
-    return TASKS.component(name)(judged, settings, identity)
+    task = TASKS.component(name)
+    _check_store(name, task, judged.store)
+    return task(judged, settings, identity)
+
+
+def _check_store(name: str, task: type[Task], store: PackedStore) -> None:
+    """Raise PermanentError for a dataset that a task cannot judge on."""
+    if store.multi_label and not task.multi_label:
+        raise PermanentError(
+            f"{store.folder}: a picture may be of several classes, which the task {name} does not take"
+        )
+    if store.measure not in task.measures:
+        raise PermanentError(
+            f"{store.folder}: its measure is {store.measure}, which the task {name} does not give: it has "
+            f"{', '.join(task.measures)}"
+        )
 
 
 def own_part(count: int, compute: Compute) -> np.ndarray:

@@ -56,6 +56,10 @@ class TaskSettings(Settings):
         """Batches that all devices share equally, by the keys that name them."""
         return {}
 
+    def features(self, recipe: Mapping) -> Mapping | None:
+        """Return how the features are made that the task looks at; None for a task that looks at pictures itself."""
+        return None
+
 
 class FrozenSettings(TaskSettings):
     """Of tasks that look at each picture once, as a frozen encoder's features of it."""
@@ -71,6 +75,11 @@ class FrozenSettings(TaskSettings):
 
     def in_words(self, recipe: Mapping) -> str:
         return str(TestView.of(self.view(recipe)))
+
+    def features(self, recipe: Mapping) -> Mapping:
+        """Return all that features depend on beside encoder and dataset: tasks that agree in it share them."""
+        pixels = {key: recipe["augment"][key] for key in ("antialias", "quantize", "mean", "std")}
+        return {"model": recipe["model"], "pixels": pixels, "view": self.view(recipe), "precision": self.precision}
 
 
 def view_in_words(view: View, size: int) -> list[str]:

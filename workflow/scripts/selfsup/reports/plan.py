@@ -16,9 +16,9 @@ from selfsup.layout import RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import RECIPES, Recipe, load_recipe, methods_of
 from selfsup.reports import explain
 from selfsup.segments import boundaries, finished_boundaries
+from selfsup.settings.registries import SOURCES
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
-TRAINING_IMAGES = {"digits": 1_437, "cifar10": 50_000, "imagenet": 1_281_167}  # of sources, before they are packed
 FILL = 0.9  # of a time limit that a segment may take by its measured speed: nodes and file systems vary
 
 
@@ -135,7 +135,8 @@ def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
     try:
         images = read_card(store)["splits"]["train"]["images"]
     except (OSError, ValueError, KeyError, TypeError):
-        images = TRAINING_IMAGES.get(config.datasets[experiment.dataset]["source"])
+        known = SOURCES[config.datasets[experiment.dataset]["source"]].counts
+        images = known and known.train
     return None if images is None else images // experiment.recipe["global_batch"]
 
 

@@ -19,6 +19,8 @@ COLUMNS = {
     "dataset": "of config.yaml, that was evaluated on",
     "top1": "top-1 accuracy on the test images, %",
     "top5": "top-5 accuracy, %",
+    "measure": "of the dataset, by which papers compare: top-1, mean per class or 11-point mAP",
+    "figure": "by that measure, %",
     "n_test": "test images",
     "n_train": "training images of that dataset",
     "labels": "share of their labels that was used, %",

@@ -11,6 +11,10 @@ import pandas as pd
 
 from selfsup.recipe import methods_of
 
+# What data sets are compared by: the column of metrics.csv that has it. The first is that of most.
+MEASURES = {"top-1": "top1", "mean per class": "mean_per_class", "11-point mAP": "mean_average_precision"}
+TOP1 = "top-1"
+
 # Column of both files: its name in a sentence. The dataset, a key too, is config.yaml's to name.
 KEYS = {
     "method": "method",
@@ -26,6 +30,7 @@ KEYS = {
     "labels": "share of labels (%)",
     "n_train": "training images",
     "n_test": "test images",
+    "measure": "measure",
 }
 IN_WORDS = ("protocol", "settings")
 OF_RESNETS = ("width", "stem")  # timm's models have neither, which is not the same as a width that is not known
@@ -58,7 +63,8 @@ def method_in_words(recipe: Mapping) -> str | None:
 
 def differences(line: Mapping, reference: Mapping) -> list[str]:
     """Return in words each key in which one of our figures differs from a published one, or which is not known."""
-    ours, theirs = ({key: plain(side.get(key)) for key in KEYS} for side in (line, reference))
+    ours, theirs = ({"measure": TOP1} | _known(side) for side in (line, reference))
+    ours, theirs = ({key: side.get(key) for key in KEYS} for side in (ours, theirs))
     left_out = OF_RESNETS if str(ours["backbone"]).startswith("timm/") else ()
     compared = [key for key in KEYS if key not in left_out and (key not in WHERE_TOLD or theirs[key] is not None)]
     unknown = [KEYS[key] for key in compared if ours[key] is None]
@@ -73,6 +79,11 @@ def plain(value: Any) -> Any:
         return None
     value = value.item() if hasattr(value, "item") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _known(side: Mapping) -> dict[str, Any]:
+    values = {key: plain(side.get(key)) for key in KEYS}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _difference(key: str, ours: Any, theirs: Any) -> str | None:

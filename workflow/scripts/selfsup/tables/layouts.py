@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
 
-from selfsup.layout import LINEAR
-from selfsup.tables.rows import COMPARED_WITH, TOLERANCE
+from selfsup.tables.figure_keys import TOP1
+from selfsup.tables.rows import COMPARED_WITH, TOLERANCE, evaluation_in_words
 
 DATASETS = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # as the paper writes them
-LIKE_LINEAR = {"online probe": LINEAR}  # figures that papers set beside those of a linear evaluation; a footnote tells
+WIDEST = 6  # datasets that stand side by side
 DETAILS = {
     "Implementation": "implementation",
     "Dataset": "dataset",
@@ -53,9 +54,12 @@ class Notes:
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return the table in the paper's layout, below it what each row rests on, then the footnotes."""
     notes = Notes()
-    names, columns, cells = _grid(frame)
-    head = ["Top-1 / Top-5 (%)", *columns.values()]
-    accuracies = [[name, *(_pair(cells.get((name, column)), notes) for column in columns)] for name in names]
+    grid = _grid(frame)
+    head = ["Top-1 / Top-5 (%)", *grid.across.values()]
+    accuracies = [
+        [title, *(_pair(grid.cells.get((one, other)), notes) for other in grid.across)]
+        for one, title in grid.down.items()
+    ]
     shown = {title: key for title, key in DETAILS.items() if key != "evaluation" or _several(frame)}
     details = [[_detail(row, key) for key in shown.values()] for row in _named(frame)]
     lines = [*_columns(head, accuracies), "", *_columns(list(shown), details), "", *_remarks(frame)]
@@ -66,23 +70,23 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def to_latex(frame: pd.DataFrame) -> str:
     """Return the table in the paper's layout: implementations down, datasets across; needs no package."""
     notes = Notes()
-    names, columns, cells = _grid(frame)
-    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(title)}}}" for title in columns.values())
+    grid = _grid(frame)
+    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_tex(title)}}}" for title in grid.across.values())
     lines = [
-        rf"\begin{{tabular}}{{l{'cc' * len(columns)}}}",
+        rf"\begin{{tabular}}{{l{'cc' * len(grid.across)}}}",
         r"\hline",
-        rf"Implementations & {spans} \\",
-        " & ".join(["", *(["Top-1", "Top-5"] * len(columns))]).strip() + r" \\",
+        rf"{grid.corner} & {spans} \\",
+        " & ".join(["", *(["Top-1", "Top-5"] * len(grid.across))]).strip() + r" \\",
         r"\hline",
     ]
-    for name in names:
+    for one, title in grid.down.items():
         figures = []
-        for column in columns:
-            row = cells.get((name, column))
+        for other in grid.across:
+            row = grid.cells.get((one, other))
             mark = notes.mark(_footnote(row)) if row is not None else ""
-            top1 = _tex(_percent(row, "top1")) + (f"$^{{{mark}}}$" if mark else "")
-            figures += [top1, _tex(_percent(row, "top5"))]
-        lines.append(" & ".join([_tex(name), *figures]) + r" \\")
+            figure = _tex(_percent(row, "figure")) + (f"$^{{{mark}}}$" if mark else "")
+            figures += [figure, _tex(_percent(row, "top5")) if _has_top5(row) else ""]
+        lines.append(" & ".join([_tex(title), *figures]) + r" \\")
     lines += [r"\hline", r"\end{tabular}"]
     lines += [rf"\par\footnotesize $^{{{letter}}}$ {_tex(text)}" for letter, text in notes.lettered()]
     return "\n".join(lines) + "\n"
@@ -97,8 +101,17 @@ def _letters(number: int) -> str:
 Column = tuple[str, str]  # a dataset and, on it, an evaluation
 
 
-def _grid(frame: pd.DataFrame) -> tuple[list[str], dict[Column, str], dict[tuple[str, Column], Mapping]]:
-    """Return the names of rows, the columns with their titles, and the lines by both."""
+class Grid(NamedTuple):
+    """What stands down and across, titles by what they stand for, and the lines by both. corner: what stands down."""
+
+    corner: str
+    down: dict
+    across: dict
+    cells: dict[tuple, Mapping]
+
+
+def _grid(frame: pd.DataFrame) -> Grid:
+    """Return implementations by datasets, as the paper has them, or turned where a page has no room for so many."""
     rows = _named(frame)
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     ours = [
@@ -107,7 +120,11 @@ def _grid(frame: pd.DataFrame) -> tuple[list[str], dict[Column, str], dict[tuple
     names = [name for name in names if name not in ours] + ours
     placed = [(row, _column(row, rows)) for row in rows]
     cells = {(row["implementation"], column): row for row, column in placed}
-    return names, _titles(dict.fromkeys(column for _, column in placed)), cells
+    measures = {column: row["measure"] for row, column in placed if not pd.isna(row["measure"])}
+    down, across = dict(zip(names, names, strict=True)), _titles(dict.fromkeys(one for _, one in placed), measures)
+    if len(across) <= WIDEST:
+        return Grid("Implementations", down, across, cells)
+    return Grid("Datasets", across, down, {(column, name): row for (name, column), row in cells.items()})
 
 
 def _column(row: Mapping, rows: Sequence[Mapping]) -> Column:
@@ -117,16 +134,17 @@ def _column(row: Mapping, rows: Sequence[Mapping]) -> Column:
     alike = ("dataset", "task", "labels")
     ours = (one for one in rows if not pd.isna(one["evaluation"]) and not pd.isna(one["task"]))
     same = (one["evaluation"] for one in ours if all(one[key] == row[key] for key in alike))
-    share = "" if pd.isna(row["labels"]) or row["labels"] == 100 else f", {row['labels']:g} % of labels"
-    return row["dataset"], next(same, f"{LIKE_LINEAR.get(row['task'], row['task'])}{share}")
+    return row["dataset"], next(same, evaluation_in_words(row))
 
 
-def _titles(columns: Iterable[Column]) -> dict[Column, str]:
-    """Return the columns' titles: a dataset's name, and an evaluation's where the dataset has several."""
+def _titles(columns: Iterable[Column], measures: Mapping[Column, str]) -> dict[Column, str]:
+    """Return the columns' titles: a dataset's name, an evaluation's where it has several, a measure unlike top-1."""
     columns = list(columns)
     several = {dataset for dataset, _ in columns if sum(dataset == one for one, _ in columns) > 1}
     names = {column: DATASETS.get(column[0], column[0]) for column in columns}
-    return {column: f"{names[column]}, {column[1]}" if column[0] in several else names[column] for column in columns}
+    evaluations = {column: f", {column[1]}" if column[0] in several else "" for column in columns}
+    told = {column: f", {measure}" for column, measure in measures.items() if measure != TOP1}
+    return {column: names[column] + evaluations[column] + told.get(column, "") for column in columns}
 
 
 def _several(frame: pd.DataFrame) -> bool:
@@ -147,10 +165,18 @@ def _named(frame: pd.DataFrame) -> list[dict]:
 def _pair(row: Mapping | None, notes: Notes) -> str:
     if row is None:
         return ""
-    if pd.isna(row["top1"]):
+    if pd.isna(row["figure"]):
         return row["status"]
     mark = notes.mark(_footnote(row))
-    return f"{_percent(row, 'top1')} / {_percent(row, 'top5')}" + (f" [{mark}]" if mark else "")
+    top5 = f" / {_percent(row, 'top5')}" if _has_top5(row) else ""
+    return _percent(row, "figure") + top5 + (f" [{mark}]" if mark else "")
+
+
+def _has_top5(row: Mapping | None) -> bool:
+    """Return whether a top-5 accuracy belongs beside the headline: papers do not always tell it."""
+    if row is None or row["status"] == "not run":
+        return row is not None
+    return row["measure"] == TOP1 and not pd.isna(row["top5"])
 
 
 def _percent(row: Mapping | None, key: str) -> str:

@@ -17,12 +17,13 @@ from selfsup.layout import LINEAR
 from selfsup.recipe import RECIPES
 from selfsup.settings.notes import Bounds, Count, Natural, NotNegative, Pattern
 from selfsup.settings.typed import Settings, hints, read
-from selfsup.tables.figure_keys import KEYS, differences, plain
+from selfsup.tables.figure_keys import KEYS, TOP1, differences, plain
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
 PUBLISHED = {"implementation": "Published weights", "source": "trained by others, evaluated here"}
 OURS = "This work"
 RANDOM = "Random initialisation"
+LIKE_LINEAR = {"online probe": LINEAR}  # figures that papers set beside those of a linear evaluation; a footnote tells
 COMPARED_WITH = "Devillers & Lefort"  # the paper that is reproduced
 # Points of top-1. The paper's authors report 91.92 there and 90.44 for the same configuration in EquiMod
 # (Devillers & Lefort, ICLR 2023): single runs differ by 1.5.
@@ -66,9 +67,9 @@ class Line(Settings):
     device_hours: NotNegative | None = None
     """the same, whatever the devices"""
     reference_top1: Percent | None = None
-    """the published figure"""
+    """the published figure, by the dataset's measure"""
     difference: Annotated[float, Bounds(at_least=-100, at_most=100)] | None = None
-    """top1 - reference_top1"""
+    """figure - reference_top1"""
     tolerance: NotNegative | None = None
     """points of top-1"""
     verdict: Literal["agrees", "differs", "not comparable", "no reference", "untrained", "not run"] | None = None
@@ -104,6 +105,12 @@ class Line(Settings):
     """of config.yaml, by which the figure was made; linear: the recipe's own"""
     head: str | None = None
     """the method's projector, in words"""
+    measure: str | None = None
+    """of the dataset, by which papers compare: top-1, mean per class or 11-point mAP"""
+    figure: Percent | None = None
+    """%, by that measure; top-1's is `top1`"""
+    figure_std: Percent | None = None
+    """as top1_std"""
 
 
 COLUMNS = list(hints(Line))
@@ -124,6 +131,8 @@ class Row:
     random_init: bool
     split: str = "test"
     evaluation: str = LINEAR
+    task: str = LINEAR
+    labels: float = 100  # %, of the training images, that the evaluation uses
     ledgers: tuple[Path, ...] = ()  # of the pretrainings, one a seed
     method: str | None = None  # of the experiment, see `method_in_words`; None: what the metrics say
 
@@ -142,20 +151,19 @@ def dataset_label(name: str, source: str) -> str:
 def make_table(table: str, rows: list[Row]) -> pd.DataFrame:
     """Return the table's lines, published ones first within each dataset.
 
-    Published rows come along for each dataset and method in the table; a table that the paper has gets all of the
-    paper's rows, and a dataset of the paper's without an experiment here a line "not run". No figure is ever filled in.
+    Published rows come along for each dataset and method in the table, those of another task than the linear
+    evaluation where ours has that, too; a table that a paper has gets all of its rows, and a dataset of its without an
+    experiment here a line "not run". No figure is ever filled in.
     """
-    kinds = {"top1": float, "top5": float, **{name: "Int64" for name in WHOLE_NUMBERS}}
-    published = pd.read_csv(REFERENCE, dtype=kinds)
+    published = read_published()
     ours = pd.DataFrame([_judged(_line(row), published) for row in rows], columns=COLUMNS)
-    wanted = published[(published["table"] == table) | _of_methods(published, rows, ours)]
+    along = published.apply(_comes_along, axis=1, rows=rows) & _of_methods(published, rows, ours)
+    wanted = published[(published["table"] == table) | along]
     lines = []
     for dataset in dict.fromkeys([*wanted["dataset"], *ours["dataset"]]):
         lines += wanted[wanted["dataset"] == dataset].assign(status="published").to_dict("records")
         here = ours[ours["dataset"] == dataset].to_dict("records")
-        lines += here or [
-            _judged({"implementation": OURS, "dataset": dataset, "evaluation": LINEAR, **NOT_RUN}, published)
-        ]
+        lines += here or [_judged(_not_run(dataset, wanted), published)]
     frame = pd.DataFrame(lines, columns=COLUMNS)
     return frame.astype({name: "Int64" for name in WHOLE_NUMBERS})
 
@@ -173,6 +181,39 @@ def _of_methods(published: pd.DataFrame, rows: list[Row], ours: pd.DataFrame) ->
             (methods == method) | (method is None and not row.random_init)
         )
     return found
+
+
+def read_published() -> pd.DataFrame:
+    """Return the published figures; of those without a measure, which are older than that column, it is top-1."""
+    kinds = {"top1": float, "top5": float, "figure": float, **{name: "Int64" for name in WHOLE_NUMBERS}}
+    published = pd.read_csv(REFERENCE, dtype=kinds)
+    return _measured(published, published["measure"].fillna(TOP1))
+
+
+def _measured(frame: pd.DataFrame, measure: pd.Series | str) -> pd.DataFrame:
+    figure = frame["figure"] if "figure" in frame else pd.Series(float("nan"), frame.index)
+    return frame.assign(measure=measure, figure=figure.fillna(frame["top1"]))
+
+
+def _comes_along(published: Mapping, rows: list[Row]) -> bool:
+    """Return whether a published figure belongs into a table of ours."""
+    task = LIKE_LINEAR.get(published["task"], published["task"])
+    here = [row for row in rows if row.dataset == published["dataset"]]
+    return bool(here) and (task == LINEAR or any((row.task, row.labels) == (task, published["labels"]) for row in here))
+
+
+def _not_run(dataset: str, wanted: pd.DataFrame) -> dict:
+    """Return the line of a paper's dataset that nothing here is evaluated on."""
+    theirs = wanted[wanted["dataset"] == dataset].iloc[0]
+    return {"implementation": OURS, "dataset": dataset, "evaluation": evaluation_in_words(theirs), **NOT_RUN}
+
+
+def evaluation_in_words(published: Mapping) -> str:
+    """Return what stands for a published figure's evaluation where none of ours is like it."""
+    share = (
+        "" if pd.isna(published["labels"]) or published["labels"] == 100 else f", {published['labels']:g} % of labels"
+    )
+    return f"{LIKE_LINEAR.get(published['task'], published['task'])}{share}"
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -215,6 +256,8 @@ def _line(row: Row) -> dict:
         "top5": metrics["top5"].mean(),
         "top1_std": metrics["top1"].std(),
         "top5_std": metrics["top5"].std(),
+        "figure": metrics["figure"].mean(),
+        "figure_std": metrics["figure"].std(),
         "best_top1": metrics["best_top1"].mean() if "best_top1" in metrics else None,
         "encoder_sha256": " ".join(metrics["encoder_sha256"]),
         "numerics_changes": metrics["numerics_changes"].sum(),
@@ -255,8 +298,8 @@ def _judged(line: dict, published: pd.DataFrame) -> dict:
         reason = None if theirs.empty else f"{COMPARED_WITH} have no figure of {method} on {line['dataset']}"
         return {**line, "verdict": "no reference", "verdict_reason": reason}
     nearest = min(found.to_dict("records"), key=lambda reference: len(differences(line, reference)))
-    difference = line["top1"] - nearest["top1"]
-    line = {**line, "reference_top1": nearest["top1"], "difference": difference, "tolerance": TOLERANCE}
+    difference = line["figure"] - nearest["figure"]
+    line = {**line, "reference_top1": nearest["figure"], "difference": difference, "tolerance": TOLERANCE}
     if reasons := differences(line, nearest):
         return {**line, "verdict": "not comparable", "verdict_reason": "; ".join(reasons)}
     agrees = abs(difference) <= TOLERANCE
@@ -279,7 +322,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
             f"{path}: no metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "
             "and evaluate again"
         )
-    return metrics
+    return _measured(metrics, metrics.get("measure", TOP1))
 
 
 def _without_blanks(row: Mapping) -> dict:

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from frozen import PROTOCOLS, judged_of, plain_features, run, settings_of, task_of
+from many_ranks import on_ranks
+from runs import StopAfter, evaluate, on_cpu
+from selfsup.data.store import PackedStore
+from selfsup.errors import PermanentError, UserError
+from selfsup.evaluation import extraction
+from selfsup.evaluation.logistic import split_by_class
+from selfsup.evaluation.logistic_solver import Classifier, Problem, Solver
+
+
+def objective(flat, x, y, strength, classes, scale=1.0):
+    """The mean cross entropy and the penalty, and the gradient, in NumPy, float64. scale: of the features, which x
+    lacks, so that the weights found are those of the features times it."""
+    both = flat.reshape(classes, -1)
+    logits = x @ both[:, :-1].T + both[:, -1]
+    logits -= logits.max(1, keepdims=True)
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    weights = both[:, :-1] / scale
+    loss = -logs[np.arange(len(y)), y].mean() + strength / 2 * (weights**2).sum()
+    errors = (np.exp(logs) - np.eye(classes)[y]) / len(y)
+    slope = np.concatenate([errors.T @ x + strength * weights / scale, errors.sum(0)[:, None]], 1)
+    return loss, slope.ravel()
+
+
+def least(x, y, strength, classes, scale=1.0) -> tuple[np.ndarray, float]:
+    """The optimum by SciPy, tightly."""
+    options = {"maxiter": 20000, "maxfun": 10**6, "ftol": 1e-16, "gtol": 1e-10, "maxcor": 30}
+    start, told = np.zeros(classes * (x.shape[1] + 1)), (x, y, strength, classes, scale)
+    found = minimize(objective, start, told, jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(classes, -1), found.fun
+
+
+SCALE = 10 ** np.linspace(0, 3, 12)
+
+
+def made(pictures=300, width=12, classes=4):
+    """Features that tell classes apart in part, to be multiplied by SCALE."""
+    random = np.random.default_rng()
+    y = random.integers(0, classes, pictures)
+    x = random.normal(size=(classes, width))[y] + 1.5 * random.normal(size=(pictures, width)) + 3
+    return x, y
+
+
+def solved(x, y, strength, tolerance=1e-8, start=None) -> Solver:
+    problem = Problem(torch.from_numpy((x * SCALE).astype(np.float32)), torch.from_numpy(y), 4)
+    solver = Solver(problem, start or Classifier.zeros(4, 12, torch.device("cpu")), strength, tolerance)
+    while not solver.advance():
+        pass
+    return solver
+
+
+@pytest.mark.parametrize("strength", [1e5, 1.0, 1e-3, 1e-6])
+def test_the_solver_reaches_the_optimum_whatever_the_scales_of_features(strength):
+    """Within 1e-6 of it, relative, at the protocol's tolerance of 1e-8; features in float32 change it by 1e-7."""
+    x, y = made()
+    assert solved(x, y, strength).objective == pytest.approx(least(x, y, strength, 4, SCALE)[1], rel=1e-6)
+
+
+def test_a_warm_start_ends_at_the_same_optimum():
+    x, y = made()
+    cold = solved(x, y, 1e-3, tolerance=1e-12)
+    warm = solved(x, y, 1e-3, tolerance=1e-12, start=solved(x, y, 1e-2).classifier)
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-10)
+
+
+def test_the_evaluation_follows_a_restatement_of_its_protocol(tiny_recipe, tiny_store, tmp_path):
+    """All objectives to 1e-7 relative, accuracies and the choice exactly."""
+    task = run("logistic", judged_of(tiny_recipe, tiny_store), tmp_path)
+    x, test = (plain_features(task.judged, one).double().numpy() for one in (tiny_store.train, tiny_store.test))
+    y, truth = tiny_store.train.labels, tiny_store.test.labels
+    train, validation = split_by_class(y, 0.2)
+    strengths, accuracies = np.logspace(1, -3, 5), []
+    assert [row["strength"] for row in task.rows] == pytest.approx(strengths.tolist())
+    for strength, row in zip(strengths, task.rows, strict=True):
+        both, value = least(x[train], y[train], strength, 3)
+        assert row["objective"] == pytest.approx(value, rel=1e-7)
+        predicted = (x[validation] @ both[:, :-1].T + both[:, -1]).argmax(1)
+        accuracies.append(100 * (predicted == y[validation]).mean())
+        assert row["validation_top1"] == pytest.approx(accuracies[-1])
+    figures, best = task.figures(), strengths[np.argmax(accuracies)]
+    assert (figures["strength"], figures["validation_top1"]) == (pytest.approx(best), pytest.approx(max(accuracies)))
+    both, _ = least(x, y, best, 3)
+    right = (test @ both[:, :-1].T + both[:, -1]).argmax(1) == truth
+    assert figures["top1"] == pytest.approx(100 * right.mean()) and figures["top5"] == 100
+    assert figures["mean_per_class"] == pytest.approx(100 * np.mean([right[truth == one].mean() for one in range(3)]))
+
+
+@pytest.mark.parametrize("checks", [0, 6, 9, 14])
+def test_an_evaluation_that_was_stopped_goes_on_to_the_same_bits(tiny_recipe, tiny_store, tmp_path, checks):
+    """Stopped in the extraction, or at some strength, between two of its iterations too."""
+    whole = run("logistic", judged_of(tiny_recipe, tiny_store), tmp_path / "whole")
+    stopped = task_of("logistic", judged_of(tiny_recipe, tiny_store))
+    evaluate(stopped, tmp_path / "parts", StopAfter(checks))
+    assert not stopped.finished
+    continued = task_of("logistic", judged_of(tiny_recipe, tiny_store))
+    continued.resume(tmp_path / "parts" / "partial")
+    assert continued.step == stopped.step
+    evaluate(continued, tmp_path / "parts")
+    assert continued.rows == whole.rows and continued.figures() == whole.figures()
+    assert torch.equal(continued._last.weight, whole._last.weight)
+
+
+def on_some(ranks, folder, recipe, store):
+    extraction.CHUNK, extraction.BATCH = 16, 8
+    judged = judged_of(recipe, PackedStore(store), compute=on_cpu(ranks, threads=1))
+    task = run("logistic", judged, folder)
+    return task.rows, task.figures()
+
+
+def test_rows_and_figures_are_the_same_on_1_and_2_ranks_and_on_each_rank(tiny_recipe, tiny_store, tmp_path):
+    found = [on_ranks(on_some, size, tmp_path / str(size), tiny_recipe, tiny_store.folder) for size in (1, 2)]
+    assert found[0][0] == found[1][0] == found[1][1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_each_class_validates_by_the_same_share_spread_over_it(share):
+    labels = np.random.default_rng().permutation(np.repeat([0, 1, 2], [1, 20, 333]))
+    train, validation = split_by_class(labels, share)
+    assert sorted([*train, *validation]) == list(range(len(labels)))
+    assert np.bincount(labels[validation], minlength=3).tolist() == [0, round(20 * share), round(333 * share)]
+    places = np.flatnonzero(np.isin(np.flatnonzero(labels == 2), validation))
+    assert set(np.diff(places)) <= {int(1 / share), int(1 / share) + 1}
+    assert all(
+        (one == other).all() for one, other in zip((train, validation), split_by_class(labels, share), strict=True)
+    )
+
+
+def test_what_cannot_be_chosen_on_is_refused():
+    with pytest.raises(PermanentError, match="no class has two"):
+        split_by_class(np.arange(5), 0.1)
+    with pytest.raises(UserError, match="wanted the smaller strength first"):
+        settings_of("logistic", range=[10.0, 1.0])
+    with pytest.raises(PermanentError, match="features are not finite"):
+        Problem(torch.tensor([[float("inf")]]), torch.tensor([0]), 1)
+
+
+def test_the_grid_is_that_of_the_papers():
+    protocol = settings_of("logistic", **{**PROTOCOLS["logistic"], "range": [1e-6, 1e5], "strengths": 45})
+    np.testing.assert_allclose(protocol.grid, np.logspace(-6, 5, 45)[::-1], rtol=1e-12)
+    assert "45 strengths from 1e-06 to 100000" in protocol.protocol({})
