@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+import yaml
 
 from selfsup.as_run import as_run, config_as_run, record_what_runs, runs_known
 from selfsup.config import check_config
@@ -11,12 +12,13 @@ from selfsup.reports.plan import costs
 from selfsup.reports.status import standings
 from selfsup.segments import record_run
 from selfsup.settings.yaml_reader import read_yaml
+from workflows import shipped
 
 
 @pytest.fixture
 def place(tmp_path, repository, monkeypatch):
     """A folder with config.yaml; what --configfile adds is written by hand here."""
-    (tmp_path / "config.yaml").write_text((repository / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(shipped(repository), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
