@@ -14,8 +14,8 @@ from selfsup.evaluation.logistic_solver import Classifier, Problem, Solver
 
 
 def objective(flat, x, y, strength, classes, scale=1.0):
-    """The mean cross entropy and the penalty, and the gradient, in NumPy, float64. scale: of the features, which x
-    lacks, so that the weights found are those of the features times it."""
+    """The mean cross entropy and the penalty, and the gradient, in NumPy, float64. scale: of features, which x lacks,
+    so that the weights found are those of the features times it."""
     both = flat.reshape(classes, -1)
     logits = x @ both[:, :-1].T + both[:, -1]
     logits -= logits.max(1, keepdims=True)

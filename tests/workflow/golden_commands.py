@@ -156,7 +156,8 @@ def jobs_of(printed: str) -> set[str]:
     """Return each job's message and command, from what `snakemake -n -p` prints."""
     planned = printed.partition("\nJob stats:")[2].partition("\nJob stats:")[0]
     blocks = re.findall(r"^Job \d+: .*?(?=^\[|\Z)", planned, re.MULTILINE | re.DOTALL)
-    without = (re.sub(r"^Reason: .*$", "", block, flags=re.MULTILINE) for block in blocks)
+    others = r"^(Reason: |Would remove temporary output ).*$"
+    without = (re.sub(others, "", block, flags=re.MULTILINE) for block in blocks)
     return {re.sub(r"\n\s*\n", "\n", block).strip() for block in without}
 
 

@@ -30,7 +30,8 @@ def refuse_if_missing():
         *workflow.dag.targetfiles,
         *(file for job in workflow.dag.targetjobs for file in [*job.output, *job.input]),
     }
-    missing = sorted(str(file) for file in asked if not os.path.exists(file) and not is_flagged(file, "temp"))
+    temporary = {str(file) for job in workflow.dag.jobs for file in job.output if is_flagged(file, "temp")}
+    missing = sorted(str(file) for file in asked if not os.path.exists(file) and str(file) not in temporary)
     if missing and not (settings.until or settings.omit_from):
         give_up(f"{', '.join(missing)} is not made yet: start the same command again")
 

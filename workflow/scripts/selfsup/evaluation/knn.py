@@ -23,26 +23,28 @@ BANK_AT_ONCE = 65536  # rows: of 2,048 features in float32 512 MB
 
 
 class NearestNeighbours(Task):
-    """Counts how many test pictures are classified right, for each number of neighbours."""
+    """Counts how many test pictures are classified right, for each number of neighbours.
+
+    blocks: this rank's test pictures, QUERIES_AT_ONCE at a time.
+    """
 
     total_steps = 1
     measures = ("top-1", "mean per class")
+    blocks: list["Nearest"]
 
     def run(self, attempt: Attempt, saver: Saver, partial: Path) -> Iterator[dict[str, Any]]:
         """Yield a row for each number of neighbours: neighbours, top1, top5, mean_per_class, in %."""
         features = features_of(self.judged, self.settings, attempt, partial)
         if features is None:
             return  # asked to stop: what is extracted is kept
-        mine = self._own_blocks(features.test)
-        blocks = [
-            Nearest(features.test.rows(one).to(self.compute.device), max(self.settings.neighbours)) for one in mine
-        ]
+        mine, device, most = self._own_blocks(features.test), self.compute.device, max(self.settings.neighbours)
+        self.blocks = [Nearest(features.test.rows(one).to(device), most) for one in mine]
         for part in bank_parts(features.train):
             if self.compute.ranks.any(attempt.stop.reason is not None):
                 return
-            self._look_in(features.train, part, blocks)
+            self._look_in(features.train, part)
             attempt.heartbeat(f"training image {part.start}")
-        self._count(features, [place for one in mine for place in one], blocks)
+        self._count(features, [place for one in mine for place in one])
         self.further_rows, self.step = self.rows[1:], 1
         yield from self.rows
 
@@ -51,18 +53,18 @@ class NearestNeighbours(Task):
         starts = range(ranks.rank * size, len(test), ranks.size * size)
         return [range(start, min(start + size, len(test))) for start in starts]
 
-    def _look_in(self, bank: SplitFeatures, part: range, blocks: list["Nearest"]) -> None:
+    def _look_in(self, bank: SplitFeatures, part: range) -> None:
         device = self.compute.device
         rows, labels = F.normalize(bank.rows(part).to(device), dim=1), bank.labels(part).to(device)
-        for block in blocks:
+        for block in self.blocks:
             block.look_in(rows, labels)
 
-    def _count(self, features: Features, mine: list[int], blocks: list["Nearest"]) -> None:
+    def _count(self, features: Features, mine: list[int]) -> None:
         """Add a row for each number of neighbours. mine: this rank's test pictures. Collective."""
         ranks, device, test = self.compute.ranks, self.compute.device, features.test
         truth, none = test.labels(mine).to(device), torch.empty(0, self.classes, device=device)
         for count in self.settings.neighbours:
-            parts = [one.votes(count, self.classes, self.settings.temperature) for one in blocks]
+            parts = [one.votes(count, self.classes, self.settings.temperature) for one in self.blocks]
             scores = torch.cat([none, *parts])
             top = accuracy(scores, truth, len(test), ranks)
             self.rows.append({"neighbours": count, **top, "mean_per_class": mean_per_class(scores, truth, ranks)})
