@@ -56,5 +56,7 @@ def test_its_commands_are_scripts_with_these_arguments(page, repository):
     assert len(commands) >= 5
     for script, arguments in commands:
         text = (repository / script).read_text() + (repository / "workflow/scripts/selfsup/arguments.py").read_text()
+        if "from evaluate import" in text:
+            text += (repository / "workflow/scripts/evaluate.py").read_text()
         for option in re.findall(r"--[a-z-]+", arguments):
             assert f'"{option}"' in text, (script, option)
