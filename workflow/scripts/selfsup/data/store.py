@@ -172,10 +172,11 @@ class PackedStore:
 
     def remarks(self) -> list[str]:
         """Return what a table must say of the images: resized, some left out, all of one class."""
+        several = ["a classifier of each class against the rest"] if self.multi_label else []
         resized = [f"images packed with shorter side {self.resize}"] if self.resize else []
         single = ["one class: every top-1 is 100 %"] if len(self.classes) == 1 else []
         counts = [f"{count:,} of {split}" for split, count in self.skipped.items() if count]
-        return resized + single + ([f"damaged images skipped: {' and '.join(counts)}"] if counts else [])
+        return several + resized + single + ([f"damaged images skipped: {' and '.join(counts)}"] if counts else [])
 
     def _read_description(self) -> dict:
         path = self.folder / "store.json"

@@ -16,18 +16,21 @@ from selfsup.errors import PermanentError
 from selfsup.evaluation.extraction import Features, features_of
 from selfsup.evaluation.logistic_settings import LogisticSettings
 from selfsup.evaluation.logistic_solver import Classifier, Problem, Solver
+from selfsup.evaluation.one_against_rest import ProblemOfEach, SolverOfEach
 from selfsup.evaluation.task import Judged, Task
 from selfsup.job.attempt import Attempt
-from selfsup.measures import accuracy, mean_per_class
+from selfsup.measures import accuracy, mean_average_precision, mean_per_class
 
 
 class LogisticRegression(Task):
     """A step for each strength, the greatest first, and one for all training images at the strength that was chosen.
 
-    rows: strength, objective, iterations, validation_top1, in %.
+    rows: strength, objective, iterations, validation_top1, in %; of pictures of several classes, of which each has a
+    classifier against the rest, validation_map instead, their mean average precision.
     """
 
-    measures = ("top-1", "mean per class")
+    measures = ("top-1", "mean per class", "11-point mAP")
+    multi_label = True
 
     def __init__(self, judged: Judged, settings: LogisticSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
@@ -55,14 +58,15 @@ class LogisticRegression(Task):
         """Return which images train and which validate: the publisher's own, where there are some."""
         store = self.judged.store
         if not store.validation:
-            return split_by_class(store.train.labels, self.settings.validation)
+            labels = np.zeros(len(store.train), np.int64) if store.multi_label else store.train.labels
+            return split_by_class(labels, self.settings.validation)
         images = np.arange(len(store.train))
         return images[: -store.validation], images[-store.validation :]
 
     def _try_strength(self, problem: Problem | None, held_out: tuple | None, attempt: Attempt) -> bool:
         """Do a step; return False if asked to stop within it, which leaves it undone. Collective."""
         strength, main = self.settings.grid[self.step], self.compute.ranks.is_main
-        solver = Solver(problem, self._now or self._zeros(), strength, self.settings.tolerance) if main else None
+        solver = self._solver(problem, self._now or self._zeros(), strength) if main else None
         if not self._converged(solver, attempt):
             return False
         self.rows.append(self.compute.ranks.from_main(solver and self._row(strength, solver, held_out)))
@@ -76,7 +80,7 @@ class LogisticRegression(Task):
         """Solve for all training images, at the strength that was chosen; False if asked to stop. Collective."""
         everything, strength = np.arange(len(self.judged.store.train)), self.chosen["strength"]
         problem = self._problem(everything)
-        solver = Solver(problem, self._best, strength, self.settings.tolerance) if problem else None
+        solver = self._solver(problem, self._best, strength) if problem else None
         if not self._converged(solver, attempt):
             return False
         self._last = solver and solver.classifier
@@ -94,24 +98,39 @@ class LogisticRegression(Task):
 
     def _row(self, strength: float, solver: Solver, held_out: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
         features, labels = held_out
-        right = float((solver.classifier.logits(features).argmax(dim=1) == labels).double().mean())
-        found = {"objective": solver.objective, "iterations": solver.iterations}
-        return {"strength": strength, **found, "validation_top1": 100 * right}
+        logits = solver.classifier.logits(features)
+        found = {"strength": strength, "objective": solver.objective, "iterations": solver.iterations}
+        if self.judged.store.multi_label:
+            return {**found, self._criterion: mean_average_precision(logits, labels)}
+        right = float((logits.argmax(dim=1) == labels).double().mean())
+        return {**found, self._criterion: 100 * right}
+
+    @property
+    def _criterion(self) -> str:
+        return "validation_map" if self.judged.store.multi_label else "validation_top1"
+
+    def _solver(self, problem: Problem | ProblemOfEach, start: Classifier, strength: float) -> Solver | SolverOfEach:
+        kind = SolverOfEach if self.judged.store.multi_label else Solver
+        return kind(problem, start, strength, self.settings.tolerance)
 
     @property
     def chosen(self) -> Mapping[str, Any]:
         """The row of the best strength on validation images; of equal ones the greatest."""
-        return max(self.rows, key=lambda row: row["validation_top1"])
+        return max(self.rows, key=lambda row: row[self._criterion])
 
     def figures(self) -> dict[str, Any]:
-        """Return top1, top5 and mean_per_class of the test images, and the strength that was chosen, with its row."""
+        """Return top1, top5 and mean_per_class of the test images, or of pictures of several classes the mean average
+        precision; and the strength that was chosen, with its row, and how many images it was chosen on."""
         test, ranks, device = self._features.test, self.compute.ranks, self.compute.device
         mine = range(len(test) if ranks.is_main else 0)
         features, labels = test.rows(mine).to(device), test.labels(mine).to(device)
         logits = (self._last or self._zeros()).logits(features)
-        top = accuracy(logits, labels, len(test), ranks)
-        chosen = {key: self.chosen[key] for key in ("strength", "validation_top1")}
+        chosen = {key: self.chosen[key] for key in ("strength", self._criterion)}
         chosen["n_validation"] = len(self._split()[1])
+        if self.judged.store.multi_label:
+            found = mean_average_precision(logits, labels) if ranks.is_main else None
+            return {"mean_average_precision": ranks.from_main(found), **chosen}
+        top = accuracy(logits, labels, len(test), ranks)
         return {**top, "mean_per_class": mean_per_class(logits, labels, ranks), **chosen}
 
     def state(self) -> dict[str, Any]:
@@ -128,8 +147,9 @@ class LogisticRegression(Task):
     def _zeros(self) -> Classifier:
         return Classifier.zeros(self.classes, self._features.train.width, self.compute.device)
 
-    def _problem(self, places: np.ndarray) -> Problem | None:
-        return Problem(*self._set(places), self.classes) if self.compute.ranks.is_main else None
+    def _problem(self, places: np.ndarray) -> Problem | ProblemOfEach | None:
+        kind = ProblemOfEach if self.judged.store.multi_label else Problem
+        return kind(*self._set(places), self.classes) if self.compute.ranks.is_main else None
 
     def _set(self, places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return features and labels of training images, on rank 0's device."""
