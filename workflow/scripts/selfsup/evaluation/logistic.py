@@ -120,13 +120,15 @@ class LogisticRegression(Task):
 
     def figures(self) -> dict[str, Any]:
         """Return top1, top5 and mean_per_class of the test images, or of pictures of several classes the mean average
-        precision; and the strength that was chosen, with its row, and how many images it was chosen on."""
+        precision; and the strength that was chosen, with its row, and on how many images, where they are the
+        publisher's own."""
         test, ranks, device = self._features.test, self.compute.ranks, self.compute.device
         mine = range(len(test) if ranks.is_main else 0)
         features, labels = test.rows(mine).to(device), test.labels(mine).to(device)
         logits = (self._last or self._zeros()).logits(features)
         chosen = {key: self.chosen[key] for key in ("strength", self._criterion)}
-        chosen["n_validation"] = len(self._split()[1])
+        if self.judged.store.validation:
+            chosen["n_validation"] = self.judged.store.validation
         if self.judged.store.multi_label:
             found = mean_average_precision(logits, labels) if ranks.is_main else None
             return {"mean_average_precision": ranks.from_main(found), **chosen}
