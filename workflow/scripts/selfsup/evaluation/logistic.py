@@ -101,7 +101,7 @@ class LogisticRegression(Task):
         logits = solver.classifier.logits(features)
         found = {"strength": strength, "objective": solver.objective, "iterations": solver.iterations}
         if self.judged.store.multi_label:
-            return {**found, self._criterion: mean_average_precision(logits, labels)}
+            return {**found, self._criterion: _of_known_classes(logits, labels)}
         right = float((logits.argmax(dim=1) == labels).double().mean())
         return {**found, self._criterion: 100 * right}
 
@@ -130,7 +130,7 @@ class LogisticRegression(Task):
         if self.judged.store.validation:
             chosen["n_validation"] = self.judged.store.validation
         if self.judged.store.multi_label:
-            found = mean_average_precision(logits, labels) if ranks.is_main else None
+            found = _of_known_classes(logits, labels) if ranks.is_main else None
             return {"mean_average_precision": ranks.from_main(found), **chosen}
         top = accuracy(logits, labels, len(test), ranks)
         return {**top, "mean_per_class": mean_per_class(logits, labels, ranks), **chosen}
@@ -158,6 +158,12 @@ class LogisticRegression(Task):
         train, device = self._features.train, self.compute.device
         main = self.compute.ranks.is_main
         return (train.rows(places).to(device), train.labels(places).to(device)) if main else None
+
+
+def _of_known_classes(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean average precision in % of the classes that have pictures."""
+    known = (labels == 1).any(dim=0)
+    return mean_average_precision(logits[:, known], labels[:, known]) if known.any() else 0.0
 
 
 def split_by_class(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
