@@ -127,3 +127,11 @@ def test_a_class_without_pictures_is_left_out(tiny_recipe, several, tmp_path):
     whole = run("logistic", judged_of(tiny_recipe, several), tmp_path / "whole")
     assert all(row["iterations"] < 1000 and row["validation_map"] >= 0 for row in task.rows)
     assert task.rows[0]["objective"] != whole.rows[0]["objective"] and task.figures()["mean_average_precision"] > 0
+
+
+def test_an_evaluation_saves_a_state_whenever_that_is_due(tiny_recipe, several, tmp_path, monkeypatch):
+    from selfsup.engine.saving import Decision, Saver
+
+    decide = Saver.decide
+    monkeypatch.setattr(Saver, "decide", lambda self: Decision(max(decide(self), Decision.SAVE)))
+    assert run("logistic", judged_of(tiny_recipe, several), tmp_path / "logistic").finished

@@ -94,6 +94,21 @@ use rule extract_features as extract_features_random_init with:
         "Features {wildcards.features} of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"
 
 
+use rule extract_features as extract_features_boundary with:
+    input:
+        data=dataset_extracted_from(trained),
+        encoder=RUN.encoder_at("{epoch}").weights,
+    output:
+        temp(directory(RUN.encoder_at("{epoch}").features("{features}"))),
+    log:
+        "logs/extract_features/{features}_{experiment}_seed{seed}_epoch_{epoch}.log",
+    benchmark:
+        "logs/benchmarks/extract_features/{features}_{experiment}_seed{seed}_epoch_{epoch}.tsv"
+    message:
+        "Features {wildcards.features} of {wildcards.experiment}, seed {wildcards.seed}, epoch {wildcards.epoch}"
+        "{params.job[sbatch]}"
+
+
 use rule linear_eval as evaluate with:
     input:
         data=dataset_evaluated_on(trained),

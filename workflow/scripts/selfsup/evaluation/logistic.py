@@ -42,12 +42,14 @@ class LogisticRegression(Task):
         self._features = features_of(self.judged, self.settings, attempt, partial)
         if self._features is None:
             return  # asked to stop: what is extracted is kept
+        attempt.begin_steps(self.step, len(self.judged.store.train))
         train, validation = self._split()
         if self.step < len(self.settings.grid):
             problem, held_out = self._problem(train), self._set(validation)
             while self.step < len(self.settings.grid):
                 done = self._try_strength(problem, held_out, attempt)
                 if done:
+                    attempt.step_done(self.step)
                     yield self.rows[-1]
                 if not self.go_on(saver, partial) or not done:
                     return
