@@ -1,5 +1,7 @@
 """Logistic regression of pictures of several classes."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,25 @@ def test_a_stopped_one_continues_to_the_same_figures(tiny_recipe, several, tmp_p
     task = run("logistic", judged, tmp_path / "stopped")
     assert not stopped.finished and task.finished
     assert task.figures() == whole.figures() and task.rows == whole.rows
+
+
+def test_a_class_without_pictures_is_left_out(tiny_recipe, several, tmp_path):
+    """In training, where it has no least value, and in what is judged."""
+    folder = tmp_path / "rare"
+    shutil.copytree(several.folder, folder)
+    for split in ("train", "test"):
+        labels = np.load(folder / f"{split}_labels.npy")
+        labels[:, 1] = 0
+        np.save(folder / f"{split}_labels.npy", labels)
+    task = run("logistic", judged_of(tiny_recipe, PackedStore(folder)), tmp_path / "logistic")
+    whole = run("logistic", judged_of(tiny_recipe, several), tmp_path / "whole")
+    assert all(row["iterations"] < 1000 and row["validation_map"] >= 0 for row in task.rows)
+    assert task.rows[0]["objective"] != whole.rows[0]["objective"] and task.figures()["mean_average_precision"] > 0
+
+
+def test_an_evaluation_saves_a_state_whenever_that_is_due(tiny_recipe, several, tmp_path, monkeypatch):
+    from selfsup.engine.saving import Decision, Saver
+
+    decide = Saver.decide
+    monkeypatch.setattr(Saver, "decide", lambda self: Decision(max(decide(self), Decision.SAVE)))
+    assert run("logistic", judged_of(tiny_recipe, several), tmp_path / "logistic").finished

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from publishers import LAYOUTS
+from publishers import LAYOUTS, picture
 from selfsup.data.local_copy import open_store
 from selfsup.data.preparing import Packing, prepare
 from selfsup.data.source import Counts
@@ -278,3 +278,46 @@ def test_a_download_is_whole_or_not_there(tmp_path, monkeypatch):
     SOURCES["fgvc_aircraft"].download(tmp_path)
     assert (tmp_path / "fgvc-aircraft-2013b.tar.gz").read_bytes() == b"whole"
     assert (tmp_path / "downloaded.txt").read_text() == "fgvc-aircraft-2013b.tar.gz\n"
+
+
+OUTSIDE = """
+from selfsup.data.listing import Listing, Picture, read_folders
+from selfsup.data.source import Counts, Source
+from selfsup.settings.registries import SOURCES
+
+
+class Flat(Source):
+    counts = Counts(train=2, test=1, classes=2)
+    measure = "mean per class"
+
+    def listing(self, pool, folder, seen):
+        members, _, _ = read_folders(self.path, [""], seen)
+        pictures = [Picture(one, int(one.name[0])) for one in sorted(members)]
+        return Listing(["zero", "one"], {"train": pictures[:-1], "test": pictures[-1:]})
+
+
+SOURCES.added["flat"] = "flat_source:Flat"
+"""
+
+
+def test_a_source_from_outside_is_packed_and_chosen_in_config_yaml(tmp_path, repository):
+    (tmp_path / "flat_source.py").write_text(OUTSIDE)
+    for name in ("0_a.jpg", "1_b.jpg", "1_c.jpg"):
+        picture(tmp_path / "pictures" / name)
+    scripts = repository / "workflow" / "scripts"
+    words = ["--source", "flat", "--path", str(tmp_path / "pictures"), "--output", str(tmp_path / "store")]
+    command = [sys.executable, str(scripts / "prepare_dataset.py"), *words]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.startswith("error: --source is flat, which does not exist")
+    subprocess.run([*command, "--extension", str(tmp_path / "flat_source.py")], check=True, capture_output=True)
+    store = PackedStore(tmp_path / "store")
+    assert (
+        store.classes == ["zero", "one"] and store.train.labels.tolist() == [0, 1] and store.measure == "mean per class"
+    )
+    code = (
+        "import yaml; from selfsup.config import check_config\n"
+        f"raw = yaml.safe_load(open({str(repository / 'config.yaml')!r})) | {{'extensions': ['flat_source.py']}}\n"
+        "raw['datasets']['mine'] = {'source': 'flat', 'path': '/pictures'}\n"
+        "assert check_config(raw).datasets['mine'].source == 'flat'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(scripts)})

@@ -103,7 +103,8 @@ class Job:
         compute = start_compute(arguments, place)
         attempt.set_columns(**compute.ledger_columns())
         recipe = Recipe.of(resolved(self.recipe, store, card))
-        judged = Judged(encoder.to(compute.device), store, recipe, arguments.seed, compute, arguments.features)
+        of = {"features": arguments.features, "encoder_sha256": card["encoder_sha256"]}
+        judged = Judged(encoder.to(compute.device), store, recipe, arguments.seed, compute, **of)
         identity = self.state_identity(store.fingerprint)
         task = build_task(self.evaluation.task, judged, self.evaluation.settings, identity)
         self.work(task, attempt)

@@ -42,12 +42,14 @@ class LogisticRegression(Task):
         self._features = features_of(self.judged, self.settings, attempt, partial)
         if self._features is None:
             return  # asked to stop: what is extracted is kept
+        attempt.begin_steps(self.step, len(self.judged.store.train))
         train, validation = self._split()
         if self.step < len(self.settings.grid):
             problem, held_out = self._problem(train), self._set(validation)
             while self.step < len(self.settings.grid):
                 done = self._try_strength(problem, held_out, attempt)
                 if done:
+                    attempt.step_done(self.step)
                     yield self.rows[-1]
                 if not self.go_on(saver, partial) or not done:
                     return
@@ -101,7 +103,7 @@ class LogisticRegression(Task):
         logits = solver.classifier.logits(features)
         found = {"strength": strength, "objective": solver.objective, "iterations": solver.iterations}
         if self.judged.store.multi_label:
-            return {**found, self._criterion: mean_average_precision(logits, labels)}
+            return {**found, self._criterion: _of_known_classes(logits, labels)}
         right = float((logits.argmax(dim=1) == labels).double().mean())
         return {**found, self._criterion: 100 * right}
 
@@ -120,15 +122,17 @@ class LogisticRegression(Task):
 
     def figures(self) -> dict[str, Any]:
         """Return top1, top5 and mean_per_class of the test images, or of pictures of several classes the mean average
-        precision; and the strength that was chosen, with its row, and how many images it was chosen on."""
+        precision; and the strength that was chosen, with its row, and on how many images, where they are the
+        publisher's own."""
         test, ranks, device = self._features.test, self.compute.ranks, self.compute.device
         mine = range(len(test) if ranks.is_main else 0)
         features, labels = test.rows(mine).to(device), test.labels(mine).to(device)
         logits = (self._last or self._zeros()).logits(features)
         chosen = {key: self.chosen[key] for key in ("strength", self._criterion)}
-        chosen["n_validation"] = len(self._split()[1])
+        if self.judged.store.validation:
+            chosen["n_validation"] = self.judged.store.validation
         if self.judged.store.multi_label:
-            found = mean_average_precision(logits, labels) if ranks.is_main else None
+            found = _of_known_classes(logits, labels) if ranks.is_main else None
             return {"mean_average_precision": ranks.from_main(found), **chosen}
         top = accuracy(logits, labels, len(test), ranks)
         return {**top, "mean_per_class": mean_per_class(logits, labels, ranks), **chosen}
@@ -156,6 +160,12 @@ class LogisticRegression(Task):
         train, device = self._features.train, self.compute.device
         main = self.compute.ranks.is_main
         return (train.rows(places).to(device), train.labels(places).to(device)) if main else None
+
+
+def _of_known_classes(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean average precision in % of the classes that have pictures."""
+    known = (labels == 1).any(dim=0)
+    return mean_average_precision(logits[:, known], labels[:, known]) if known.any() else 0.0
 
 
 def split_by_class(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

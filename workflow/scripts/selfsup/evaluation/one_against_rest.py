@@ -18,8 +18,11 @@ class ProblemOfEach:
         self.problems = [_against_rest(features, labels[:, one]) for one in range(classes)]
 
 
-def _against_rest(features: torch.Tensor, label: torch.Tensor) -> Problem:
+def _against_rest(features: torch.Tensor, label: torch.Tensor) -> Problem | None:
+    """Return a class's problem; None where its pictures are all of it or none is, which has no least value."""
     counts = label >= 0
+    if len(label[counts].unique()) < 2:
+        return None
     return Problem(features if counts.all() else features[counts], label[counts], 2)
 
 
@@ -35,29 +38,38 @@ class SolverOfEach:
 
     def advance(self) -> bool:
         """Do a few iterations of one class; return whether all have converged."""
-        if not self._now.advance():
+        if self._now is None:
+            self._weights.append(torch.zeros_like(self._start.weight[0]))
+            self._biases.append(torch.zeros_like(self._start.bias[0]))
+        elif self._now.advance():
+            self._take(self._now)
+        else:
             return False
-        found = self._now.classifier
-        self._weights.append(found.weight[1] - found.weight[0])
-        self._biases.append(found.bias[1] - found.bias[0])
-        self._objectives.append(self._now.objective)
-        self.iterations += self._now.iterations
         if len(self._weights) == len(self._problems):
             return True
         self._now = self._solver()
         return False
 
+    def _take(self, done: Solver) -> None:
+        found = done.classifier
+        self._weights.append(found.weight[1] - found.weight[0])
+        self._biases.append(found.bias[1] - found.bias[0])
+        self._objectives.append(done.objective)
+        self.iterations += done.iterations
+
     @property
     def objective(self) -> float:
-        """The mean over classes, once converged."""
-        return sum(self._objectives) / len(self._objectives)
+        """The mean over classes that have a problem, once converged."""
+        return sum(self._objectives) / max(len(self._objectives), 1)
 
     @property
     def classifier(self) -> Classifier:
         """One row a class, once converged."""
         return Classifier(torch.stack(self._weights), torch.stack(self._biases))
 
-    def _solver(self) -> Solver:
+    def _solver(self) -> Solver | None:
+        if self._problems[len(self._weights)] is None:
+            return None
         one, half = len(self._weights), torch.tensor([-0.5, 0.5], dtype=torch.float64, device=self._start.bias.device)
         start = Classifier(half[:, None] * self._start.weight[one], half * self._start.bias[one])
         return Solver(self._problems[one], start, *self._how)
