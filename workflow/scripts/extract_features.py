@@ -54,6 +54,7 @@ def extract(arguments: argparse.Namespace, recipe: Recipe, evaluation: Evaluatio
     """Return the exit status."""
     # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
+    from selfsup.data.statistics import resolved
     from selfsup.engine.compute import start_compute
     from selfsup.evaluation import extraction
     from selfsup.evaluation.encoder import load_encoder
@@ -66,6 +67,7 @@ def extract(arguments: argparse.Namespace, recipe: Recipe, evaluation: Evaluatio
     compute = start_compute(arguments, place)
     attempt.set_columns(**compute.ledger_columns())
     of = {"encoder_sha256": card["encoder_sha256"]}
+    recipe = Recipe.of(resolved(recipe, store, card))
     judged = Judged(encoder.to(compute.device), store, recipe, arguments.seed, compute, **of)
     total, begun = extraction.number_of_chunks(store), False
     for chunks in extraction.extract(judged, evaluation.settings, partial, attempt):
