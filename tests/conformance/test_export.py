@@ -185,7 +185,7 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     noted = json.loads(output.with_suffix(".json").read_text())["evaluations"]["linear"]
     assert noted["top1"] == metrics["top1"] and noted["top5"] == metrics["top5"]
     assert noted["protocol"] == metrics["protocol"] == card["protocol"]
-    keys = figure_keys(card, tiny_recipe, n_train=43)
+    keys = figure_keys(card, n_train=43)
     assert (keys["method"], keys["epochs"], keys["global_batch"], keys["width"]) == ("byol", 4, 8, 4)
     assert {key: metrics[key] for key in keys} == keys  # by which the table holds it against published figures
     assert noted["n_test"] == 19 and isinstance(noted["n_test"], int | np.integer)

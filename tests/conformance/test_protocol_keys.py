@@ -29,8 +29,8 @@ KEYS = {
         "tolerance": {"tolerance": 1e-3},
     },
 }
-# The keys of the linear evaluation are a recipe's: test_recipe_keys.py.
-ELSEWHERE = {"linear"}
+# The keys of the linear evaluation are a recipe's: test_recipe_keys.py; of fine-tuning: test_tuning_keys.py.
+ELSEWHERE = {"linear", "fine_tune"}
 ALL = [(task, key) for task, keys in KEYS.items() for key in keys]
 
 

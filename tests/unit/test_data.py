@@ -8,9 +8,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 from torchvision.io import encode_jpeg
 
-from selfsup.data import loader, sources
+from selfsup.data import loader
 from selfsup.data.loader import CPU, Batches, ViewMaker
 from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore, StoreWriter
@@ -86,9 +87,9 @@ def test_cifar10_in_torchvisions_layout_is_packed_whole(tmp_path, monkeypatch):
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    monkeypatch.setattr(sources.CIFAR10, "train_list", [[f"data_batch_{number}", None] for number in range(1, 6)])
-    monkeypatch.setattr(sources.CIFAR10, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(sources.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{number}", None] for number in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
     with pytest.raises(UserError, match="found train 35, wanted 50,000; test 7, wanted 10,000"):
         prepare("cifar10", archive, tmp_path / "store")
     prepare("cifar10", archive, tmp_path / "store", Packing(expect=None))

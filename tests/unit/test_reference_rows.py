@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from test_evaluation import metrics_file
 
-from selfsup.evaluation.linear import protocol
+from selfsup.evaluation.metrics import keys_of as figures_keys
+from selfsup.protocols import linear_evaluation
 from selfsup.recipe import load_recipe
 from selfsup.reports.plan import paper_gpu_hours
 from selfsup.tables.figure_keys import differences, figure_keys, method_in_words
@@ -39,7 +40,8 @@ def keys_of(name: str, overrides: dict) -> dict:
     recipe = load_recipe(name, overrides)
     n_train, n_test = IMAGES[name.split("_")[-1] if name.startswith("equimod") else name.split("_")[1]]
     card = {"recipe": recipe, "training": {"epoch": float(recipe["epochs"])}}
-    return {**figure_keys(card, recipe, n_train), "n_test": n_test, "protocol": protocol(recipe)}
+    keys = figures_keys(linear_evaluation(recipe, "x"), card, recipe, n_train)
+    return {**keys, "n_test": n_test, "protocol": recipe.linear.protocol(recipe)}
 
 
 def judged(tmp_path, top1: float, dataset="cifar10", table="mine", **keys) -> pd.DataFrame:
@@ -100,7 +102,7 @@ def test_tables_show_the_figures_of_their_methods(tmp_path):
         "Devillers & Lefort, EquiMod's BYOL",
         "This work",
     ]
-    assert "94.00 / -" in to_markdown(simclr) and "& 94.00" in to_latex(simclr)
+    assert "| 94.00 [" in to_markdown(simclr) and "& 94.00" in to_latex(simclr)
     read_table(to_csv(simclr), "simclr.csv")
 
 
@@ -122,8 +124,8 @@ def test_figures_come_along_with_an_experiment_that_was_not_run(tmp_path):
 
 def test_a_head_is_told_in_words():
     card = {"recipe": load_recipe("cifar10"), "training": {"epoch": 1.0}}
-    assert figure_keys(card, card["recipe"], 1)["head"] == "4096-256"
-    assert figure_keys({**card, "training": {"epoch": 1.0}, "recipe": {}}, card["recipe"], 1)["head"] is None
+    assert figure_keys(card, 1)["head"] == "4096-256"
+    assert figure_keys({**card, "training": {"epoch": 1.0}, "recipe": {}}, 1)["head"] is None
     assert keys_of("equimod_simclr_cifar10", {})["head"] == "2048-2048-128, last batch norm without affine"
     assert keys_of("equimod_byol_cifar10", {})["method"] == "byol + equimod"
 
