@@ -44,6 +44,7 @@ class Planned(Workflow):
             "digits": {"source": "digits"},
             "cifar10": {"source": "cifar10", "path": None},
             "packed": {"source": "digits"},
+            "textures": {"source": "dtd"},
             "mine": {
                 "source": "folder",
                 "path": str(self.path("my pictures")),
@@ -84,6 +85,7 @@ class OnThisMachine(Planned):
         "results/laptop/seed0/boundaries/epoch_0020/neighbours/metrics.csv",
         "results/laptop/probe/ledger.csv",
         "results/evaluations.csv",
+        "data/textures/store.json",
         "preflight",
         "plan",
         "report",
@@ -154,7 +156,8 @@ def jobs_of(printed: str) -> set[str]:
     """Return each job's message and command, from what `snakemake -n -p` prints."""
     planned = printed.partition("\nJob stats:")[2].partition("\nJob stats:")[0]
     blocks = re.findall(r"^Job \d+: .*?(?=^\[|\Z)", planned, re.MULTILINE | re.DOTALL)
-    without = (re.sub(r"^Reason: .*$", "", block, flags=re.MULTILINE) for block in blocks)
+    others = r"^(Reason: |Would remove temporary output ).*$"
+    without = (re.sub(others, "", block, flags=re.MULTILINE) for block in blocks)
     return {re.sub(r"\n\s*\n", "\n", block).strip() for block in without}
 
 
