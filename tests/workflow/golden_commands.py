@@ -44,6 +44,7 @@ class Planned(Workflow):
             "digits": {"source": "digits"},
             "cifar10": {"source": "cifar10", "path": None},
             "packed": {"source": "digits"},
+            "textures": {"source": "dtd"},
             "mine": {
                 "source": "folder",
                 "path": str(self.path("my pictures")),
@@ -86,6 +87,7 @@ class OnThisMachine(Planned):
         "results/evaluations.csv",
         "results/laptop/seed0/embedded/packed/map.html",
         "results/figures/compare_table_of_laptop.svg",
+        "data/textures/store.json",
         "preflight",
         "plan",
         "report",

@@ -135,7 +135,7 @@ def test_a_jobs_command_line_is_short_and_holds_no_recipe(workflow):
     )
     lengths = {line.split(".py")[0].rpartition("/")[2]: len(line) for line in commands(plan) if ".py" in line}
     assert {"pretrain", "linear_eval", "export_encoder", "make_table", "make_curves", "compute_table"} <= lengths.keys()
-    assert max(lengths.values()) < 500, lengths
+    assert max(lengths.values()) < 600, lengths
     assert not any("{" in line for line in commands(plan))
     assert not workflow.path("results").exists()  # a plan writes nothing
 

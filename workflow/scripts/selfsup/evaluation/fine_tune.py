@@ -27,8 +27,9 @@ from selfsup.evaluation.subsets import LabelledImages
 from selfsup.evaluation.supervised import SupervisedTraining, batch_of, steps_of
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
-from selfsup.measures import accuracy
+from selfsup.measures import accuracy, mean_per_class
 from selfsup.models.modes import evaluation_mode
+from selfsup.tables.figure_keys import MEAN_PER_CLASS, TOP1
 
 TEST_BATCH = 256
 ROWS_PER_TRAINING = 10  # of history.csv; each reads a loss back from the device
@@ -39,7 +40,10 @@ class FineTuning(Task):
     """The state of a fine-tuning: what the points of the grid tried so far have reached, and the training under way.
 
     `step` counts the steps of all trainings, and one more for each one's measurement. further_rows: a row a point.
+    Held-out images choose by top-1, whatever the dataset's measure.
     """
+
+    measures = (TOP1, MEAN_PER_CLASS)
 
     def __init__(self, judged: Judged, settings: FineTuneSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
@@ -164,7 +168,11 @@ class FineTuning(Task):
             return None
         if ranks.any(not bool(torch.isfinite(logits).all())):
             return NOT_A_NUMBER
-        return accuracy(logits, labels_of(split, mine, self.compute.device), len(images), ranks)
+        labels = labels_of(split, mine, self.compute.device)
+        found = accuracy(logits, labels, len(images), ranks)
+        if self.judged.store.measure == MEAN_PER_CLASS:
+            found["mean_per_class"] = mean_per_class(logits, labels, ranks)
+        return found
 
     def _logits(
         self, training: SupervisedTraining, split: Split, mine: np.ndarray, most: int, attempt: Attempt
@@ -197,7 +205,7 @@ class FineTuning(Task):
         point = {"peak_lr": "chosen_lr", "weight_decay": "chosen_weight_decay", unit: f"chosen_{unit}"}
         best = max((one["top1"] for one in self._found if not math.isnan(one["top1"])), default=None)
         return {
-            **{key: last[key] for key in ("top1", "top5")},
+            **{key: last[key] for key in ("top1", "top5", "mean_per_class") if key in last},
             **{name: last[key] for key, name in point.items()},
             "validation_top1": best,
             "n_labelled": len(self.images.share),

@@ -32,10 +32,10 @@ from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
 from selfsup.measures import accuracy, mean_per_class
 from selfsup.optim import learning_rate
+from selfsup.tables.figure_keys import MEAN_PER_CLASS, TOP1
 
 TEST_BATCH = 256
 HELD_OUT_SEED = 0  # of the draw of held-out images: the same whatever else is drawn
-TOP1, MEAN_PER_CLASS = "top-1", "mean per class"  # measures of data sets
 
 
 class LinearEvaluation(Task):

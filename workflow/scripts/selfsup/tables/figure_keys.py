@@ -12,8 +12,8 @@ import pandas as pd
 from selfsup.recipe import methods_of
 
 # What data sets are compared by: the column of metrics.csv that has it. The first is that of most.
-MEASURES = {"top-1": "top1", "mean per class": "mean_per_class", "11-point mAP": "mean_average_precision"}
-TOP1 = "top-1"
+TOP1, MEAN_PER_CLASS = "top-1", "mean per class"
+MEASURES = {TOP1: "top1", MEAN_PER_CLASS: "mean_per_class", "11-point mAP": "mean_average_precision"}
 
 # Column of both files: its name in a sentence. The dataset, a key too, is config.yaml's to name.
 KEYS = {
