@@ -44,7 +44,7 @@ SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
 class RunCurves:
     """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs.
 
-    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and top1. experiment: named
+    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and figure. experiment: named
     where several are compared. steps: of an epoch, where the dataset tells.
     """
 
@@ -93,7 +93,10 @@ def _over_training(run: RunFolder, boundaries: list[int]) -> dict[str, pd.DataFr
     found = {}
     for name in sorted(names):
         metrics = [(epoch, _read(encoder.evaluation(name).metrics)) for epoch, encoder in encoders]
-        rows = [{"epoch": epoch, "top1": frame["top1"].iloc[0]} for epoch, frame in metrics if len(frame)]
+        figure = (
+            "figure" if all("figure" in frame for _, frame in metrics if len(frame)) else "top1"
+        )  # older: that alone
+        rows = [{"epoch": epoch, "figure": frame[figure].iloc[0]} for epoch, frame in metrics if len(frame)]
         found[name] = pd.DataFrame(rows).sort_values("epoch")
     return found
 
@@ -129,7 +132,7 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     for axis, name in zip(axes[len(panels) + linear :], grown, strict=False):
         for run in filter(lambda run: name in run.over_training, runs):
             frame = run.over_training[name]
-            axis.plot(frame["epoch"], frame["top1"], label=run.label, linewidth=1, marker=".")
+            axis.plot(frame["epoch"], frame["figure"], label=run.label, linewidth=1, marker=".")
         _finish(axis, f"{name}, test images (%)", runs, "epoch of pretraining")
         axis.set_xlim(left=0)
     for axis in axes[len(panels) + linear + len(grown) :]:

@@ -143,10 +143,11 @@ def _rest(run: RunFolder, over: bool, *, begun: bool) -> str:
     stop = stop_file(run.pretrain.folder)
     if stop:
         return f"stopped: {stop} is there"
-    judged = {one.folder.name: _tail(one.metrics)[0]["top1"] for one in run.encoder.evaluations()}
+    judged = {one.folder.name: _tail(one.metrics)[0] for one in run.encoder.evaluations()}
     if judged:
         first = LINEAR if LINEAR in judged else min(judged)
-        return f"evaluated: top-1 {float(judged[first]):.2f} %" + ("" if first == LINEAR else f" ({first})")
+        row = {"measure": "top-1", "figure": judged[first].get("top1"), **judged[first]}  # older ones have top1 alone
+        return f"evaluated: {row['measure']} {float(row['figure']):.2f} %" + ("" if first == LINEAR else f" ({first})")
     if over and not _verdict(run.pretrain):
         return "trained, not evaluated"
     verdict = _verdict(run.pretrain)
