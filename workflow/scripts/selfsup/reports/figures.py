@@ -44,8 +44,8 @@ SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
 class RunCurves:
     """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs.
 
-    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and figure. experiment: named
-    where several are compared. steps: of an epoch, where the dataset tells.
+    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and figure. experiment:
+    named where several are compared. steps: of an epoch, where the dataset tells.
     """
 
     seed: int
