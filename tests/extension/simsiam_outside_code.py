@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selfsup.evaluation.extraction import SplitFeatures
+from selfsup.evaluation.extraction import features_of
 from selfsup.evaluation.task import Task
 from selfsup.measures import accuracy
 from selfsup.methods import Method, Output
@@ -84,12 +84,12 @@ class ClassMeans(Task):
     total_steps = 1
 
     def run(self, attempt, saver, partial):
-        train = SplitFeatures.of(self.judged, "train", self.settings, attempt)
-        test = train and SplitFeatures.of(self.judged, "test", self.settings, attempt)
-        if not test:
+        features = features_of(self.judged, self.settings, attempt, partial)
+        if features is None:
             return
-        labels, features = train.labels(range(len(train))), self._scaled(train.rows(range(len(train))))
-        means = torch.stack([features[labels == one].mean(0) for one in range(self.classes)])
+        train, test = features.train, features.test
+        labels, rows = train.labels(range(len(train))), self._scaled(train.rows(range(len(train))))
+        means = torch.stack([rows[labels == one].mean(0) for one in range(self.classes)])
         mine = range(self.compute.ranks.rank, len(test), self.compute.ranks.size)
         logits = -torch.cdist(self._scaled(test.rows(mine)), means)
         self.rows.append(accuracy(logits, test.labels(mine), len(test), self.compute.ranks))
