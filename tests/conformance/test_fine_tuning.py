@@ -164,7 +164,9 @@ def test_the_test_set_is_looked_at_once_after_the_choice_and_does_not_touch_it(t
     found = []
     for number, labels in enumerate((tiny_store.test.labels, (tiny_store.test.labels + 1) % 3)):
         test = Recorder(tiny_store.test, labels)
-        store = SimpleNamespace(train=tiny_store.train, test=test, classes=tiny_store.classes, folder=None)
+        store = SimpleNamespace(
+            measure="top-1", train=tiny_store.train, test=test, classes=tiny_store.classes, folder=None
+        )
         test.task = task = fine_tuning(frozen(tiny_recipe), store, tiny_recipe)
         rows = evaluate(task, tmp_path / str(number))
         assert test.seen == [(4, index) for index in range(19)]
