@@ -301,3 +301,10 @@ def test_nothing_can_be_evaluated_on_a_dataset_without_labels(raw):
     problem = labels_problem(config, "mine")
     assert "dataset mine has labels: false" in problem and "encoder.safetensors" in problem
     assert len(problem.splitlines()) == 1
+
+
+def test_a_missing_dataset_of_an_evaluation_is_told_with_the_evaluation(raw):
+    raw = changed(raw, "evaluations.knn", {"protocol": "knn", "dataset": "imagenet"})
+    problem = dataset_problem(check_config(raw), "imagenet")
+    assert problem.endswith("Or take knn from experiments.moco_v3_digits.evaluations.") and "\n" not in problem
+    assert "take knn from experiments.digits.evaluations." in problem

@@ -13,7 +13,7 @@ from selfsup.evaluation.metrics import keys_of
 from selfsup.job.ledger import Ledger
 from selfsup.measures import top_k_hits
 from selfsup.models import initial_backbone
-from selfsup.protocols import linear_evaluation
+from selfsup.protocols import Evaluation, linear_evaluation
 from selfsup.recipe import load_recipe
 from selfsup.tables.figure_keys import differences
 from selfsup.tables.layouts import Notes, to_latex, to_markdown
@@ -357,6 +357,14 @@ def test_an_encoders_keys_are_those_of_its_card():
     assert figure_keys({"recipe": official, "imported": {"steps": 312784}}, official, 1281167)["epochs"] == 1000
     assert figure_keys({"recipe": official, "imported": {}}, official, 1281167)["epochs"] is None
     assert figure_keys({"training": {"epoch": 3}}, recipe, 50000)["backbone"] is None
+
+
+def test_the_images_that_are_judged_on_tell_nothing_of_a_pretraining_on_others():
+    """An imported encoder that tells its steps alone."""
+    official = load_recipe("imagenet_official_300")
+    card = {"recipe": official, "imported": {"steps": 312784}}
+    elsewhere = Evaluation("on_pets", "linear", official.linear, "pets")
+    assert keys_of(elsewhere, card, official, 3680)["epochs"] is None
 
 
 def test_a_folder_of_images_is_not_the_papers_dataset_whatever_its_name():

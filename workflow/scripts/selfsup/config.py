@@ -323,6 +323,10 @@ def dataset_problem(config: Config, name: str) -> str | None:
     leave_out = (
         f" To leave it out, take {' and '.join(sorted(experiments))} from {' and '.join(tables)}." if tables else ""
     )
+    for one in config.experiments.values():
+        judged = [each.name for each in one.evaluations.values() if name == each.dataset != one.dataset]
+        if judged:
+            leave_out += f" Or take {' and '.join(judged)} from experiments.{one.name}.evaluations."
     return f"{problem}. To try the workflow first: results/demo.csv.{leave_out}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from selfsup.layout import EvaluationPaths
+from selfsup.layout import LINEAR, EvaluationPaths
 from selfsup.protocols import Evaluation
 from selfsup.tables.figure_keys import MEASURES, figure_keys
 
@@ -50,4 +50,6 @@ def keys_of(evaluation: Evaluation, card: Mapping, recipe: Mapping, n_train: int
     """Return the keys of an evaluation's figures that metrics.csv does not have by other names."""
     settings = evaluation.settings
     words = {"task": evaluation.task, "settings": settings.in_words(recipe), "labels": settings.label_share}
-    return figure_keys(card, n_train) | words | {"n_train": n_train}
+    # Of another dataset than the pretraining's the number of images tells nothing of that.
+    trained_on = n_train if evaluation.name == LINEAR else None
+    return figure_keys(card, trained_on) | words | {"n_train": n_train}
