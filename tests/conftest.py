@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.recipe import load_recipe
+from selfsup.settings import extensions
+from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.signals import STOP_SIGNALS
 from tiny import TINY
 
@@ -64,6 +67,25 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
         return folder
 
     return make
+
+
+@pytest.fixture
+def forgotten(monkeypatch, tmp_path):
+    """What a test adds to the registries, and imports from its own folder, is gone after it.
+
+    All registries read their own files first: one that the test alone had read would lose them with the test.
+    """
+    for registry in (METHODS, BACKBONES, OPTIMIZERS, TASKS):
+        registry.read_own()
+        monkeypatch.setattr(registry, "classes", dict(registry.classes))
+        monkeypatch.setattr(registry, "components", dict(registry.components))
+    monkeypatch.setattr(TRACKERS, "added", dict(TRACKERS.added))
+    monkeypatch.setattr(extensions, "_LOADED", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

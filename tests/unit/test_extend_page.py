@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -10,13 +9,12 @@ import yaml
 
 from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.recipe import load_recipe
-from selfsup.settings.registries import METHODS
 from selfsup.training.pretraining import Run
 from tiny import TINY
 
 
 @pytest.fixture
-def printed(repository, tmp_path, monkeypatch) -> dict:
+def printed(repository, tmp_path, monkeypatch, forgotten) -> dict:
     """The files in a folder of their own; the overrides, its projector as narrow as the tiny network."""
     section = (repository / "docs/extend.md").read_text().split("## A method")[1].split("\n## ")[0]
     settings, code = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
@@ -26,9 +24,6 @@ def printed(repository, tmp_path, monkeypatch) -> dict:
     )
     (tmp_path / "align_uniform.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(METHODS, "classes", dict(METHODS))
-    monkeypatch.setattr(METHODS, "components", dict(METHODS.components))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # both are forgotten with the test
     importlib.import_module("align_uniform_settings")
     overrides = yaml.safe_load(block)["overrides"]
     overrides["align_uniform"]["projector"]["layers"] = [16, 8]

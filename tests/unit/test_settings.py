@@ -289,3 +289,10 @@ def test_the_configurations_attributes_and_keys_are_one(repository):
     assert block.nodes == block["nodes"] and config.experiments["imagenet"].compute.pretrain is block
     assert block.hang_minutes == 10 and block.channels_last and not block.compile and "compile" not in block
     assert METHODS[config.experiments["digits"].recipe.method] is type(config.experiments["digits"].recipe.own)
+
+
+def test_a_settings_file_that_cannot_be_read_is_told_each_time(toy, tmp_path):
+    (tmp_path / "broken_settings.py").write_text("raise ImportError('a package that is not there')\n")
+    for _ in range(2):
+        with pytest.raises(ImportError, match="a package that is not there"):
+            sorted(toy)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +11,8 @@ import yaml
 
 from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
-from selfsup.settings import extensions
 from selfsup.settings.extensions import load_extensions, loaded_extensions
-from selfsup.settings.registries import METHODS, TASKS, TRACKERS
+from selfsup.settings.registries import METHODS
 from workflows import Workflow, wait_until
 
 EXTENSION = Path(__file__).parents[1] / "extension"
@@ -85,19 +83,6 @@ from selfsup.settings.typed import Settings
 class Mine(Settings):
     pass
 """
-
-
-@pytest.fixture
-def forgotten(monkeypatch):
-    """Registries and modules are after the test what they were before."""
-    METHODS.read_own()
-    for registry in (METHODS, TASKS, TRACKERS):
-        for kept in ("classes", "components", "added"):
-            if hasattr(registry, kept):
-                monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(extensions, "_LOADED", [])
 
 
 def test_files_beside_each_other_are_loaded_and_their_code_is_named_by_its_checksum(forgotten, tmp_path):

@@ -69,10 +69,14 @@ class Registry(Mapping):
 
     def _known(self) -> dict[str, type]:
         if not self._read:
-            self._read = True
-            for folder in importlib.import_module(self._package).__path__:
-                for path in sorted(Path(folder).glob("*_settings.py")):
-                    importlib.import_module(f"{self._package}.{path.stem}")
+            self._read = True  # at once: a file may ask for a name while it is being read
+            try:
+                for folder in importlib.import_module(self._package).__path__:
+                    for path in sorted(Path(folder).glob("*_settings.py")):
+                        importlib.import_module(f"{self._package}.{path.stem}")
+            except BaseException:
+                self._read = False  # the next question tells the fault again, not that a name is unknown
+                raise
         return self.classes
 
 
