@@ -80,13 +80,22 @@ class OurStep:
         self.training.make_views = make_views
         return {name: total / steps for name, total in seconds.items()}
 
+    def ready_views(self) -> Views:
+        """Return the next batch's views."""
+        with contextlib.closing(self.batches(1)) as batches:
+            self._batch = next(batches)
+        return self.training.make_views(self._batch)
+
+    def on(self, views: Views) -> Callable[[], torch.Tensor]:
+        """Return a step on views that `ready_views` made."""
+        self.training.make_views = lambda _: views
+        return lambda: self.training.train_step(self._batch)
+
     def on_ready_views(self) -> Callable[[], torch.Tensor]:
         """Return a step on views that are made already: what networks, loss, optimiser and average cost."""
-        batch = next(self.batches(1))
-        views = self.training.make_views(batch)
-        self.training.make_views = lambda _: views
-        self.training.train_step(batch)  # momentum buffers come with the first
-        return lambda: self.training.train_step(batch)
+        step = self.on(self.ready_views())
+        step()  # momentum buffers come with the first
+        return step
 
 
 def gives_memory_back(step: OurStep) -> None:

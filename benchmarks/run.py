@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 # By name: what each is given beside --quick. The first answer the most frequent questions.
 BENCHMARKS = {
     "training_step": ["--levers", "--memory"],
+    "methods": [],
     "start_up": [],
     "augmentation": [],
     "checkpoint_stall": [],

@@ -13,8 +13,9 @@ from runs import StopAfter, equal_states, on_cpu, state_of, train
 from selfsup.augment import build_views, draw
 from selfsup.engine.distributed import Ranks
 from selfsup.errors import PermanentError
+from selfsup.measures import equivariance
 from selfsup.methods import Batch, Method, Step, build_method
-from selfsup.methods.equimod import gains, parameter_vector, prediction_loss
+from selfsup.methods.equimod import parameter_vector, prediction_loss
 from selfsup.methods.equimod_parameters import normalisation
 from selfsup.models import build_backbone, initial_backbone
 from selfsup.recipe import RecipeError, check_recipe, fingerprint, load_recipe
@@ -244,7 +245,7 @@ def test_the_health_figures_are_the_authors():
     def cosine(a, b):
         return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
-    found = gains(*map(torch.tensor, (y, guess, start)))
+    found = equivariance(*map(torch.tensor, (y, guess, start)))
     near, far = cosine(y, guess), cosine(y, start)
     assert found["equivariance_gain"].item() == pytest.approx((near - far).mean(), rel=1e-12)
     assert found["equivariance_ratio"].item() == pytest.approx(((1 - far) / (1 - near)).mean(), rel=1e-12)

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from selfsup.augment.transfer import sent
 from selfsup.engine.distributed import Ranks
+from selfsup.measures import equivariance
 from selfsup.methods.equimod_constants import parameter_count
-from selfsup.methods.equimod_parameters import normalisation, parameter_vector
+from selfsup.methods.equimod_parameters import normalisation
+from selfsup.methods.equimod_parameters import parameter_vector as parameter_vector  # by this name for others
 from selfsup.methods.equimod_settings import EquiModSettings
 from selfsup.methods.method import Batch, Context, Output, Step
 from selfsup.methods.simclr import nt_xent
 from selfsup.methods.wrapping import WrappingMethod
 from selfsup.models import build_head, configure_batch_norm, seeded_weights
-
-__all__ = ["EquiMod", "parameter_vector", "prediction_loss"]
 
 
 def prediction_loss(
@@ -78,9 +78,9 @@ class EquiMod(WrappingMethod):
         start, seen = places[:count].repeat(len(batch.views), 1), places[count:]
         codes = self.module["parameter_encoder"](self._parameters(batch))
         predicted = self.module["predictor"](torch.cat([start, codes], dim=1))
-        equivariance = self._equivariance(seen, predicted)
-        told = {"invariance_loss": invariance.loss, "equivariance_loss": equivariance, **gains(seen, predicted, start)}
-        return Output(invariance.loss + self.settings.weight * equivariance, {**invariance.scalars, **told})
+        beside = self._equivariance(seen, predicted)
+        told = {"invariance_loss": invariance.loss, "equivariance_loss": beside, **equivariance(seen, predicted, start)}
+        return Output(invariance.loss + self.settings.weight * beside, {**invariance.scalars, **told})
 
     def _parameters(self, batch: Batch) -> torch.Tensor:
         weight = self.module["parameter_encoder"][0].weight
@@ -91,15 +91,3 @@ class EquiMod(WrappingMethod):
         if self.settings.negatives == "all":
             return nt_xent(seen, predicted, temperature, ranks)
         return prediction_loss(predicted, seen, temperature, ranks)
-
-
-@torch.no_grad()
-def gains(seen: torch.Tensor, predicted: torch.Tensor, start: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return whether predictions know what was done: how much nearer to their views they are than the picture itself.
-
-    The mean of cos(y, y^) - cos(y, y0), 0 where nothing is known, and of (1 - cos(y, y0)) / (1 - cos(y, y^)), then 1
-    (main.py of their code). All [2N, D].
-    """
-    seen, predicted, start = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in (seen, predicted, start))
-    near, far = F.cosine_similarity(seen, predicted), F.cosine_similarity(seen, start)
-    return {"equivariance_gain": (near - far).mean(), "equivariance_ratio": ((1 - far) / (1 - near)).mean()}
