@@ -18,8 +18,7 @@ from selfsup.methods import Batch, Method, Step, build_method
 from selfsup.methods.equimod import parameter_vector, prediction_loss
 from selfsup.methods.equimod_parameters import normalisation
 from selfsup.models import build_backbone, initial_backbone
-from selfsup.recipe import RecipeError, check_recipe, fingerprint, load_recipe
-from selfsup.reports.explain import flattened
+from selfsup.recipe import RecipeError, check_recipe, fingerprint, flattened, load_recipe
 from selfsup.settings.registries import METHODS
 from selfsup.settings.typed import Settings
 from selfsup.training.pretraining import Run

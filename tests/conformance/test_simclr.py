@@ -11,8 +11,7 @@ from selfsup.methods import build_method
 from selfsup.methods.simclr import nt_xent
 from selfsup.models import initial_backbone
 from selfsup.optim import learning_rate
-from selfsup.recipe import RecipeError, fingerprint, load_recipe
-from selfsup.reports.explain import flattened
+from selfsup.recipe import RecipeError, fingerprint, flattened, load_recipe
 from selfsup.training.pretraining import Run
 from tiny import TINY
 from whole_steps import check_steps_over_ranks

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from selfsup.recipe import load_recipe, recipe_names
-from selfsup.reports.explain import differing, explained, file_sources, flattened, table, warnings
+from selfsup.recipe import flattened, load_recipe, recipe_names
+from selfsup.reports.explain import differing, explained, explained_block, file_sources, table, warnings
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -138,3 +138,13 @@ def test_the_command(repository, arguments, status, words):
     assert run.returncode == status and "Traceback" not in run.stderr
     for word in words:
         assert word in run.stdout + run.stderr
+
+
+def test_an_experiments_own_keys_are_told_with_what_was_given_and_what_is_a_default():
+    given = {"recipe": "digits", "dataset": "digits", "seeds": [3], "compute": {"pretrain": {"hours": 2}}}
+    found = {one.key: one for one in explained_block(given, "one")}
+    assert (found["seeds"].value, found["seeds"].file) == ([3], "config.yaml")
+    assert (found["revision"].value, found["revision"].file) == (1, "the key's default")
+    assert (found["compute.pretrain.hours"].value, found["compute.pretrain.hours"].file) == (2, "config.yaml")
+    assert found["compute.evaluate.hours"].value == 20 and found["compute.evaluate.hours"].meaning
+    assert not any(key.startswith(("overrides", "grid")) for key in found)

@@ -11,6 +11,7 @@ from selfsup.recipe import (
     check_recipe,
     differences,
     fingerprint,
+    flattened,
     load_recipe,
     overridden,
     parse_recipe,
@@ -19,7 +20,6 @@ from selfsup.recipe import (
     recipe_files,
     recipe_names,
 )
-from selfsup.reports.explain import flattened
 from selfsup.settings.library import Library
 from selfsup.settings.registries import METHODS
 from selfsup.settings.typed import plain, without_later

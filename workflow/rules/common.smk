@@ -7,6 +7,7 @@ from snakemake.utils import update_config
 
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
+from selfsup.grids import without_grids
 from selfsup.layout import LINEAR, RESULTS, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.targets import evaluation_asked_for, evaluation_with_features, experiment_asked_for
@@ -15,6 +16,7 @@ from selfsup.targets import evaluation_asked_for, evaluation_with_features, expe
 @ends_on_error
 def checked_config():
     update_config(config, from_command_line(workflow.config_settings.config))
+    config.update(without_grids(config))
     return check_config(config)
 
 

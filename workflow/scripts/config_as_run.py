@@ -14,7 +14,7 @@ from selfsup.as_run import as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.config import check_config
 from selfsup.errors import run_script
-from selfsup.settings.yaml_reader import read_yaml
+from selfsup.grids import read_config_file
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     parser.add_argument("--output", required=True, type=Path, help="ends in .json")
     arguments = parser.parse_args()
-    now = read_yaml(arguments.config)
+    now = read_config_file(arguments.config)
     check_config(now)
     merged = as_run(now, arguments.results)
     check_config(merged)

@@ -5,7 +5,8 @@
     python workflow/scripts/explain.py cifar10 --meanings        # and what each key means
     python workflow/scripts/explain.py cifar10 cifar10_authors
     python workflow/scripts/explain.py cifar10 --overrides '{epochs: 100}'
-    python workflow/scripts/explain.py --experiment digits       # a recipe with the overrides of config.yaml
+    python workflow/scripts/explain.py --experiment digits       # an experiment of config.yaml: its own keys, then the
+                                                                 # recipe with its overrides
 
 Reads workflow/recipes; with --experiment, --config. Numbers among the sources are sections of the report. Warns where
 overrides change a value and leave those that belong to it, such as epochs without the learning rate.
@@ -16,11 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from selfsup.errors import UserError, run_script
+from selfsup.grids import read_config_file
 from selfsup.recipe import load_recipe, recipe_names
-from selfsup.reports.explain import difference_table, differing, explained, table, warnings
+from selfsup.reports.explain import difference_table, differing, explained, explained_block, table, warnings
 from selfsup.settings.extensions import load_extensions
 from selfsup.settings.typed import suggest
-from selfsup.settings.yaml_reader import parse_yaml, read_yaml
+from selfsup.settings.yaml_reader import parse_yaml
 
 
 def main() -> None:
@@ -28,6 +30,9 @@ def main() -> None:
     names, overrides, overrides_from = arguments.recipes, mapping(arguments.overrides), "--overrides"
     if arguments.experiment:
         block = experiment(arguments.config, arguments.experiment)
+        if len(names) == 0:
+            own = explained_block(block, arguments.experiment)
+            print(table(own, meanings=arguments.meanings))
         names, overrides = [block["recipe"], *names], block.get("overrides") or {}
         overrides_from = f"{arguments.config}: {arguments.experiment}.overrides"
     if not names:
@@ -51,7 +56,7 @@ def mapping(text: str) -> Mapping:
 
 
 def experiment(config: Path, name: str) -> Mapping:
-    content = read_yaml(config)
+    content = read_config_file(config)
     load_extensions(content.get("extensions") or [] if isinstance(content, Mapping) else [])
     experiments = content.get("experiments") if isinstance(content, Mapping) else None
     experiments = experiments if isinstance(experiments, Mapping) else {}

@@ -18,6 +18,7 @@ from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.settings.registries import SOURCES
 from selfsup.settings.typed import suggest
+from selfsup.tables.differs_in import differs_in
 from selfsup.tables.figure_keys import method_in_words
 from selfsup.tables.layouts import to_latex, to_markdown
 from selfsup.tables.rows import Row, dataset_label, make_table, to_csv
@@ -53,7 +54,7 @@ def main() -> None:
 
 def rows_of(config: Config, table: str, results: Path) -> list[Row]:
     """Return the table's own rows: for each experiment its encoders, then the same encoders untrained."""
-    rows = []
+    rows, swept = [], differs_in(config.experiments[name] for name in config.tables[table])
     for name in config.tables[table]:
         experiment = config.experiments[name]
         runs = [RunPaths(results, name, seed) for seed in experiment.seeds]
@@ -76,6 +77,7 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     split=SOURCES[source].test_split,
                     ledgers=() if untrained else ledgers,
                     method=method_in_words(experiment.recipe),
+                    differs_in=swept[name],
                 )
             )
     return rows

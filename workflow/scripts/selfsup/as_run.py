@@ -16,9 +16,9 @@ from typing import Any
 from selfsup.atomic_files import write_atomically
 from selfsup.config import Config, ConfigFile, Experiment, check_config, config_of
 from selfsup.errors import UserError
+from selfsup.grids import read_config_file
 from selfsup.layout import LINEAR, RECORDS_OF_RUNS, RunPaths, seed_of
 from selfsup.settings.typed import plain, with_numbers
-from selfsup.settings.yaml_reader import read_yaml
 
 # Keys of config.yaml that are compared as one; of the others, each name for itself.
 WHOLE = ("data_dir", "cluster")
@@ -74,7 +74,7 @@ def config_as_run(given: str, results: Path) -> Config:
     """Return the configuration of a script's --config: content as JSON is taken as it is, a file as it was run."""
     if given.lstrip().startswith("{") or given.endswith(".json"):
         return config_of(given)
-    now = read_yaml(Path(given))
+    now = read_config_file(Path(given))
     check_config(now)
     return check_config(as_run(now, results))
 
@@ -160,7 +160,7 @@ def _part(content: Mapping, name: str, block: Mapping) -> dict[str, Any]:
 
 def _of_config_yaml() -> Mapping:
     path = Path("config.yaml")
-    content = read_yaml(path) if path.exists() else {}
+    content = read_config_file(path) if path.exists() else {}
     return content if isinstance(content, Mapping) else {}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
+from selfsup.grids import read_config_file, without_grids
 from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
 from selfsup.layout import LINEAR, OWN_FOLDERS
 from selfsup.names import check_names
@@ -109,6 +110,8 @@ class Block(Settings):
     """a name of `datasets`"""
     overrides: dict = since({})
     """keys of the recipe that differ"""
+    grid: dict | None = None
+    """values of recipe keys: an experiment for each combination"""
     evaluations: Annotated[list[str], Length(1), Distinct()] = (LINEAR,)
     """how its encoders are judged: linear, and names of `evaluations`"""
     published: Published | None = None
@@ -190,7 +193,7 @@ class Config:
 
 def load_config(path: Path) -> Config:
     """Read and check a config.yaml. Raises UserError with one line that names the key, the value and what is wanted."""
-    return check_config(read_yaml(path))
+    return check_config(read_config_file(path))
 
 
 def check_config_files(paths: Iterable[Path]) -> None:
@@ -228,6 +231,7 @@ def config_of(given: str) -> Config:
 
 def check_config(raw: Mapping) -> Config:
     """Check a parsed config.yaml, each value and values across keys. Raises UserError."""
+    raw = without_grids(raw)
     _check_names(raw)
     file = read(ConfigFile, raw, "config.yaml")
     _check_cluster(file.cluster)
@@ -366,7 +370,7 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
         block.seeds,
         block.segment_epochs or recipe.epochs,
         block.revision,
-        _jobs(block.compute),
+        jobs_of(block.compute),
         evaluations={one: _evaluation(name, one, block.dataset, recipe, evaluations) for one in block.evaluations},
         recipe_name=block.recipe,
         overrides=block.overrides,
@@ -378,7 +382,7 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
     return experiment
 
 
-def _jobs(given: Jobs | None) -> Jobs:
+def jobs_of(given: Jobs | None) -> Jobs:
     """Return an experiment's `compute` with what was left out."""
     given = given or Jobs()
     return given.changed(pretrain=given.pretrain or Compute(), evaluate=given.evaluate or Compute())

@@ -250,6 +250,16 @@ def _holds_mappings(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(isinstance(item, Mapping) for item in value)
 
 
+def flattened(value: Any, where: str = "") -> dict[str, Any]:
+    """Return {path: value} for what is neither a mapping nor a list of mappings."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or not value:
+        return {where: value}
+    inner = (flattened(item, f"{where}.{key}" if where else str(key)) for key, item in value.items())
+    return {path: item for part in inner for path, item in part.items()}
+
+
 def canonical(value: Any) -> str:
     """Return `value` as JSON with sorted keys: equal recipes give equal text, whatever their order."""
     return json.dumps(value, sort_keys=True, default=plain)

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from selfsup.recipe import Recipe, load_recipe, recipe_files, recipe_names
+from selfsup.config import Block, jobs_of
+from selfsup.recipe import Recipe, flattened, load_recipe, recipe_files, recipe_names
 from selfsup.settings.described import all_keys
 from selfsup.settings.registries import METHODS
+from selfsup.settings.typed import Settings, hints, read
 
 # What changes together (group, why). Leaving a preset in one of them and not in the others is worth a warning.
 PARTNERS = (
@@ -67,6 +69,28 @@ def explained(name: str, overrides: Mapping | None = None, *, overrides_from: st
     ]
 
 
+def explained_block(given: Mapping, name: str) -> list[Value]:
+    """Return an experiment's own keys, those of its recipe aside, with what stands in config.yaml and the defaults.
+
+    given: the experiment's block as it was read. Raises UserError as `selfsup.config` does.
+    """
+    block = read(Block, given, f"experiments.{name}")
+    values = flattened({**_complete(block), "compute": _complete(jobs_of(block.compute))})
+    meanings, stated = {key.path: key.meaning for key in all_keys(Block)}, flattened(given)
+    return [
+        Value(key, value, "", "config.yaml" if key in stated else "the key's default", _meaning(key, meanings))
+        for key, value in values.items()
+        if key.partition(".")[0] not in ("overrides", "grid")  # which the recipe has by now
+    ]
+
+
+def _complete(value: Any) -> Any:
+    """Return settings with all their keys, those too that were left out."""
+    if isinstance(value, Settings):
+        return {key: _complete(getattr(value, key)) for key in hints(type(value))}
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _meaning(key: str, meanings: Mapping[str, str]) -> str:
     """Return what a key means, or what the mapping of any keys does that it stands in."""
     place = re.sub(r"\.\d+(?=\.)", ".*", key)
@@ -79,16 +103,6 @@ def key_meanings() -> dict[str, str]:
     """Return {path of a key: what it means} of all recipes, "*" for any element of a list."""
     keys = [*all_keys(Recipe), *(key for name, block in METHODS.items() for key in all_keys(block, f"{name}."))]
     return {key.path: key.meaning for key in keys}
-
-
-def flattened(value: Any, where: str = "") -> dict[str, Any]:
-    """Return {path: value} for what is neither a mapping nor a list of mappings."""
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping) or not value:
-        return {where: value}
-    inner = (flattened(item, f"{where}.{key}" if where else str(key)) for key, item in value.items())
-    return {path: item for part in inner for path, item in part.items()}
 
 
 def file_sources(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ DETAILS = {
     "Implementation": "implementation",
     "Dataset": "dataset",
     "Evaluation": "evaluation",
+    "Differs in": "differs_in",
     "Method": "method",
     "Backbone": "backbone",
     "Width": "width",
@@ -60,7 +61,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
         [title, *(_pair(grid.cells.get((one, other)), notes) for other in grid.across)]
         for one, title in grid.down.items()
     ]
-    shown = {title: key for title, key in DETAILS.items() if key != "evaluation" or _several(frame)}
+    needed = {"evaluation": _several(frame), "differs_in": frame["differs_in"].notna().any()}
+    shown = {title: key for title, key in DETAILS.items() if needed.get(key, True)}
     details = [[_detail(row, key) for key in shown.values()] for row in _named(frame)]
     lines = [*_columns(head, accuracies), "", *_columns(list(shown), details), "", *_remarks(frame)]
     lines += [f"- [{letter}] {text}" for letter, text in notes.lettered()]

@@ -111,6 +111,8 @@ class Line(Settings):
     """%, by that measure; top-1's is `top1`"""
     figure_std: Percent | None = None
     """as top1_std"""
+    differs_in: str | None = None
+    """keys of the recipe, with their values, in which the table's experiments of that recipe differ"""
 
 
 COLUMNS = list(hints(Line))
@@ -135,6 +137,7 @@ class Row:
     labels: float = 100  # %, of the training images, that the evaluation uses
     ledgers: tuple[Path, ...] = ()  # of the pretrainings, one a seed
     method: str | None = None  # of the experiment, see `method_in_words`; None: what the metrics say
+    differs_in: str | None = None  # see the column of that name
 
 
 def dataset_label(name: str, source: str) -> str:
@@ -243,6 +246,7 @@ def _line(row: Row) -> dict:
         "seeds": " ".join(map(str, row.seeds)),
         "split": row.split,
         "evaluation": row.evaluation,
+        "differs_in": row.differs_in,
     }
     missing = [path for path in row.metrics if not path.exists()]
     if missing:
