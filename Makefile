@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT ?= 1000
 # Eight processes at most: each, with what its tests start, takes up to 4 GB. Tests of an xdist_group go to one process.
 # The cases on Slurm go one by one: they wait most of their time, and its daemons want their own in time.
 ALL_CORES := -n auto --maxprocesses 8
-SMK := Snakefile workflow/rules
+SMK := Snakefile workflow/Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks docs
 
 .DEFAULT_GOAL := help

@@ -15,7 +15,8 @@ from selfsup.targets import evaluation_asked_for, evaluation_with_features, expe
 
 @ends_on_error
 def checked_config():
-    update_config(config, from_command_line(workflow.config_settings.config))
+    if not IS_MODULE:
+        update_config(config, from_command_line(workflow.config_settings.config))
     config.update(without_grids(config))
     return check_config(config)
 

@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
+import subprocess
 import sys
+import tarfile
+import tempfile
 import traceback
 from argparse import Namespace
 from functools import wraps
@@ -10,8 +14,32 @@ from pathlib import Path
 
 from snakemake.cli import parse_args
 
-# The workflow's own folder: commands must work with `snakemake -d elsewhere` too.
-BASE = Path(workflow.basedir)
+
+
+def laid_out(rules):
+    """Return the folder of the workflow, whose scripts must be files. rules: what Snakemake knows of this file's folder.
+
+    Of a module in a git repository Snakemake reads file by file: all of that version is laid out under .snakemake.
+    """
+    if not hasattr(rules, "ref"):
+        return Path(rules).parents[1]
+    repository = getattr(rules, "repo_path", None) or rules.hosted_repo.repo_clone
+    git = ["git", "-C", str(repository)]
+    commit = subprocess.run([*git, "rev-parse", f"{rules.ref}^{{commit}}"], capture_output=True, check=True, text=True)
+    folder = Path(".snakemake", "selfsup", commit.stdout.strip()).absolute()
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+            archive = subprocess.run([*git, "archive", commit.stdout.strip()], capture_output=True, check=True)
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+                tar.extractall(Path(unpacked, "whole"), filter="data")
+            with contextlib.suppress(OSError):  # another process was faster
+                os.rename(Path(unpacked, "whole"), folder)
+    return folder.joinpath(rules.path).parents[1]
+
+
+# The workflow's own folder: commands must work with `snakemake -d elsewhere` too, and in a module of another workflow.
+BASE = laid_out(workflow.current_basedir)
 SCRIPTS = BASE / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -55,5 +83,8 @@ def typed():
         return Namespace(targets=[], executor=None)
 
 
-read_before_snakemake([Path("config.yaml"), *map(Path, workflow.configfiles)])
+# A module is given its configuration by the workflow that uses it, whose own files and command line are none of its.
+IS_MODULE = workflow.modifier.is_module
+if not IS_MODULE:
+    read_before_snakemake([Path("config.yaml"), *map(Path, workflow.configfiles)])
 TYPED = typed()

@@ -14,5 +14,5 @@ def check_targets(targets):
             give_up(unknown_target(target, [*names, *files], CONFIG))
 
 
-if not workflow.remote_exec:
+if not workflow.remote_exec and not IS_MODULE:
     check_targets(TYPED.targets)
