@@ -30,7 +30,7 @@ rule table:
 
 
 # The parts of `make report`, which bundles them into results/report.html: Snakemake's own report, one file.
-report: BASE / "workflow/report/workflow.rst"
+report: "../report/workflow.rst"
 
 
 localrules:
@@ -51,7 +51,7 @@ rule curves:
     output:
         svg=report(
             "results/figures/{experiment}.svg",
-            caption=BASE / "workflow/report/curves.rst",
+            caption="../report/curves.rst",
             category="2. Curves",
             labels={"experiment": "{experiment}"},
         ),
@@ -96,7 +96,7 @@ rule views:
     output:
         report(
             "results/figures/views_{experiment}.png",
-            caption=BASE / "workflow/report/views.rst",
+            caption="../report/views.rst",
             category="3. Views",
             labels={"experiment": "{experiment}"},
         ),
@@ -153,7 +153,7 @@ rule table_page:
     output:
         report(
             "results/report/{table}.html",
-            caption=BASE / "workflow/report/table.rst",
+            caption="../report/table.rst",
             category="1. Results",
             labels={"table": "{table}"},
         ),
@@ -175,7 +175,7 @@ rule compute_page:
     output:
         report(
             "results/report/compute.html",
-            caption=BASE / "workflow/report/compute.rst",
+            caption="../report/compute.rst",
             category="4. Cost",
             labels={"ledger": "all experiments"},
         ),
@@ -197,7 +197,7 @@ rule recipe_page:
     output:
         report(
             "results/report/{experiment}_recipe.html",
-            caption=BASE / "workflow/report/recipe.rst",
+            caption="../report/recipe.rst",
             category="5. Recipes",
             labels={"experiment": "{experiment}"},
         ),
