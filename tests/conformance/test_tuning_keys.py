@@ -49,6 +49,7 @@ KEYS = {
     "test.interpolation": {"test": {"interpolation": "bilinear"}},
     **{f"train_view.{key}": {"train_view": change} for key, change in VIEW.items()},
 }
+ELSEWHERE = ("labels_list",)  # tests/unit/test_labels_list.py: of a dataset with file names
 OVER_DEVICES = {"batch_norm_statistics": {"batch_norm_statistics": "each_device"}}
 
 
@@ -84,7 +85,7 @@ def tuned(tiny_store, tmp_path_factory):
 
 def test_every_key_has_an_entry_here_and_a_meaning():
     found = list(leaves(FineTuneSettings))
-    assert {leaf.path for leaf in found} == {*KEYS, *OVER_DEVICES}
+    assert {leaf.path for leaf in found} == {*KEYS, *OVER_DEVICES, *ELSEWHERE}
     assert [leaf.path for leaf in found if not leaf.meaning] == []
 
 

@@ -166,7 +166,8 @@ def test_the_report_shows_the_tables_whose_evaluations_are_all_there(config):
 def test_costs_are_counted_from_the_ledgers_that_are_there(config):
     assert parts.ledgers(config) == []
     run = RunPaths(Path("results"), "cifar10", 0)
-    there = [run.pretrain.ledger, run.random_init.evaluation().ledger]
+    features = [one.extraction("cifar10-0123abcd").ledger for one in (run.encoder, run.random_init)]
+    there = [run.pretrain.ledger, features[0], features[1], run.random_init.evaluation().ledger]
     make(*there, Path("results/unknown/seed0/pretrain/ledger.csv"))
     assert parts.ledgers(config) == there
 

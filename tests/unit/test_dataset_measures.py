@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from frozen import judged_of, run, task_of
-from runs import evaluate
+from frozen import judged_of, run, settings_of, task_of
+from runs import TINY_TUNING, evaluate, fine_tuning
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import PermanentError
+from selfsup.evaluation.fine_tune_settings import FineTuneSettings
 from selfsup.evaluation.metrics import result_files
 from selfsup.evaluation.task import build_task
 from selfsup.protocols import read_evaluation
@@ -112,6 +113,41 @@ def test_the_publishers_validation_images_choose_the_strength(tiny_recipe, tiny_
     assert train.tolist() == list(range(32)) and validation.tolist() == list(range(32, 43))
     assert task.figures()["n_validation"] == 11 and "n_validation" not in plain.figures()
     assert [row["objective"] for row in task.rows] != [row["objective"] for row in plain.rows]
+
+
+def test_held_out_images_choose_a_fine_tuning_by_the_dataset_s_measure(tiny_recipe, tiny_store, tmp_path):
+    """Of the other measure, another point is the best."""
+    found = [{"top1": top1, "mean_per_class": mean} for top1, mean in ((50.0, 20.0), (40.0, 30.0), (30.0, 30.0))]
+    found.append(dict.fromkeys(("top1", "top5", "mean_per_class"), float("nan")))
+    by_class = told(tiny_store, tmp_path / "store", measure=MEAN_PER_CLASS)
+    for store, place in ((tiny_store, 0), (by_class, 1)):
+        task = fine_tuning(judged_of(tiny_recipe, store).encoder, store, tiny_recipe)
+        task._found, task.rows = found, [{"peak_lr": 0.1, "weight_decay": 0.0, "epochs": 1}]
+        assert task.chosen == task.settings.grid[place]
+        figures = task.figures()
+        assert [figures[f"validation_{key}"] for key in found[place]] == list(found[place].values())
+    task = fine_tuning(judged_of(tiny_recipe, by_class).encoder, by_class, tiny_recipe)
+    evaluate(task, tmp_path)
+    assert {"validation_top1", "validation_mean_per_class"} <= set(task.further_rows[0])
+
+
+def test_validation_images_choose_a_strength_by_the_dataset_s_measure(tiny_recipe, tiny_store, tmp_path):
+    store = told(tiny_store, tmp_path / "store", measure=MEAN_PER_CLASS)
+    task = run("logistic", judged_of(tiny_recipe, store), tmp_path / "logistic")
+    figures = [row["validation_mean_per_class"] for row in task.rows]
+    assert task.figures()["validation_mean_per_class"] == max(figures) and "validation_top1" not in task.rows[0]
+    _, validation = task._split()
+    truth, features = store.train.labels[validation], task._features.train.rows(validation)
+    predicted = task._now.logits(features).argmax(dim=1).numpy()  # of the last strength
+    wanted = 100 * np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)])
+    assert figures[-1] == pytest.approx(wanted)
+
+
+def test_only_where_a_choice_is_by_another_measure_are_results_of_older_versions_made_again():
+    for name, settings in {"fine_tune": FineTuneSettings(**TINY_TUNING), "logistic": settings_of("logistic")}.items():
+        assert settings.made_from("top-1") == settings.made_from("11-point mAP") == settings.made_from("") == {}, name
+        assert settings.made_from(MEAN_PER_CLASS) == {"chosen_by": MEAN_PER_CLASS}
+    assert settings_of("knn").made_from(MEAN_PER_CLASS) == {}
 
 
 # The tables.

@@ -150,7 +150,7 @@ def test_a_resumed_run_has_the_figures_of_an_uninterrupted_one(run, measured_oft
     assert train(whole, 4)
     assert not train(parts, 4, stop=StopAfter(7))
     with open(parts.folder / "knn.csv", "a") as file:
-        file.write("15,3,99,9,9,9,9\n")  # of a milestone whose step was lost
+        file.write("15,3,15,3,99,9,9,9,9\n")  # of a milestone whose step was lost
     assert train(parts, 4)
     assert rows(parts.folder / "knn.csv") == rows(whole.folder / "knn.csv")
     assert [row["step"] for row in rows(whole.folder / "knn.csv")] == ["5", "10", "15", "20"]
@@ -179,7 +179,8 @@ def test_without_labels_k_nn_alone_is_left_out_and_no_bit_of_the_training_change
     assert cards[0].pop("knn_top1") >= 0 and cards[0] == cards[1]
     lines = rows(unknown.folder / "knn.csv") if (unknown.folder / "knn.csv").exists() else []
     assert len(lines) == (4 if images_per_feature == 1 else 0)
-    assert not lines or list(lines[0]) == ["step", "epoch", "effective_rank", "uniformity", "bank", "queries"]
+    counted = ["step", "epoch", "steps_done", "epochs_done"]
+    assert not lines or list(lines[0]) == [*counted, "effective_rank", "uniformity", "bank", "queries"]
     assert caplog.text.count("has no labels: k-NN accuracy is left out of knn.csv") == 1
 
 

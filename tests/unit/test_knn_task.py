@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from frozen import judged_of, plain_features, run
 from many_ranks import on_ranks
@@ -8,6 +9,7 @@ from runs import on_cpu
 from selfsup.data.store import PackedStore
 from selfsup.evaluation import extraction, knn
 from selfsup.evaluation.knn import Nearest, largest
+from selfsup.measures import votes
 
 
 def restated(bank, labels, queries, truth, count, temperature, classes) -> tuple[float, float]:
@@ -71,3 +73,33 @@ def test_figures_are_the_same_on_1_2_and_4_ranks(tiny_recipe, tiny_store, tmp_pa
     """With more ranks than blocks of test pictures, some have none."""
     rows = [on_ranks(figures_on, size, tmp_path / str(size), tiny_recipe, tiny_store.folder)[0] for size in (1, 2, 4)]
     assert rows[0] == rows[1] == rows[2] and len(rows[0]) == 2
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that an operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        found = operator(*arguments, **(options or {}))
+        self.elements = max(self.elements, found.numel() if isinstance(found, torch.Tensor) else 0)
+        return found
+
+
+def test_votes_of_a_thousand_classes_are_sums_over_neighbours_and_take_no_more_than_their_own_memory():
+    random = np.random.default_rng()
+    cosines, labels = random.uniform(-1, 1, (64, 200)), random.integers(0, 1000, (64, 200))
+    wanted = np.zeros((64, 1000))
+    np.add.at(wanted, (np.arange(64)[:, None], labels), np.exp(cosines / 0.07))
+    with Largest() as seen:
+        found = votes(torch.from_numpy(cosines).float(), torch.from_numpy(labels), 1000, 0.07)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=5e-6)
+    assert seen.elements == 64 * 1000
+
+
+def test_classes_with_equal_neighbours_have_equal_votes():
+    """So that the lower one wins, wherever its neighbours stand."""
+    cosines = torch.rand(3).repeat_interleave(2)[None]
+    one, other = votes(cosines, torch.tensor([[0, 4, 4, 0, 0, 4]]), 5, 0.07)[0, [0, 4]].tolist()
+    assert one == other

@@ -12,8 +12,9 @@ import pytest
 
 from selfsup.config import load_config
 from selfsup.job.ledger import Ledger
-from selfsup.job.lock import this_process
+from selfsup.job.lock import held, this_process
 from selfsup.job.slurm import queue_seconds
+from selfsup.layout import RunFolder
 from selfsup.reports.costs import costs_paid, to_csv
 from selfsup.reports.status import standings, to_text
 from selfsup.segments import record_run
@@ -71,6 +72,17 @@ def test_the_job_at_work_is_named_with_its_state(config, run, tmp_path, monkeypa
         assert standing(config, tmp_path).state == told
 
 
+def test_a_job_that_makes_features_is_told_while_it_works_and_when_it_has_failed(config, run, tmp_path):
+    folder = RunFolder(run.parent).encoder.extraction("digits-0123abcd").folder
+    folder.mkdir(parents=True)
+    with held(folder, "features"):
+        found = standing(config, tmp_path)
+        assert (found.job, found.state) == (f"process {os.getpid()}", "extracting features")
+    assert standing(config, tmp_path).state != "extracting features"
+    (folder / "failed.json").write_text("{}")
+    assert standing(config, tmp_path).state == f"failed: see {folder / 'failed.json'}"
+
+
 def test_a_job_in_the_queue_is_told_though_it_has_left_nothing_yet(config, tmp_path, monkeypatch):
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
@@ -84,6 +96,7 @@ def test_a_job_in_the_queue_is_told_though_it_has_left_nothing_yet(config, tmp_p
 
     assert told("rule_pretrain_segment_wildcards_digits_0_10") == ("4711", "pending")
     assert told("rule_linear_eval_wildcards_digits_0") == ("4711", "pending")
+    assert told("rule_extract_features_wildcards_digits_0_digits-0123abcd") == ("4711", "pending")
     for other in ("digits_1_10", "digits_b_0_10", "digits_0_1_10", "digits_01_10", "cifar10_0_10"):
         assert told(f"rule_pretrain_segment_wildcards_{other}") == ("", "not begun")
     assert told("rule_pretrain_segment_wildcards_digits_0_10", Path("/elsewhere")) == ("", "not begun")
@@ -159,6 +172,19 @@ def test_what_was_lost_and_done_again_is_wasted_and_a_processor_has_no_gpu_hours
     assert (not_begun["attempts"], not_begun["gpu_hours"], not_begun["paper_gpu_hours"]) == (0, 0, 5440)
     text = to_csv([paid])
     assert text.startswith("experiment,seed,stage,attempts") and ",100.0," in text
+
+
+def test_the_jobs_that_make_features_and_those_of_boundaries_are_paid_for_too(config, tmp_path):
+    run, folders = RunFolder(tmp_path / "digits" / "seed0"), {}
+    for before, encoder in {"": run.encoder, "untrained, ": run.random_init, "epoch 10, ": run.encoder_at(10)}.items():
+        folders[f"{before}features digits-0123abcd"] = encoder.extraction("digits-0123abcd").folder
+        folders[f"{before}knn evaluation"] = encoder.evaluation("knn").folder
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        Ledger(folder).open({"started": "2026-01-01T00:00:00+00:00", "devices": 1, "device": "a processor"})
+    paid = [row for row in costs_paid(config, tmp_path) if row["experiment"] == "digits"]
+    assert {row["stage"] for row in paid} == {"pretraining", *folders}
+    assert {row["attempts"] for row in paid if row["stage"] != "pretraining"} == {1}
 
 
 def test_time_in_the_queue_is_taken_from_sacct_where_there_is_one(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -649,6 +650,31 @@ def test_a_history_takes_columns_when_they_come_and_leaves_blank_what_a_row_does
     again = History(path, start=2)
     again.append({"step": 2, "loss": 2.5})
     assert path.read_text().splitlines() == ["step,loss,own", "0,4.0,", "1,3.5,7", "2,2.5,"]
+
+
+def test_both_files_of_a_run_count_what_was_done_alike_and_those_of_older_versions_are_continued(tmp_path):
+    """history.csv has a step's own number, from 0, and its epoch's; knn.csv how many steps and epochs were done."""
+    (tmp_path / "history.csv").write_text("step,epoch,loss\n3,0,4.0\n7,0,3.0\n")
+    (tmp_path / "knn.csv").write_text("step,epoch,knn_top1\n8,0.8,50.0\n")
+    told: list = []
+
+    class Watching:
+        def append(self, row):
+            told.append(dict(row))
+
+    history = History(tmp_path / "history.csv", start=8, also=[Watching()], steps_per_epoch=10)
+    knn = History(tmp_path / "knn.csv", start=9, steps_per_epoch=10, counts_from=1)
+    for number in range(2):
+        history.append({"step": 11 + 8 * number, "epoch": 1, "loss": 2.0})
+        knn.append({"step": 12 + 8 * number, "epoch": 1.2 + 0.8 * number, "knn_top1": 60.0})
+    frames = [pd.read_csv(tmp_path / name) for name in ("history.csv", "knn.csv")]
+    joined = frames[0].merge(frames[1], on=["steps_done", "epochs_done"], validate="one_to_one")
+    assert joined["steps_done"].tolist() == [8, 12, 20] and joined["epochs_done"].tolist() == [0.8, 1.2, 2.0]
+    assert frames[0]["step"].tolist() == [3, 7, 11, 19] and frames[1]["step"].tolist() == [8, 12, 20]
+    assert told[0] == {"step": 11, "epoch": 1, "loss": 2.0}
+    kept = (tmp_path / "knn.csv").read_text()
+    History(tmp_path / "knn.csv", start=21, steps_per_epoch=10, counts_from=1)
+    assert (tmp_path / "knn.csv").read_text() == kept
 
 
 def test_the_share_of_the_time_that_batches_were_waited_for_is_told():

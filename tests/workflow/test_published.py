@@ -1,7 +1,9 @@
 """An encoder that others have trained, from config.yaml to the table, without pretraining."""
 
 import copy
+import csv
 
+import timm
 import torch
 
 from selfsup.methods import build_method
@@ -34,3 +36,23 @@ def test_a_published_file_that_is_missing_is_told_before_anything_runs(workflow)
     printed = workflow.run("-n", "results/demo.csv", ok=False)
     assert "experiments.digits.published.path is nowhere.pt, which is no file" in printed
     assert "Traceback" not in printed
+
+
+def test_timms_weights_are_a_row_whose_training_is_not_told(workflow):
+    weights = timm.create_model("test_resnet").state_dict()
+    workflow.folder.mkdir(exist_ok=True)
+    torch.save({"model": weights}, workflow.path("weights.pth"))
+    published = {"publisher": "timm", "backbone": "test_resnet", "path": "weights.pth"}
+    quick = {key: one for key, one in QUICK.items() if key != "model"}
+    workflow.digits.update(overrides=copy.deepcopy(quick), published=published, evaluations=["linear", "knn"])
+    workflow.run("results/demo.csv")
+    rows = list(csv.DictReader(workflow.read("results/demo.csv").splitlines()))
+    ours = [row for row in rows if row["implementation"] == "Published weights"]
+    assert [row["evaluation"] for row in ours] == ["linear", "knn"]
+    assert {row["backbone"] for row in ours} == {"timm/test_resnet"}
+    assert {row[key] for row in ours for key in ("method", "epochs", "global_batch", "head")} == {""}
+    assert "Nothing to be done" in workflow.run("-n", "results/demo.csv")
+    published["prefix"] = "ema."
+    assert "no part" not in workflow.run("-n", "results/demo.csv")
+    printed = workflow.run("results/digits/seed0/encoder.safetensors", ok=False)
+    assert "weights.pth: ema.conv1" in printed and "Traceback" not in printed

@@ -121,7 +121,7 @@ def published_path(wildcards):
 
 
 def publisher_of(wildcards):
-    return CONFIG.published[wildcards.experiment]["publisher"]
+    return commands.publisher_words(CONFIG.published[wildcards.experiment])
 
 
 def packed_datasets(wildcards, input):

@@ -105,7 +105,7 @@ class Job:
         recipe = Recipe.of(resolved(self.recipe, store, card))
         of = {"features": arguments.features, "encoder_sha256": card["encoder_sha256"]}
         judged = Judged(encoder.to(compute.device), store, recipe, arguments.seed, compute, **of)
-        identity = self.state_identity(store.fingerprint)
+        identity = self.state_identity(store.fingerprint) | self.evaluation.settings.made_from(store.measure)
         task = build_task(self.evaluation.task, judged, self.evaluation.settings, identity)
         self.work(task, attempt)
         if task.finished:

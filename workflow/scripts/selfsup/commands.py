@@ -92,6 +92,11 @@ def gate_words(experiment: Experiment) -> str:
     return words({"--bands": experiment.bands or None, "--continue-after-collapse": experiment.continue_after_collapse})
 
 
+def publisher_words(published: Mapping[str, Any]) -> str:
+    """Return whose weights are imported, and where they are in their file. published: an experiment's block."""
+    return f"{published['publisher']} {words({'--prefix': published.get('prefix')})}".rstrip()
+
+
 def packing_words(dataset: Mapping[str, Any]) -> str:
     """Return how a dataset's files are packed. dataset: its block in config.yaml."""
     expected = canonical(dataset["expect"]) if "expect" in dataset else None

@@ -16,7 +16,7 @@ from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
 from selfsup.recipe import Recipe, RecipeError, load_recipe
 from selfsup.settings.extensions import load_extensions
 from selfsup.settings.notes import Bounds, Count, Distinct, Length, Name, Seed
-from selfsup.settings.registries import SOURCES, TRACKERS
+from selfsup.settings.registries import BACKBONES, SOURCES, TRACKERS
 from selfsup.settings.typed import Kind, Settings, read, since, suggest, with_each
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 
@@ -77,10 +77,40 @@ class EvaluationBlock(Settings):
 class Published(Settings):
     """An experiment's encoder that others have trained."""
 
-    publisher: Literal["authors", "official"]
+    publisher: Literal["authors", "official", "torchvision", "timm", "state_dict"]
     """in whose format the file is"""
     path: Annotated[str, Length(1)]
     """the file"""
+    backbone: str | None = None
+    """the network, by torchvision's or timm's name; of a state dict as in a recipe, null: the recipe's"""
+    prefix: str | None = None
+    """of the backbone's names in a state dict; null: the only one that fits"""
+
+    def problems(self) -> Iterator[str]:
+        if self.publisher in ("authors", "official"):
+            for key in ("backbone", "prefix"):
+                if self.get(key) is not None:
+                    yield f"{key} is for state dicts, not for {self.publisher}, whose network is the recipe's"
+        elif self.publisher != "state_dict" and self.backbone is None:
+            yield f"backbone is not set, wanted {self.publisher}'s name of the network"
+        if self.publisher == "torchvision" and self.backbone and not self._in_torchvision(self.backbone):
+            yield (
+                f"backbone is {self.backbone!r}, wanted one of {', '.join(filter(self._in_torchvision, BACKBONES))}; "
+                "other networks' weights are timm's: publisher: timm"
+            )
+
+    @staticmethod
+    def _in_torchvision(name: str) -> bool:
+        return hasattr(BACKBONES.get(name), "of_torchvision")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What its network says in a recipe's block of that name; nothing where it is the recipe's."""
+        if self.backbone is None:
+            return {}
+        if self.publisher == "torchvision":
+            return BACKBONES[self.backbone].of_torchvision(self.backbone)
+        return {"backbone": f"timm/{self.backbone}" if self.publisher == "timm" else self.backbone}
 
 
 class Jobs(Settings):
@@ -359,8 +389,9 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
             f"config.yaml: experiments.{name}.dataset is {block.dataset!r}, which is not "
             f"defined{suggest(block.dataset, list(datasets))}"
         )
+    overrides = block.overrides if block.published is None else _of_network(block.published, block.overrides)
     try:
-        recipe = load_recipe(block.recipe, block.overrides)
+        recipe = load_recipe(block.recipe, overrides)
     except RecipeError as error:
         raise UserError(f"config.yaml: experiments.{name}: {error}") from error
     experiment = Experiment(
@@ -373,7 +404,7 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
         jobs_of(block.compute),
         evaluations={one: _evaluation(name, one, block.dataset, recipe, evaluations) for one in block.evaluations},
         recipe_name=block.recipe,
-        overrides=block.overrides,
+        overrides=overrides,
         bands=block.bands and _expanded(block.bands, f"experiments.{name}.bands"),
         continue_after_collapse=block.continue_after_collapse,
     )
@@ -406,6 +437,12 @@ def _evaluation(experiment: str, name: str, dataset: str, recipe: Recipe, known:
 
 def _published(name: str, block: Published) -> Published:
     return block.changed(path=_expanded(block.path, f"experiments.{name}.published.path"))
+
+
+def _of_network(published: Published, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's overrides with those of a published network, of which the experiment's own stand before."""
+    network, own = published.model, overrides.get("model", {})
+    return {**overrides, "model": {**network, **own}} if network and isinstance(own, Mapping) else dict(overrides)
 
 
 def _compute_problems(experiment: Experiment) -> Iterator[str]:

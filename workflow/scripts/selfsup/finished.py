@@ -74,6 +74,8 @@ def import_finished(config: Config, experiment: Experiment, run: RunFolder, seed
     path = Path(published["path"])
     if imported.get("publisher") != published["publisher"] or not path.is_file():
         return False
+    if published.get("prefix") not in (None, imported.get("prefix")):
+        return False
     return imported.get("sha256") == _checksum(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 RESULTS = Path("results")  # as rules name it, from the folder that Snakemake runs in
 LINEAR = "linear"  # the evaluation of that name
 FEATURES = "features"  # the folder of an encoder's features, by what they are of
+OF_A_JOB = "_job"  # ends the name of the folder of a job that makes features
 EMBEDDED = "embedded"  # the folder of pictures that an encoder was shown
 BOUNDARIES = "boundaries"  # the folder of encoders of boundaries before the last
 OWN_FOLDERS = (
@@ -181,7 +182,16 @@ class EncoderPaths:
     def extraction(self, name: str) -> JobFolder:
         """Return the folder of the job that makes these features, beside them: Snakemake deletes what a job is to make
         before the job starts."""
-        return JobFolder(self.folder / FEATURES / f"{name}_job")
+        return JobFolder(self.folder / FEATURES / f"{name}{OF_A_JOB}")
+
+    def extractions(self) -> dict[str, JobFolder]:
+        """Return the folders of jobs that make features, or have made some, by the features' names, in their order."""
+        folders = sorted((self.folder / FEATURES).glob(f"*{OF_A_JOB}"))
+        return {folder.name.removesuffix(OF_A_JOB): JobFolder(folder) for folder in folders}
+
+    def job_folders(self) -> list[JobFolder]:
+        """Return the folders that its jobs work in, or have worked in."""
+        return [*self.extractions().values(), *self.begun_evaluations()]
 
 
 class RunFolder:
@@ -219,7 +229,7 @@ class RunFolder:
 
     def job_folders(self) -> list[JobFolder]:
         """Return the folders that jobs of the trained encoder work in, or have worked in, in their order."""
-        return [self.pretrain, *self.encoder.begun_evaluations()]
+        return [self.pretrain, *self.encoder.job_folders()]
 
     def begun(self, revision: int | str) -> Path:
         """Return what says that an older run was set aside for this revision."""

@@ -61,7 +61,8 @@ def curves_of(experiment: str) -> list[Path]:
 def ledgers(config: Config) -> list[Path]:
     """Return the ledgers that are there: jobs keep them up, and they are no rule's output."""
     runs = [run for name in config.experiments for run in runs_of(config, name)]
-    folders = [job for run in runs for job in (*run.job_folders(), *run.random_init.begun_evaluations())]
+    others = [one for run in runs for one in (*run.encoders_at_boundaries(), run.random_init)]
+    folders = [job for one in (*runs, *others) for job in one.job_folders()]
     return [job.ledger for job in folders if job.ledger.exists()]
 
 

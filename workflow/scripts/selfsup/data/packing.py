@@ -368,6 +368,7 @@ def _add(
         sizes=np.array([(one.height, one.width) for one in packed], np.int64),
         labels=np.array([picture.label for picture in kept], np.int64) if classes else None,
         digests=np.array([np.frombuffer(bytes.fromhex(one.digest), np.uint8) for one in packed]),
+        names=[picture.member.name for picture in kept] if classes and split == "train" else None,
     )
 
 

@@ -4,7 +4,9 @@ A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64
 may be of several), and `store.json`, written last: without it there is no store. Pictures without classes have no
 labels, and are all in the split "train". Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are
 their own bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the
-last) and `<split>_sizes.npy` (int64 [N, 2]: height, width). benchmarks/store_formats.py compares it with other formats.
+last) and `<split>_sizes.npy` (int64 [N, 2]: height, width). Of training pictures with classes `train_names.npy` (uint8
+[bytes]) has the names in the tree, a zero behind each; stores of older versions lack it. benchmarks/store_formats.py
+compares the store with other formats.
 """
 
 import hashlib
@@ -79,6 +81,20 @@ class Split:
         """Return an encoded image's own bytes, uint8 [bytes], a copy; only of splits that are not raw."""
         begin, end = self._spans[index]
         return np.array(self._images[begin:end])
+
+    def names(self) -> list[str]:
+        """Return the images' names in the tree that they were packed from, "train/n01440764/n01440764_10026.JPEG".
+
+        Raises PermanentError where the store does not know them.
+        """
+        path = self._folder / f"{self._name}_names.npy"
+        if not path.exists():
+            raise PermanentError(
+                f"{self._folder}: does not know its images' file names, as stores of older versions and of images that "
+                "were no files do not: pack it anew (delete the folder; the images, and so all results, stay the same)"
+            )
+        names = np.load(path, allow_pickle=False).tobytes().decode("utf-8", "surrogateescape")
+        return names.split("\0")[:-1]
 
     def __getstate__(self) -> tuple:
         return self._folder, self._name, self._entry, self._labelled
@@ -217,18 +233,27 @@ class StoreWriter:
         self._finish_split(split, "raw", len(images), labels)
 
     def add_encoded(
-        self, split: str, spans: np.ndarray, sizes: np.ndarray, labels: np.ndarray | None, digests: np.ndarray
+        self,
+        split: str,
+        spans: np.ndarray,
+        sizes: np.ndarray,
+        labels: np.ndarray | None,
+        digests: np.ndarray,
+        names: list[str] | None = None,
     ) -> None:
         """Add image files whose bytes are in `<unfinished>/<split>_images.npy` already.
 
         spans, sizes: int64 [N, 2]; labels: int64 [N] or [N, classes], or None where there are no classes; digests:
         uint8 [N, 32], the SHA-256 of each image's bytes, which the fingerprint is made of: it does not depend on the
-        order in which they came to lie in the file.
+        order in which they came to lie in the file. names: of the files, of which it does not depend.
         """
         self._files.append(f"{split}_images.npy")
         self._update_hash(split, "digests", digests)
         self._save(split, "spans", np.asarray(spans, np.int64), hashed=False)
         self._save(split, "sizes", np.asarray(sizes, np.int64))
+        if names is not None:
+            text = "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
+            self._save(split, "names", np.frombuffer(text, np.uint8), hashed=False)
         self._finish_split(split, "encoded", len(sizes), labels)
 
     def note(self, **notes) -> None:

@@ -2,8 +2,8 @@
 
 Semi-supervised learning of Grill et al. 2020 (BYOL), C.1, and of Chen et al. 2020 (SimCLR), B.5; their transfer by
 fine-tuning, D.3 and B.8. Each point of a grid of lengths, weight decays and learning rates is trained, and judged on
-training images that were held out. The point with the highest top-1 there is trained again on all images whose labels
-may be used, and only that network sees the test set.
+training images that were held out. The point with the highest figure there, by the dataset's measure, is trained again
+on all images whose labels may be used, and only that network sees the test set.
 """
 
 import math
@@ -23,24 +23,22 @@ from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError
 from selfsup.evaluation.fine_tune_settings import FineTuneSettings, Point
 from selfsup.evaluation.running_loss import RunningLoss
-from selfsup.evaluation.subsets import LabelledImages
+from selfsup.evaluation.subsets import LabelledImages, listed_images
 from selfsup.evaluation.supervised import SupervisedTraining, batch_of, steps_of
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
 from selfsup.measures import accuracy, mean_per_class
 from selfsup.models.modes import evaluation_mode
-from selfsup.tables.figure_keys import MEAN_PER_CLASS, TOP1
+from selfsup.tables.figure_keys import MEAN_PER_CLASS, MEASURES, TOP1
 
 TEST_BATCH = 256
 ROWS_PER_TRAINING = 10  # of history.csv; each reads a loss back from the device
-NOT_A_NUMBER = {"top1": math.nan, "top5": math.nan}
 
 
 class FineTuning(Task):
     """The state of a fine-tuning: what the points of the grid tried so far have reached, and the training under way.
 
     `step` counts the steps of all trainings, and one more for each one's measurement. further_rows: a row a point.
-    Held-out images choose by top-1, whatever the dataset's measure.
     """
 
     measures = (TOP1, MEAN_PER_CLASS)
@@ -48,7 +46,7 @@ class FineTuning(Task):
     def __init__(self, judged: Judged, settings: FineTuneSettings, identity: Mapping[str, Any]):
         super().__init__(judged, settings, identity)
         store, compute = judged.store, judged.compute
-        self.images = LabelledImages.of(store.train.labels, settings)
+        self.images = LabelledImages.of(store.train.labels, settings, listed_images(store, settings))
         self.trials = settings.grid if settings.chooses else []
         self._make_views = ViewMaker(store.train, judged.recipe, compute.device, compute.memory_format)
         self._found: list[dict[str, float]] = []  # held-out figures of the trials so far
@@ -69,13 +67,16 @@ class FineTuning(Task):
 
     @property
     def chosen(self) -> Point:
-        """The point of the highest top-1 on the held-out images, of equals the first, once all have been tried."""
-        if not self.trials:
-            return self.settings.grid[0]
-        top1 = [found["top1"] for found in self._found]
-        if all(map(math.isnan, top1)):
-            raise PermanentError(f"all {len(top1)} trainings have diverged: give smaller peak_lrs")
-        return self.trials[int(np.nanargmax(top1))]
+        """The point of the highest figure on the held-out images, of equals the first, once all have been tried."""
+        return self.trials[self._best] if self.trials else self.settings.grid[0]
+
+    @property
+    def _best(self) -> int:
+        """The chosen point's place among those tried."""
+        figures = [found[MEASURES[self.judged.store.measure]] for found in self._found]
+        if all(map(math.isnan, figures)):
+            raise PermanentError(f"all {len(figures)} trainings have diverged: give smaller peak_lrs")
+        return int(np.nanargmax(figures))
 
     def run(self, attempt: Attempt, saver: Saver, partial: Path) -> Iterator[dict[str, Any]]:
         """Yield ten rows of each training: its number and point, step, epoch, lr, train_loss, images_per_s.
@@ -167,7 +168,7 @@ class FineTuning(Task):
         if logits is None:
             return None
         if ranks.any(not bool(torch.isfinite(logits).all())):
-            return NOT_A_NUMBER
+            return dict.fromkeys(["top1", "top5", MEASURES[self.judged.store.measure]], math.nan)
         labels = labels_of(split, mine, self.compute.device)
         found = accuracy(logits, labels, len(images), ranks)
         if self.judged.store.measure == MEAN_PER_CLASS:
@@ -203,11 +204,11 @@ class FineTuning(Task):
         """Return top1 and top5, the chosen point, its figure on the held-out images, and how many there are."""
         last, unit = self.rows[-1], self.settings.unit
         point = {"peak_lr": "chosen_lr", "weight_decay": "chosen_weight_decay", unit: f"chosen_{unit}"}
-        best = max((one["top1"] for one in self._found if not math.isnan(one["top1"])), default=None)
+        best = self._found[self._best] if self.trials else {"top1": None}
         return {
             **{key: last[key] for key in ("top1", "top5", "mean_per_class") if key in last},
             **{name: last[key] for key, name in point.items()},
-            "validation_top1": best,
+            **{f"validation_{key}": best[key] for key in ("top1", "mean_per_class") if key in best},
             "n_labelled": len(self.images.share),
             "n_held_out": len(self.images.held_out),
         }

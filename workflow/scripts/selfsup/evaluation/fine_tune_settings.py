@@ -1,13 +1,17 @@
 """What a protocol says of fine-tuning: with few labels (semi-supervised learning) or with all of them."""
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from selfsup.augment.settings import View
 from selfsup.evaluation.task_settings import TaskSettings, TestView, view_in_words
 from selfsup.settings.notes import Bounds, Count, Distinct, Length, Momentum, NotNegative, Seed
 from selfsup.settings.registries import TASKS
+from selfsup.settings.typed import since
 
 MOST_NAMED = 3  # numbers of a list, in words
 
@@ -26,6 +30,8 @@ class FineTuneSettings(TaskSettings):
     """share of the training images whose labels are used, in %: drawn, as many of each class as of any other"""
     subset_seed: Seed
     """which draw of them; with one seed a smaller share's images are among those of a larger share"""
+    labels_list: Annotated[str, Length(1)] | None = since(None)
+    """instead of a draw: a file of the images whose labels are used, a file name a line; `labels` is their share"""
     held_out: NotNegative
     """training images that choose among the grid: how many, or, below 1, which share of all training images"""
     held_out_of: Literal["share", "rest"]
@@ -59,7 +65,13 @@ class FineTuneSettings(TaskSettings):
     test: TestView | None
     """of test and held-out images; null: of the recipe's linear evaluation"""
 
+    chooses_by_measure = True
+
     def problems(self) -> Iterator[str]:
+        if self.labels_list and not self.list_file.is_file():
+            yield f"labels_list is {self.labels_list}, which is no file: give the path of a list of file names"
+        if self.labels_list and self.labels == 100:
+            yield "labels is 100, but labels_list names some of the images: say in labels which share they are"
         if self.held_out >= 1 and not float(self.held_out).is_integer():
             yield f"held_out is {self.held_out}, wanted a share below 1 or a whole number of images"
         if self.chooses and not self.held_out:
@@ -72,6 +84,15 @@ class FineTuneSettings(TaskSettings):
             yield "nesterov is true, but momentum is 0: there is nothing to look ahead with"
         if self.decay_over_lr and min(self.peak_lrs) == 0:
             yield "decay_over_lr is true, but one of peak_lrs is 0"
+
+    @property
+    def list_file(self) -> Path:
+        """The path of `labels_list`, ~ and $VARIABLES replaced."""
+        return Path(os.path.expandvars(os.path.expanduser(self.labels_list)))
+
+    def made_from(self, measure: str) -> dict[str, str]:
+        listed = {"labels_list": _digest(self.list_file)} if self.labels_list else {}
+        return super().made_from(measure) | listed
 
     @property
     def grid(self) -> list[Point]:
@@ -107,11 +128,15 @@ class FineTuneSettings(TaskSettings):
                 f"momentum {self.momentum:g}{' Nesterov' if self.nesterov else ''}",
                 f"batch norm over {self.batch_norm_statistics.replace('_', ' ')}",
                 *by_steps,
-                *([f"draw {self.subset_seed} of the labels"] if self.labels < 100 or self.chooses else []),
+                *self._whose_labels(),
                 *view_in_words(view, recipe["augment"]["size"]),
                 str(TestView.of(self.test or recipe["linear"]["test"])),
             ]
         )
+
+    def _whose_labels(self) -> list[str]:
+        drawn = [f"draw {self.subset_seed} of the labels"] if self.labels < 100 or self.chooses else []
+        return [f"the labels of {self.list_file.name}"] if self.labels_list else drawn
 
     @property
     def label_share(self) -> float:
@@ -120,6 +145,11 @@ class FineTuneSettings(TaskSettings):
     @property
     def batches(self) -> dict[str, int]:
         return {"batch": self.batch}
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, empty where it is not there."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _any_of(numbers: list[float]) -> str:

@@ -21,6 +21,8 @@ class LogisticSettings(FrozenSettings):
     tolerance: Positive
     """how far an objective may be from its least value, relative to it"""
 
+    chooses_by_measure = True
+
     def problems(self) -> Iterator[str]:
         if self.range[0] > self.range[1]:
             yield f"range is {self.range}, wanted the smaller strength first"

@@ -27,12 +27,15 @@ def identity(
 ) -> dict[str, Any]:
     """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder;
     folder: of the results."""
+    store = card_if_any(store_in(data))
+    measure = store.get("measure") or _metrics(folder).get("measure") or ""
     return {
         "evaluation": evaluation_part(recipe, evaluation.task, evaluation.settings),
         "seed": seed,
         "encoder": card_if_any(encoder.with_suffix(".json")).get("encoder_sha256"),
-        "data": card_if_any(store_in(data)).get("fingerprint") or _data_of(folder),
+        "data": store.get("fingerprint") or _data_of(folder),
         "version": evaluation.settings.version,
+        **evaluation.settings.made_from(measure),
     }
 
 

@@ -1,9 +1,11 @@
 """Which training images' labels are used: nested, class-balanced draws that (labels, seed) give, on any machine."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
+from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError
 from selfsup.evaluation.fine_tune_settings import FineTuneSettings
 from selfsup.random_draws import Stream, words
@@ -24,6 +26,42 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.lexsort((drawn[:, 3], drawn[:, 2], rounds))
 
 
+def listed_images(store: PackedStore, settings: FineTuneSettings) -> np.ndarray | None:
+    """Return the places of the training images that the settings' list names, int64, in order; None without a list.
+
+    A line is a file's name, as in the lists of SimCLR's authors, or where several files have it, its path below the
+    split's folder. Raises PermanentError for a name that is not in the store, or is there more than once, and where the
+    list is of another share than `labels` says.
+    """
+    if settings.labels_list is None:
+        return None
+    text = settings.list_file.read_text(encoding="utf-8", errors="surrogateescape")
+    wanted = [line.strip() for line in text.splitlines() if line.strip()]
+    places = _places(store.train.names())
+    for name in wanted:
+        if len(found := places.get(name, [])) != 1:
+            where = "not in the training set" if not found else f"there {len(found)} times: give paths, class/name"
+            raise PermanentError(f"labels_list {settings.list_file}: {name} is {where} of {store.folder}")
+    images = np.unique([places[name][0] for name in wanted]).astype(np.int64)
+    share = 100 * len(images) / len(store.train)
+    stated = int(len(store.train) * settings.labels / 100 + 1e-9)
+    if abs(len(images) - stated) > 0.01 * stated:
+        raise PermanentError(
+            f"labels is {settings.labels:g} %, but labels_list {settings.list_file} names {len(images):,} of "
+            f"{len(store.train):,} training images: set labels to {share:.3g}"
+        )
+    return images
+
+
+def _places(names: list[str]) -> dict[str, list[int]]:
+    """Return {a way to name an image: the places of all that it may mean}: path, path in the split, file name."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        for known in {name, name.partition("/")[2] or name, name.rpartition("/")[2]}:
+            places[known].append(place)
+    return places
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """The places of training images, int64: `share`, all whose labels train; `tried`, those of the grid's trainings;
@@ -34,16 +72,21 @@ class LabelledImages:
     held_out: np.ndarray
 
     @classmethod
-    def of(cls, labels: np.ndarray, settings: FineTuneSettings) -> "LabelledImages":
+    def of(cls, labels: np.ndarray, settings: FineTuneSettings, listed: np.ndarray | None = None) -> "LabelledImages":
         """Return what the settings say of a training set's labels, int64 [N].
 
-        Raises PermanentError where there are too few images for it.
+        listed: the places of the images whose labels are used, instead of a draw. Raises PermanentError where there are
+        too few images for it.
         """
         count = int(len(labels) * settings.labels / 100 + 1e-9)  # 10 % of 70 is 7, not 6.999...
+        count = count if listed is None else len(listed)
         held_out = settings.held_out if settings.held_out >= 1 else settings.held_out * len(labels)
         held_out = int(held_out + 1e-9) if settings.chooses else 0
         _check_counts(len(labels), count, held_out, settings)
         order = balanced_order(labels, settings.subset_seed)
+        if listed is not None:
+            first = np.isin(order, listed)
+            order = np.concatenate([order[first], order[~first]])
         share, rest = order[:count], order[count:]
         if settings.held_out_of == "rest":
             return cls(share, share, rest[:held_out])

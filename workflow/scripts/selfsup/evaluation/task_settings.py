@@ -7,6 +7,8 @@ from selfsup.augment.settings import Interpolation, View
 from selfsup.settings.notes import Count
 from selfsup.settings.typed import Settings
 
+MEAN_PER_CLASS = "mean per class"  # a dataset's measure: selfsup.tables.figure_keys, which is slow to import
+
 
 class TestView(Settings):
     """How a picture is made that nothing is drawn for."""
@@ -40,6 +42,13 @@ class TaskSettings(Settings):
     def in_words(self, recipe: Mapping) -> str:
         """Return in words what else the figures depend on, as far as papers tell it."""
         return ""
+
+    chooses_by_measure: ClassVar[bool] = False
+    """Whether the mean of the classes' accuracies chooses where the dataset is measured by it."""
+
+    def made_from(self, measure: str) -> dict[str, str]:
+        """Return what else the figures depend on than settings, data and encoder; measure: the dataset's."""
+        return {"chosen_by": measure} if self.chooses_by_measure and measure == MEAN_PER_CLASS else {}
 
     @property
     def goal(self) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.importing.authors import read_authors
 from selfsup.importing.official import read_official
 from selfsup.importing.published import Published
+from selfsup.importing.state_dicts import read_state_dict
 from selfsup.models import Backbone, build_backbone
 from selfsup.recipe import Recipe
 
@@ -19,16 +21,32 @@ PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str]] = {
     "official": (read_official, "same"),
 }
 
-__all__ = ["PUBLISHERS", "Published", "imported_backbone"]
+# Whose networks' state dicts are read whatever they were trained by; state_dict: the recipe's own backbone's.
+LIBRARIES = ("torchvision", "timm", "state_dict")
+
+__all__ = ["LIBRARIES", "PUBLISHERS", "Published", "imported_backbone"]
 
 
-def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> tuple[Backbone, Published]:
+def imported_backbone(
+    path: Path, publisher: str, recipe: Mapping[str, Any], prefix: str | None = None
+) -> tuple[nn.Module, Published]:
     """Return the recipe's backbone with a published file's weights, in eval mode, and what the file tells of itself.
 
+    publisher: of PUBLISHERS or LIBRARIES. prefix: of the backbone's names in a state dict; None: it is found.
     Every weight of the backbone comes from the file, and every weight of the file's backbone is used. Raises UserError
     where they do not fit, where the recipe has another method or head than the file or pads otherwise than the
     publisher, and for a file of another format.
     """
+    backbone = build_backbone(recipe)
+    if publisher in LIBRARIES:
+        published = read_state_dict(path, backbone, Recipe.of(recipe), prefix)
+    else:
+        published = _of_publisher(path, publisher, recipe, backbone)
+    backbone.load_state_dict(published.weights, strict=True)
+    return backbone.eval().requires_grad_(False), published
+
+
+def _of_publisher(path: Path, publisher: str, recipe: Mapping[str, Any], backbone: Backbone) -> Published:
     read, padding = PUBLISHERS[publisher]
     model = recipe["model"]
     if model.get("padding") != padding:  # a model of timm has none
@@ -38,10 +56,8 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
         )
     published = read(path)
     _check_trained_by(path, published, Recipe.of(recipe))
-    backbone = build_backbone(recipe)
     check_fits(path, published.weights, backbone.state_dict(), f"{model['backbone']} of width {model['width']}")
-    backbone.load_state_dict(published.weights, strict=True)
-    return backbone.eval().requires_grad_(False), published
+    return published
 
 
 def _check_trained_by(path: Path, published: Published, recipe: Recipe) -> None:

@@ -8,27 +8,19 @@ Those of their SimCLR are alike, without predictor and `momentum_model`: ADevill
 checkpoints/weights_simclr_{cifar10,imagenet}.pt, by their size with heads of two layers.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 
 from selfsup.errors import UserError
-from selfsup.importing.published import Published
+from selfsup.importing.published import Published, read_tensors
 
 BACKBONE, HEADS = "resnet.", ("proj_head_inv.", "predictor_inv.")
-GIT_LFS = b"version https://git-lfs"
 
 
 def read_authors(path: Path) -> Published:
     """Return a checkpoint's (online) backbone; runs no code of the file's. Raises UserError for another format."""
-    with open(path, "rb") as file:
-        if file.read(len(GIT_LFS)) == GIT_LFS:
-            raise UserError(f"{path} is Git LFS's pointer to the file, not the file: run `git lfs pull` in its clone")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: no checkpoint of the authors ({str(error).splitlines()[0]})") from error
+    checkpoint = read_tensors(path, "checkpoint of the authors")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f"{path}: no checkpoint of the authors: it lacks `model`, the online network's weights")
     weights, heads = {}, {}

@@ -33,4 +33,10 @@ def votes(cosines: torch.Tensor, labels: torch.Tensor, classes: int, temperature
 
     cosines: float32 [Q, k]. labels: of the neighbours, int64 [Q, k].
     """
-    return (F.one_hot(labels, classes) * (cosines / temperature).exp()[:, :, None]).sum(dim=1)
+    weights = (cosines / temperature).exp()
+    found = weights.new_zeros(len(weights), classes)
+    # A neighbour at a time: no two of one row, so that the sum has one order on every device; and nothing of
+    # [Q, k, classes], which of 1,000 classes would be 0.8 GB.
+    for label, weight in zip(labels.split(1, dim=1), weights.split(1, dim=1), strict=True):
+        found.scatter_add_(1, label, weight)
+    return found

@@ -11,7 +11,7 @@ __getattr__, __all__ = lazily(
         "heads": ("build_head",),
         "initial_weights": ("seeded_weights",),
         "recomputation": ("recompute_activations",),
-        "timm_backbone": ("timm_recipe", "timm_twin"),
+        "timm_backbone": ("timm_eps", "timm_heads", "timm_recipe", "timm_twin"),
         "torchvision_network": ("torchvision_recipe", "torchvision_twin"),
     },
 )

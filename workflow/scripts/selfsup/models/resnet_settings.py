@@ -1,6 +1,6 @@
 """What a recipe says of a ResNet."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from selfsup.models.batch_norm_settings import BatchNormSettings
 from selfsup.settings.notes import Count, Natural
@@ -34,3 +34,9 @@ class ResNetSettings(Settings):
     zero_init_residual: bool
     """gamma of each residual branch's last batch norm starts at 0"""
     batch_norm: BatchNormSettings
+
+    @classmethod
+    def of_torchvision(cls, name: str) -> dict[str, Any]:
+        """Return what a recipe's block `model` says of torchvision's own network of that name."""
+        stem = {"kernel": 7, "stride": 2, "padding": 3, "max_pool": True}
+        return {"backbone": name, "width": 64, "stem": stem, "padding": "symmetric", "zero_init_residual": False}

@@ -54,6 +54,18 @@ def timm_twin(recipe: Recipe) -> nn.Module:
     return network
 
 
+def timm_eps(recipe: Recipe) -> set[float]:
+    """Return the eps of timm's own batch norms in that network."""
+    return {module.eps for module in _batch_norms(_created(recipe.model, 0.0, recipe.augment.size))}
+
+
+def timm_heads(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the layers that are the model's classifier in timm's files of weights."""
+    _check_name(recipe.model)
+    names = timm.models.get_pretrained_cfg(recipe.model.name).classifier or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def timm_recipe(recipe: Recipe) -> list[str]:
     """Return in Python how that network is made and fed, a line each, for the encoder's card."""
     model = recipe.model

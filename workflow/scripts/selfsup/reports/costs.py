@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each run's pretraining, begun or not, and for each of its evaluations that has a ledger."""
+    """Yield a row for each run's pretraining, begun or not, and for each of its encoders' jobs that has a ledger."""
     for experiment in config.experiments.values():
         paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"], experiment.recipe)
         for seed in experiment.seeds:
@@ -45,13 +45,12 @@ def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
 
 def job_folders(run: RunPaths) -> dict[str, JobFolder]:
     """Return the folders of a run that have ledgers, by what compute.csv calls the work there."""
-    encoders = {"": run.encoder, "untrained, ": run.random_init}
-    evaluations = {
-        f"{before}{one.folder.name} evaluation": one
-        for before, encoder in encoders.items()
-        for one in encoder.begun_evaluations()
-    }
-    return {"pretraining": run.pretrain, **evaluations}
+    boundaries = {f"epoch {one.boundary}, ": one for one in run.encoders_at_boundaries()}
+    folders: dict[str, JobFolder] = {"pretraining": run.pretrain}
+    for before, encoder in {**boundaries, "": run.encoder, "untrained, ": run.random_init}.items():
+        folders |= {f"{before}features {name}": folder for name, folder in encoder.extractions().items()}
+        folders |= {f"{before}{one.folder.name} evaluation": one for one in encoder.begun_evaluations()}
+    return folders
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,7 @@ FROM_ZERO = (
     "projection_spread",
     "alignment",
 )  # their distance from 0 counts
-NOT_CURVES = ("step", "epoch", "bank", "queries", "skipped")
+NOT_CURVES = ("step", "epoch", "steps_done", "epochs_done", "bank", "queries", "skipped")
 LINEAR = "linear accuracy, test images (%)"
 COLUMNS = 3
 SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser

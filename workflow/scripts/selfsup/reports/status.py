@@ -111,8 +111,10 @@ def _standing(
 
 def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
     """Return the job or process at work and its state; nothing for a run that no job holds."""
+    doings = {run.pretrain.folder: "pretraining"}
+    doings |= {one.folder: "extracting features" for one in run.encoder.extractions().values()}
     for folder in (one.folder for one in run.job_folders()):
-        holder, doing = read_holder(folder), "pretraining" if folder == run.pretrain.folder else "evaluating"
+        holder, doing = read_holder(folder), doings.get(folder, "evaluating")
         if holder is None:
             continue
         slurm = states.get(holder.job_id)
@@ -126,7 +128,8 @@ def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
 def _in_queue(experiment: str, seed: int, queued: Sequence[Waiting]) -> tuple[str, str]:
     """Return the run's job that waits for its turn. The executor's comment has the rule's wildcards in their order."""
     run = rf"{re.escape(experiment)}_{seed}"
-    wanted = re.compile(rf"rule_((pretrain_segment|linear_eval)_wildcards_{run}(_\d+)?|evaluate_wildcards_{run}_.+)")
+    rules = rf"(pretrain_segment|linear_eval)_wildcards_{run}(_\d+)?|(evaluate|extract_features)_wildcards_{run}_.+"
+    wanted = re.compile(f"rule_({rules})")
     found = next((one.job_id for one in queued if wanted.fullmatch(one.comment)), "")
     return found, "pending" if found else ""
 

@@ -45,6 +45,8 @@ def figure_keys(card: Mapping, n_train: int | None) -> dict[str, Any]:
     trained = card.get("recipe", {})
     model = trained.get("model", {})
     untrained = "training" not in card and "imported" not in card
+    if "method" in card.get("imported", {}):  # weights that no recipe tells the training of
+        trained = {"model": model}
     return {
         "method": None if untrained else method_in_words(trained),
         "backbone": model.get("backbone"),

@@ -64,7 +64,8 @@ class Health:
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
         self._trackers = trackers
-        self._history = History(run.knn or RunFolder(run.folder).knn, start=start + 1) if ranks.is_main else None
+        path, rows = run.knn or RunFolder(run.folder).knn, {"steps_per_epoch": steps_per_epoch, "counts_from": 1}
+        self._history = History(path, start=start + 1, **rows) if ranks.is_main else None
 
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.

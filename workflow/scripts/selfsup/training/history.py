@@ -4,33 +4,60 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfsup.training.sinks import Sink
+
+COUNTED = ("steps_done", "epochs_done")  # of the run, when the row's figures were taken
 
 
 class History:
     """A CSV file with a row per logged step. A resume removes the rows after the checkpoint's step.
 
-    The columns are those of all rows, in the order of their first appearance; missing values are blank.
+    The columns are those of all rows, in the order of their first appearance; missing values are blank. Rows of
+    history.csv and of knn.csv count their steps differently; both get the columns of COUNTED, by which they join, and
+    rows of an older version get them too.
     """
 
-    def __init__(self, path: Path, *, start: int, also: Sequence[Sink] = ()):
-        """Keep the rows of steps before `start`. also: they get every appended row too."""
-        self._path, self._also = path, also
-        self._columns, rows = _read(path)
-        self._rewrite([row for row in rows if int(row["step"]) < start])
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: int,
+        also: Sequence[Sink] = (),
+        steps_per_epoch: int | None = None,
+        counts_from: int = 0,
+    ):
+        """Keep the rows of steps before `start`. also: they get every appended row too, without COUNTED.
+
+        steps_per_epoch: None for rows without COUNTED. counts_from: the `step` of a row after the run's first step.
+        """
+        self._path, self._also, self._steps_per_epoch, self._counts_from = path, also, steps_per_epoch, counts_from
+        columns, rows = _read(path)
+        rows = [self._counted(row) for row in rows if int(row["step"]) < start]
+        self._columns = list(dict.fromkeys([*columns, *(name for row in rows[:1] for name in row)]))
+        self._rewrite(rows)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row, handed to the operating system when the call returns."""
-        new = [name for name in row if name not in self._columns]
+        counted = self._counted(row)
+        new = [name for name in counted if name not in self._columns]
         if new:
             _, rows = _read(self._path)
             self._columns += new
             self._rewrite(rows)
         with open(self._path, "a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns).writerow(counted)
         for sink in self._also:
             sink.append(row)
+
+    def _counted(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with how many steps and epochs of the run were done."""
+        if self._steps_per_epoch is None:
+            return dict(row)
+        steps = int(row["step"]) + 1 - self._counts_from
+        counted = dict(zip(COUNTED, (steps, steps / self._steps_per_epoch), strict=True))
+        return {**{key: row[key] for key in ("step", "epoch") if key in row}, **counted, **row, **counted}
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self._path.with_suffix(".tmp")

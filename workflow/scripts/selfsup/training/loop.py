@@ -75,7 +75,8 @@ class _Records:
             batch=run.recipe["global_batch"],
         )
         self._trackers = open_trackers(run.trackers, run.folder, start) if is_main else []
-        self._history = History(run.paths.history, start=start, also=self._trackers) if is_main else None
+        rows = {"start": start, "also": self._trackers, "steps_per_epoch": spe}
+        self._history = History(run.paths.history, **rows) if is_main else None
         settings = {"start": start, "steps_per_epoch": spe, "row_interval": self._interval, "trackers": self._trackers}
         self._health = Health(training.method, run, attempt, **settings)
 
