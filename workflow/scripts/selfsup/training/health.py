@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from selfsup.augment import Views, apply, centre_view, crop_singly, draw
-from selfsup.engine.device import autocast
+from selfsup.engine.device import autocast, without_trials
 from selfsup.job.attempt import Attempt
 from selfsup.layout import RunFolder
 from selfsup.measures import effective_rank, knn_top1, uniformity
@@ -66,6 +66,7 @@ class Health:
         self._trackers = trackers
         self._history = History(run.knn or RunFolder(run.folder).knn, start=start + 1) if ranks.is_main else None
 
+    @without_trials()
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.
 
@@ -80,6 +81,7 @@ class Health:
         epoch, rest = divmod(step, self._steps_per_epoch)
         return rest == 0 and self._milestone_epochs is not None and epoch % self._milestone_epochs == 0
 
+    @without_trials()
     def milestone(self, step: int) -> dict[str, float]:
         """Measure k-NN accuracy (in %), effective rank and uniformity, and add a row to knn.csv. Collective.
 
