@@ -1,32 +1,58 @@
 #!/usr/bin/env bash
-# All that wants a GPU, in one call, on a machine with one CUDA device and PyTorch's usual packages; no Snakemake, no
-# network.
+# All that wants a GPU, on a machine with one CUDA device and PyTorch's usual packages; no Snakemake, no network.
 #
-#     benchmarks/gpu.sh OUT [--minutes 5] [--cifar10 cifar-10-python.tar.gz] [--only tests,agreement,bench,training]
-#     benchmarks/gpu.sh OUT --smoke            # tiny, on a CPU, to see that the script works
+#     benchmarks/gpu.sh OUT --check [--cifar10 FILE] [--only PARTS]     under ten minutes: what binds, part by part
+#     benchmarks/gpu.sh OUT --train MINUTES [--cifar10 FILE]            table 1's experiment for as many epochs as fit
+#     benchmarks/gpu.sh OUT --arms [--cifar10 FILE]                     docs/gpu/README.md's 40-epoch arms
+#     benchmarks/gpu.sh OUT [--minutes 5] [--cifar10 FILE] [--only tests,agreement,bench,training]     older set, longer
 #
-# Writes into OUT, less than a megabyte in all: gpu.txt (all output), tests.txt, agreement.json, bench.json,
-# resnet50.json, training.json, history.csv. A part that fails is told at the end, and the others run. PYTHON chooses
-# the interpreter.
+# --check has the parts facts, tests, convolutions, steps, profile, run, resnet50, each with a limit of its own. FILE is
+# CIFAR-10's archive, its folder, or a tree of image files, in a folder or a tar. --smoke: tiny, on a CPU, to see that
+# the script works. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
+# epoch takes, all included, instead of timing steps. PYTHON chooses the interpreter.
+#
+# Where one command may take less time than the machine can be had: --leave SECONDS with --train or --arms returns then
+# and leaves the work going on, from a copy of this tree; `benchmarks/gpu.sh OUT --fetch [--leave SECONDS]` waits for its
+# end. Both bring what there is into OUT. --work FOLDER (/tmp/selfsup-gpu) has what lasts from one call to the next.
+#
+# OUT gets at most 8 files of at most 16 MB: gpu.txt (all output), JSON and CSV, and with --train the encoder in pieces:
+# cat encoder.part* > encoder.safetensors
 set -uo pipefail
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
+refuse() { echo "error: $1" >&2; usage >&2; exit 2; }
 
-PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() ONLY=tests,agreement,bench,training QUICK=() DEVICE=cuda
+PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=()
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || { usage >&2; exit 2; }
-OUT=$1; shift
+GIVEN=("${@:2}") FROM=$PWD OUT=$1; shift
 while [ $# -gt 0 ]; do
     case $1 in
-        --minutes) MINUTES=$2; shift ;;
-        --cifar10) CIFAR10=(--cifar10 "$(realpath "$2")"); shift ;;
-        --only) ONLY=$2; shift ;;
-        --smoke) QUICK=(--quick) DEVICE=cpu ;;
-        *) echo "error: unknown argument $1" >&2; usage >&2; exit 2 ;;
+        --check | --arms | --fetch) MODE=${1#--} ;;
+        --smoke) QUICK=(--quick --threads 1) DEVICE=cpu ;;
+        --train | --minutes | --cifar10 | --only | --work | --leave | --epoch-seconds)
+            [ $# -gt 1 ] || refuse "$1 wants a value after it"
+            case $1 in
+                --train) MODE=train MINUTES=$2 ;;
+                --minutes) MINUTES=$2 ;;
+                --cifar10)
+                    [ -e "$2" ] || refuse "--cifar10 $2: no such file or folder"
+                    CIFAR10=(--cifar10 "$(realpath "$2")") ;;
+                --only) ONLY=$2 ;;
+                --work) WORK=$2 ;;
+                --leave) LEAVE=$2 ;;
+                --epoch-seconds) EPOCH=(--epoch-seconds "$2") ;;
+            esac
+            shift ;;
+        *) refuse "unknown argument $1" ;;
     esac
     shift
 done
-mkdir -p "$OUT" || exit 1
-OUT=$(cd "$OUT" && pwd)
+case $MINUTES in '' | *[!0-9.]*) refuse "--train and --minutes want a number of minutes, found $MINUTES" ;; esac
+case $LEAVE in *[!0-9]*) refuse "--leave wants whole seconds, found $LEAVE" ;; esac
+mkdir -p "$OUT" "$WORK" || exit 1
+OUT=$(cd "$OUT" && pwd) WORK=$(cd "$WORK" && pwd)
+case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 cd "$(dirname "$0")/.." || exit 1
+export PYTHON PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$WORK/inductor}
 
 check() {
     "$PYTHON" - "$DEVICE" <<'CHECK' || return 1
@@ -44,43 +70,70 @@ for module, without in optional.items():
 import torch
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
     sys.exit("error: torch finds no GPU: check nvidia-smi and the torch build, or try --smoke")
-print("python", sys.version.split()[0], "torch", torch.__version__,
+print("python", sys.version.split()[0], "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version(),
       torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "cpu")
 CHECK
     [ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
     df -h /dev/shm | tail -n 1  # loader processes hand batches over through it: a container's 64 MB are too few
     return 0
 }
+facts() { nproc; uptime; head -n 1 /proc/stat; free -g 2>/dev/null | head -n 2; }  # the 8th of cpu's numbers: stolen
 
-part() {  # name, command...: runs it when --only has it, with its time
+part() {  # name, seconds, command...: runs it when --only has it, for at most so long, with its time
     case ,$ONLY, in *,"${1%%-*}",*) ;; *) return ;; esac
-    local name=$1 began=$SECONDS
-    shift
+    local name=$1 limit=$2 began=$SECONDS
+    shift 2
     printf '\n##### %s: %s\n' "$name" "$*"
-    "$@" || failed+=("$name (status $?)")
+    LIMIT=$limit "$@" || failed+=("$name (status $?)")
     printf '##### %s took %s s\n' "$name" $((SECONDS - began))
 }
-bench() { "$PYTHON" "benchmarks/$1.py" --device "$DEVICE" ${QUICK[@]+"${QUICK[@]}"} "${@:2}"; }
+limited() { if command -v timeout > /dev/null && [ "${LIMIT:-0}" != 0 ]; then timeout "$LIMIT" "$@"; else "$@"; fi; }
+bench() { limited "$PYTHON" "benchmarks/$1.py" --device "$DEVICE" ${QUICK[@]+"${QUICK[@]}"} "${@:2}"; }
 tests() {
-    "$PYTHON" -c 'import pytest' 2>/dev/null || return 0
-    "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda -rs 2>&1 | tee "$OUT/tests.txt"
+    "$PYTHON" -c 'import pytest' 2> /dev/null || return 0
+    limited "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda -rs --durations=5 2>&1 | tee "$OUT/tests.txt"
     local status=${PIPESTATUS[0]}
     # Without a GPU pytest may find nothing to run (5).
     if [ "$status" = 5 ] && [ "$DEVICE" = cpu ]; then return 0; fi
     return "$status"
 }
 
-all() {
-    check || return 1
-    failed=()
-    part tests tests
-    part agreement bench precision_agreement --compile --json "$OUT/agreement.json"
-    part bench bench training_step --levers --memory --profile --json "$OUT/bench.json"
+older() {
+    ONLY=${ONLY:-tests,agreement,bench,training}
+    part tests 0 tests
+    part agreement 0 bench precision_agreement --compile --json "$OUT/agreement.json"
+    part bench 0 bench training_step --levers --memory --profile --json "$OUT/bench.json"
     if [ "$DEVICE" = cuda ]; then  # the batch per device that 80 GB are to hold
-        part bench-256 bench training_step --size resnet50 --batch 256 --only ours --memory --json "$OUT/resnet50.json"
+        part bench-256 0 bench training_step --size resnet50 --batch 256 --only ours --memory --json "$OUT/resnet50.json"
     fi
-    part training bench short_training --minutes "$MINUTES" ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$OUT" \
+    part training 0 bench short_training --minutes "$MINUTES" ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$OUT" \
         --json "$OUT/training.json"
+}
+measure() {  # 580 s at most, all limits together
+    ONLY=${ONLY:-facts,tests,convolutions,steps,profile,run,resnet50}
+    part facts 5 facts
+    part tests 110 tests
+    part convolutions 60 bench gpu_check convolutions --json "$OUT/convolutions.json"
+    part steps 190 bench gpu_check steps --json "$OUT/steps.json"
+    part profile 65 bench gpu_check profile --json "$OUT/profile.json"
+    part run 90 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
+    part resnet50 60 bench gpu_check resnet50 --json "$OUT/resnet50.json"
+    if [ -e "$WORK/run_history.csv" ]; then tar czf "$OUT/run.tar.gz" -C "$WORK" run_history.csv run_knn.csv run_ledger.csv; fi
+}
+table1() {
+    ONLY=$MODE
+    part "$MODE" 0 bench table1 "$@" ${CIFAR10[@]+"${CIFAR10[@]}"} --work "$WORK/table1" --results "$OUT" \
+        --json "$OUT/training.json"
+}
+all() {
+    failed=()
+    check || return 1
+    case $MODE in
+        older) older ;;
+        check) measure ;;
+        train) table1 --minutes "$MINUTES" ${EPOCH[@]+"${EPOCH[@]}"} ;;
+        arms) table1 --arms ;;
+    esac
     if [ ${#failed[@]} -gt 0 ]; then
         printf '\nfailed: %s\n' "${failed[*]}"
         return 1
@@ -88,5 +141,34 @@ all() {
     printf '\nall parts ran; results in %s\n' "$OUT"
 }
 
+begin() {  # the same call without --leave, in a session of its own, from a copy of the tree
+    rm -rf "$WORK/tree" "$WORK/out" "$WORK/ended"
+    mkdir -p "$WORK/tree"
+    cp -r benchmarks docs tests workflow pyproject.toml "$WORK/tree"
+    : > "$WORK/log"
+    (cd "$FROM" && LEFT=1 ENDED=$WORK/ended setsid nohup bash -c \
+        'bash "$0" "$@"; echo $? > "$ENDED.new"; mv "$ENDED.new" "$ENDED"' \
+        "$WORK/tree/benchmarks/gpu.sh" "$WORK/out" "${GIVEN[@]}" >> "$WORK/log" 2>&1 < /dev/null &)
+}
+wait_for_it() {
+    [ -e "$WORK/log" ] || { echo "error: $WORK has no work that was left going on: start with --train and --leave" >&2; return 2; }
+    while [ ! -e "$WORK/ended" ] && [ "$SECONDS" -lt "${LEAVE:-600}" ]; do sleep 1; done
+    cp "$WORK"/out/* "$OUT" 2> /dev/null
+    cp "$WORK/log" "$OUT/gpu.txt"
+    tail -n 15 "$WORK/log"
+    if [ ! -e "$WORK/ended" ]; then
+        echo "goes on: benchmarks/gpu.sh OUT --fetch --work $WORK"
+        return 0
+    fi
+    return "$(cat "$WORK/ended")"
+}
+
+if [ "$MODE" = fetch ]; then wait_for_it; exit; fi
+if [ -n "$LEAVE" ] && [ -z "${LEFT:-}" ]; then
+    case $MODE in train | arms) ;; *) refuse "--leave is for --train and --arms" ;; esac
+    begin
+    wait_for_it
+    exit
+fi
 all 2>&1 | tee "$OUT/gpu.txt"
 exit "${PIPESTATUS[0]}"

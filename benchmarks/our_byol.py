@@ -71,12 +71,12 @@ class OurStep:
             seconds[name] += time.perf_counter() - began
             return made
 
-        self.training.make_views = lambda views: views
         with contextlib.closing(self.batches(steps)) as batches:
             for _ in range(steps):
                 batch = timed("data", lambda: next(batches))
                 views = timed("views", lambda batch=batch: make_views(batch))
-                timed("networks", lambda views=views: self.training.train_step(views))
+                self.training.make_views = lambda _, views=views: views
+                timed("networks", lambda batch=batch: self.training.train_step(batch))
         self.training.make_views = make_views
         return {name: total / steps for name, total in seconds.items()}
 

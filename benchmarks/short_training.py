@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import measuring
@@ -46,7 +47,7 @@ def main() -> None:
         folder = Path(name)
         store, meaning = pictures(options, folder / "data")
         report.say(f"pictures: {meaning}", pictures=meaning)
-        recipe = recipe_for(report, store, options, folder)
+        recipe = recipe_for(report, store, options)
         train_and_evaluate(report, recipe, store.folder, folder, options)
 
 
@@ -75,21 +76,28 @@ def repeated(store: PackedStore, folder: Path) -> PackedStore:
     return PackedStore(folder)
 
 
-def recipe_for(report: measuring.Report, store: PackedStore, options: argparse.Namespace, folder: Path) -> Mapping:
+def recipe_for(report: measuring.Report, store: PackedStore, options: argparse.Namespace) -> Mapping:
     """Return the recipe with as many epochs as fit into the minutes."""
     if options.quick:
         return load_recipe("digits", {"epochs": 2, "optimizer": {"warmup_epochs": 0}, "linear": {"epochs": 2}})
-    recipe = load_recipe("cifar10")
-    step = OurStep(store, recipe, as_shipped(options.device), folder)
-    step.turn(TIMED_STEPS)
-    seconds = step.turn(TIMED_STEPS) / TIMED_STEPS
-    epoch = seconds * step.training.steps_per_epoch
-    del step
-    torch.cuda.empty_cache()
+    epoch = timed_epoch(store, options)
     epochs = max(int(60 * options.minutes / epoch), 1)
     warm_up = round(WARM_UP_SHARE * epochs)
-    report.say(f"a step takes {1e3 * seconds:.1f} ms, an epoch {epoch:.2f} s: {epochs} epochs, {warm_up} of warm-up")
+    report.say(f"an epoch takes {epoch:.2f} s by the steps timed: {epochs} epochs, {warm_up} of warm-up")
     return load_recipe("cifar10", {"epochs": epochs, "optimizer": {"warmup_epochs": warm_up}})
+
+
+def timed_epoch(store: PackedStore, options: argparse.Namespace) -> float:
+    """Return the seconds of an epoch of CIFAR-10's recipe, from a few steps in a row."""
+    compute = replace(as_shipped(options.device), compile=getattr(options, "compile", False))
+    with tempfile.TemporaryDirectory() as folder:
+        step = OurStep(store, load_recipe("cifar10"), compute, Path(folder))
+        step.turn(TIMED_STEPS)
+        seconds = step.turn(TIMED_STEPS) / TIMED_STEPS
+        epoch = seconds * step.training.steps_per_epoch
+    del step
+    torch.cuda.empty_cache()
+    return epoch
 
 
 def train_and_evaluate(

@@ -21,6 +21,8 @@ from selfsup.recipe import load_recipe
 from tiny import TINY
 from trees import tar_of, write_tree
 
+pytestmark = pytest.mark.usefixtures("kept_as_files")
+
 UNLABELLED = Packing(labels=False)
 KINDS = ["folder", "tar", "tar.gz", "zip"]
 

@@ -20,6 +20,8 @@ from selfsup.errors import UserError
 from selfsup.settings.registries import SOURCES
 from trees import tar_of
 
+pytestmark = pytest.mark.usefixtures("kept_as_files")
+
 ANY = Packing(expect=None)
 # Of each small copy.
 COUNTS = {

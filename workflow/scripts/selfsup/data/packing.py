@@ -28,6 +28,7 @@ from torchvision.transforms.v2.functional import resize as resize_image
 from tqdm import tqdm
 
 from selfsup.atomic_files import write_atomically
+from selfsup.data.decoded import size_of_all, write_pixels
 from selfsup.data.listing import SHOWN, Listing, Member, Picture
 from selfsup.data.parquet_listing import RowGroups
 from selfsup.data.statistics import Sums, mean_and_std, sums_of
@@ -95,7 +96,8 @@ def pack(
 
     resize: make the shorter side of larger pictures this many pixels (bicubic with antialiasing, JPEG of quality 95, or
     PNG where one side is too long for a JPEG); None keeps every byte. measure: see PackedStore. Raises UserError
-    naming the pictures that cannot be decoded, all at once, unless `skip_damaged` says to go without them.
+    naming the pictures that cannot be decoded, all at once, unless `skip_damaged` says to go without them. Of equal
+    small pictures the store holds the pixels: see `selfsup.data.decoded`.
     """
     writer = StoreWriter(folder, listing.classes)
     total = sum(map(len, listing.splits.values()))
@@ -111,6 +113,7 @@ def pack(
     _report(folder, damaged, total, skip_damaged)
     for split, pictures in listing.splits.items():
         _add(writer, listing.classes, split, pictures, done[split])
+    _keep_small_pixels(writer, listing, done, cpus)
     writer.note(**mean_and_std(Sums.read(one.sums, one.height * one.width) for one in done["train"].values()))
     writer.note(resize=resize, skipped={split: len(lost) for split, lost in damaged.items()})
     writer.note(**_notes(listing, {picture.member.name for picture, _ in damaged["train"]}, measure))
@@ -370,6 +373,27 @@ def _add(
         digests=np.array([np.frombuffer(bytes.fromhex(one.digest), np.uint8) for one in packed]),
         names=[picture.member.name for picture in kept] if classes and split == "train" else None,
     )
+
+
+def _keep_small_pixels(
+    writer: StoreWriter, listing: Listing, done: Mapping[str, Mapping[str, Packed]], cpus: int
+) -> None:
+    """Decode all splits where their pictures are equal and small, from the files that lie there packed."""
+    packed = {
+        split: [done[split][one.member.name] for one in pictures if one.member.name in done[split]]
+        for split, pictures in listing.splits.items()
+    }
+    size = size_of_all(np.array([(one.height, one.width) for one in split]) for split in packed.values())
+    if size is None:
+        return
+    with threads(cpus) as pool:
+        for split, ones in packed.items():
+            spans = np.array([(one.begin, one.end) for one in ones])
+            images, pixels = (writer.unfinished / f"{split}_{part}.npy" for part in ("images", "pixels"))
+            if not write_pixels(images, spans, size, pixels, pool):
+                return
+    for split in packed:
+        writer.keep_pixels(split, f"{split}_pixels.npy")
 
 
 def _notes(listing: Listing, lost: Set[str], measure: str) -> dict:

@@ -4,9 +4,9 @@ A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64
 may be of several), and `store.json`, written last: without it there is no store. Pictures without classes have no
 labels, and are all in the split "train". Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are
 their own bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the
-last) and `<split>_sizes.npy` (int64 [N, 2]: height, width). Of training pictures with classes `train_names.npy` (uint8
-[bytes]) has the names in the tree, a zero behind each; stores of older versions lack it. benchmarks/store_formats.py
-compares the store with other formats.
+last) and `<split>_sizes.npy` (int64 [N, 2]: height, width); of small equal ones the pixels are kept, raw
+(selfsup.data.decoded). Of training pictures with classes `train_names.npy` (uint8 [bytes]) has the names in the tree, a
+zero behind each; stores of older versions lack it. benchmarks/store_formats.py compares the store with other formats.
 """
 
 import hashlib
@@ -222,6 +222,7 @@ class StoreWriter:
         self._folder, self._classes = Path(folder), classes
         self._splits: dict[str, dict] = {}
         self._files: list[str] = []
+        self._lies_as: dict[str, str] = {}  # in `unfinished`, what has another name there
         self._notes: dict = {}
         self._hash = hashlib.sha256("\n".join(classes).encode())
         self.unfinished = self._folder / UNFINISHED
@@ -256,6 +257,15 @@ class StoreWriter:
             self._save(split, "names", np.frombuffer(text, np.uint8), hashed=False)
         self._finish_split(split, "encoded", len(sizes), labels)
 
+    def keep_pixels(self, split: str, file: str) -> None:
+        """Let the store hold a split's pixels in place of the image files that were added.
+
+        file: in `unfinished`, a .npy, uint8 [N, 3, H, W], in the files' order. The fingerprint stays that of the files.
+        """
+        self._splits[split]["kind"] = "raw"
+        self._files = [name for name in self._files if name not in (f"{split}_spans.npy", f"{split}_sizes.npy")]
+        self._lies_as[f"{split}_images.npy"] = file
+
     def note(self, **notes) -> None:
         """Add what store.json shall say beside: resize, skipped, mean and std, and PackedStore's others."""
         self._notes.update(notes)
@@ -267,16 +277,19 @@ class StoreWriter:
             "classes": self._classes,
             "fingerprint": self._hash.hexdigest(),
             "splits": self._splits,
-            "files": {name: (self.unfinished / name).stat().st_size for name in self._files},
+            "files": {name: self._unfinished(name).stat().st_size for name in self._files},
             **self._notes,
         }
         (self._folder / "store.json").unlink(missing_ok=True)
         for name in self._files:
-            os.replace(self.unfinished / name, self._folder / name)
+            os.replace(self._unfinished(name), self._folder / name)
         with named(self._folder / "store.json"):
             write_atomically(self._folder / "store.json", json.dumps(description, indent=1) + "\n")
         shutil.rmtree(self.unfinished, ignore_errors=True)
         return description["fingerprint"]
+
+    def _unfinished(self, name: str) -> Path:
+        return self.unfinished / self._lies_as.get(name, name)
 
     def _finish_split(self, split: str, kind: str, images: int, labels: np.ndarray | None) -> None:
         if labels is not None:

@@ -97,3 +97,17 @@ def full_fp32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Inside, cuDNN takes the plan that it expects to be the fastest, without trying all.
+
+    For shapes that come rarely: trials of one convolution cost what hundreds of its passes do.
+    """
+    tried = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tried

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from selfsup.augment import centre_view
-from selfsup.data.loader import Batches, LoadedBatch, ViewMaker, reading_of
+from selfsup.data.loader import LoadedBatch, ViewMaker, reading_of
 from selfsup.data.store import Split
-from selfsup.engine.device import full_fp32
+from selfsup.engine.device import full_fp32, without_trials
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError
@@ -27,6 +27,7 @@ from selfsup.evaluation.features import FrozenFeatures
 from selfsup.evaluation.further import FurtherClassifiers
 from selfsup.evaluation.linear_settings import LinearSettings
 from selfsup.evaluation.running_loss import RunningLoss
+from selfsup.evaluation.step_groups import StepGroups, steps_together
 from selfsup.evaluation.subsets import balanced_order
 from selfsup.evaluation.task import Judged, Task, labels_of, own_part
 from selfsup.job.attempt import Attempt
@@ -56,7 +57,11 @@ class LinearEvaluation(Task):
         order = balanced_order(store.train.labels, HELD_OUT_SEED) if settings.held_out else np.arange(len(store.train))
         self._held_out, trained = order[: settings.held_out], np.sort(order[settings.held_out :])
         reading = replace(reading_of(recipe, "linear"), images=trained if settings.held_out else None)
-        self.batches = Batches(store.train, recipe, seed=judged.seed, stage=reading, **place)
+        size = settings.train_view.size or recipe.augment.size
+        each = -(-settings.batch // compute.ranks.size)
+        together = steps_together(store.train, compute.device, each, size)
+        own = {"seed": judged.seed, "stage": reading, "together": together}
+        self.batches = StepGroups(store.train, recipe, **own, **place)
         self.make_views = ViewMaker(store.train, recipe, compute.device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
@@ -88,9 +93,7 @@ class LinearEvaluation(Task):
         if not self._extract_features(attempt):
             return
         began, first = time.monotonic(), self.step
-        pinned = self.compute.device.type == "cuda"
-        for batch in self.batches.read(self.step, self.total_steps, workers=self.compute.workers, pin_memory=pinned):
-            rate = self.train_step(batch)
+        for rate in self._steps():
             attempt.step_done(self.step)
             epoch, place = divmod(self.step, self.steps_per_epoch)
             if place == 0:
@@ -159,7 +162,7 @@ class LinearEvaluation(Task):
             if ranks.any(attempt.stop.reason is not None):
                 return None
             pictures = centre_view(self._recipe, map(split.image, mine[start : start + TEST_BATCH])).to(compute.device)
-            with full_fp32():
+            with full_fp32(), without_trials():
                 exact.append(self._encoder(pictures))
             if self.settings["test_precision"] == "compute":
                 fast.append(self.features(pictures))
@@ -196,22 +199,44 @@ class LinearEvaluation(Task):
         chosen = {"chosen_lr": best["peak_lr"], "chosen_initial_weights": best["initial_weights"]}
         return {**own, **chosen, "validation_top1": best["validation_top1"], "n_held_out": len(self._held_out)}
 
-    def train_step(self, batch: LoadedBatch) -> float:
-        """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`."""
-        compute, rate = self.compute, self._rate(batch.step, self.settings.peak_lr)
-        pictures, labels = self.make_views(batch)[0], batch.labels.to(compute.device, non_blocking=True)
-        features = self.features(pictures)
+    def _steps(self) -> Iterator[float]:
+        """Do the steps that are left, and yield the learning rate of each after it."""
+        pinned, first, last = self.compute.device.type == "cuda", self.step, self.total_steps - 1
+        if first > last:
+            return
+        groups = range(self.batches.group_of(first), self.batches.group_of(last) + 1)
+        read = self.batches.read(groups.start, groups.stop, workers=self.compute.workers, pin_memory=pinned)
+        for group, batch in zip(groups, read, strict=True):
+            yield from self.train_group(group, batch)
+
+    def train_group(self, group: int, batch: LoadedBatch) -> Iterator[float]:
+        """Do the steps of a group that are not done yet, and yield the learning rate of each after it."""
+        features, labels = self._features_and_labels(batch)
+        for part in self.batches.parts_of(group):
+            if part.step >= self.step:
+                yield self._classifier_step(part.step, features[part.samples], labels[part.samples], part.total)
+
+    def _features_and_labels(self, batch: LoadedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures = self.make_views(batch)[0]
+        return self.features(pictures), batch.labels.to(self.compute.device, non_blocking=True)
+
+    def _classifier_step(self, step: int, features: torch.Tensor, labels: torch.Tensor, total: int) -> float:
+        """Do one step and return its learning rate; add this rank's share of the mean cross entropy to `_losses`.
+
+        features, labels: this rank's part of a global batch of `total` pictures.
+        """
+        compute, rate = self.compute, self._rate(step, self.settings.peak_lr)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         # Divided by the size of the global batch, not of this rank's part: the parts of a short last batch are uneven.
-        share = F.cross_entropy(self._classifier(features), labels, reduction="sum") / batch.total
+        share = F.cross_entropy(self._classifier(features), labels, reduction="sum") / total
         (share * compute.ranks.size).backward()
         compute.ranks.average_gradients(self._classifier.parameters())
         self._optimizer.step()
         self._losses.add(share)
         if self._further is not None:
-            rates = [self._rate(batch.step, one["peak_lr"]) for one in self.settings.further]
-            self._further.train_step(features, labels, images=batch.total, rates=rates, ranks=compute.ranks)
+            rates = [self._rate(step, one["peak_lr"]) for one in self.settings.further]
+            self._further.train_step(features, labels, images=total, rates=rates, ranks=compute.ranks)
         self.step += 1
         return rate
 

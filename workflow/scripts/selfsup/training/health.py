@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from selfsup.augment import Views, apply, centre_view, crop_singly, draw
-from selfsup.engine.device import autocast
+from selfsup.engine.device import autocast, without_trials
 from selfsup.job.attempt import Attempt
 from selfsup.layout import RunFolder
 from selfsup.measures import effective_rank, knn_top1, uniformity
@@ -67,6 +67,7 @@ class Health:
         path, rows = run.knn or RunFolder(run.folder).knn, {"steps_per_epoch": steps_per_epoch, "counts_from": 1}
         self._history = History(path, start=start + 1, **rows) if ranks.is_main else None
 
+    @without_trials()
     def figures(self, step: int, *, last: bool) -> dict[str, float]:
         """Return the method's figures after `step` steps if they are due or the step is the last, otherwise none.
 
@@ -81,6 +82,7 @@ class Health:
         epoch, rest = divmod(step, self._steps_per_epoch)
         return rest == 0 and self._milestone_epochs is not None and epoch % self._milestone_epochs == 0
 
+    @without_trials()
     def milestone(self, step: int) -> dict[str, float]:
         """Measure k-NN accuracy (in %), effective rank and uniformity, and add a row to knn.csv. Collective.
 

@@ -1,0 +1,293 @@
+"""What binds on this GPU, a part at a time: benchmarks/gpu.sh OUT --check runs them all.
+
+    python benchmarks/gpu_check.py convolutions|steps|resnet50|profile|run [--json FILE]
+
+convolutions   each shape of ResNet-18 at 32 pixels alone, forward and both gradients
+steps          a step of CIFAR-10's recipe: eager, fp16, compiled, and its networks as a CUDA graph, with the share of
+               the roofline sum that they reach
+resnet50       the same step of ImageNet's recipe with 256 pictures, eager
+profile        the kernels of an eager and of a compiled step by their own time, and the host's operations
+run            pretrain.py itself: rows, health figures, milestones, a checkpoint after 4 of 40 epochs, and from it to 6
+"""
+
+import argparse
+import collections
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import measuring
+import torch
+from our_byol import OurStep, as_shipped
+from pictures import small_store
+from roofline import Peaks, kernels_of, measured_peaks, roofline_sum, tell_peaks
+from short_training import pictures, rows, script
+from torch.autograd import DeviceType
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from selfsup.data.store import PackedStore
+from selfsup.errors import run_script
+from selfsup.layout import boundary_name
+from selfsup.recipe import Recipe, canonical, load_recipe
+
+REPEATS = 20
+PROFILED_STEPS, PROFILE_ROWS = 3, 40
+RUN_EPOCHS, STOP_AT, END_AT = 40, 4, 6
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A shape of ResNet-18's on pictures of 32 pixels. count: how many of them the network has."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    pixels: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.inputs}-{self.outputs} {self.kernel}x{self.kernel}/{self.stride} {self.pixels}px"
+
+    def flops(self, images: int) -> int:
+        side = self.pixels // self.stride
+        return 2 * images * side**2 * self.inputs * self.outputs * self.kernel**2
+
+
+RESNET18 = [
+    Convolution(3, 64, 3, 1, 32, 1),
+    *(Convolution(64, 64, 3, 1, 32, 4), Convolution(64, 128, 3, 2, 32, 1), Convolution(128, 128, 3, 1, 16, 3)),
+    *(Convolution(128, 256, 3, 2, 16, 1), Convolution(256, 256, 3, 1, 8, 3), Convolution(256, 512, 3, 2, 8, 1)),
+    *(Convolution(512, 512, 3, 1, 4, 3), Convolution(64, 128, 1, 2, 32, 1), Convolution(128, 256, 1, 2, 16, 1)),
+    *(Convolution(256, 512, 1, 2, 8, 1), Convolution(8, 64, 3, 1, 32, 0)),  # the last: a stem of padded channels
+]
+
+
+def main() -> None:
+    parts = {"convolutions": convolutions, "steps": steps, "resnet50": resnet50, "profile": profiles, "run": run}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="+", choices=sorted(parts))
+    parser.add_argument("--cifar10", type=Path, help="of the part run: CIFAR-10's archive, folder or tree")
+    parser.add_argument("--results", type=Path, help="of the part run: copy history.csv, knn.csv and ledger.csv there")
+    with measuring.report("gpu_check", parser) as (report, options), tempfile.TemporaryDirectory() as folder:
+        for part in options.part:
+            parts[part](report, options, Path(folder))
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    """Return the median of a call's milliseconds, on a GPU by the device's own clock."""
+    for _ in range(3):
+        call()
+    found = []
+    for _ in range(repeats if device.type == "cuda" else 1):
+        measuring.synchronize()
+        began = time.perf_counter()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        for event in events[:1]:
+            event.record()
+        call()
+        for event in events[1:]:
+            event.record()
+            event.synchronize()
+        found.append(events[0].elapsed_time(events[1]) if events else 1e3 * (time.perf_counter() - began))
+    return statistics.median(found)
+
+
+def convolutions(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    """A step of BYOL's is four forward passes of a batch's views and two of each gradient, of every convolution."""
+    device, images = options.device, 2 if options.quick else 1024  # two views of 512
+    compute = as_shipped(device)
+    peaks = measured_peaks(device, compute.precision) if not options.quick else None
+    if peaks:
+        tell_peaks(report, peaks)
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    found, whole = {}, [0.0, 0.0, 0.0]
+    for shape in RESNET18[: 2 if options.quick else None]:
+        times = _of_convolution(shape, images, dtype, device)
+        rates = [shape.flops(images) / one / 1e9 for one in times]
+        whole = [total + shape.count * one for total, one in zip(whole, times, strict=True)]
+        found[str(shape)] = {"ms": times, "tflops": rates}
+        told = [f"{ms:.3f} ms {rate:4.0f} TFLOP/s" for ms, rate in zip(times, rates, strict=True)]
+        report.say(f"{shape!s:24} forward {told[0]}, input's gradient {told[1]}, weight's gradient {told[2]}")
+    forward, inputs, weights = whole
+    step = 2 * forward + inputs + weights  # online and target forward; the online network's gradients
+    report.say(
+        f"all of ResNet-18's for {images} pictures: forward {forward:.2f}, gradients {inputs:.2f} and {weights:.2f} "
+        f"ms; a step's convolutions at that: {step:.2f} ms",
+        convolutions=found,
+        step_convolutions_ms=step,
+    )
+
+
+def _of_convolution(shape: Convolution, images: int, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """Return the milliseconds of the forward pass, of the input's gradient and of the weight's."""
+    side, pad = shape.pixels // shape.stride, shape.kernel // 2
+
+    def made(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    x = made(images, shape.inputs, shape.pixels, shape.pixels)
+    weight = made(shape.outputs, shape.inputs, shape.kernel, shape.kernel)
+    slope = made(images, shape.outputs, side, side)
+    settings = [shape.stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1
+    back = lambda mask: torch.ops.aten.convolution_backward(slope, x, weight, None, *settings, mask)  # noqa: E731
+    calls = [
+        lambda: F.conv2d(x, weight, None, shape.stride, pad),
+        lambda: back([True, False, False]),
+        lambda: back([False, True, False]),
+    ]
+    return [milliseconds(call, device) for call in calls]
+
+
+def steps(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    kinds = ("eager",) if options.quick else ("eager", "fp16", "eager graph", "compiled", "compiled graph")
+    _tell_steps(report, options, _recipe(options), folder, kinds)
+
+
+def resnet50(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    recipe = _recipe(options, "imagenet", {"global_batch": 256, "micro_batches": 1})
+    _tell_steps(report, options, recipe, folder, ("eager",), turn=8)
+
+
+def _recipe(options: argparse.Namespace, name: str = "cifar10", changes: dict | None = None) -> Recipe:
+    tiny = {"global_batch": 4, "model": {"width": 4}, "optimizer": {"warmup_epochs": 0}}
+    return load_recipe("cifar10", tiny) if options.quick else load_recipe(name, changes or {})
+
+
+def _tell_steps(
+    report: measuring.Report,
+    options: argparse.Namespace,
+    recipe: Recipe,
+    folder: Path,
+    kinds: tuple[str, ...],
+    turn: int = 30,
+) -> None:
+    """Tell a step's time in each of several ways; one that fails is told, and the others go on."""
+    store = _store(options, recipe, folder)
+    peaks = least = None
+    for kind in kinds:
+        compute = as_shipped(options.device, "fp16" if kind == "fp16" else "auto")
+        compute = replace(compute, compile="compiled" in kind)
+        peaks = peaks or (None if options.quick else measured_peaks(options.device, compute.precision))
+        try:
+            figures = _of_step(store, recipe, compute, folder, graph="graph" in kind, turn=2 if options.quick else turn)
+        except Exception as error:  # of whatever kind: the others' figures are not lost for it
+            report.say(f"{kind}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            continue
+        finally:
+            torch.cuda.empty_cache()
+        least = least or (1e3 * _least(store, recipe, compute, folder, peaks) if peaks else None)
+        if least:
+            figures["roofline_share"] = least / figures["networks_ms"]
+        images = f", {1e3 * recipe['global_batch'] / figures['step_ms']:,.0f} images/s" if "step_ms" in figures else ""
+        told = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        report.say(f"{recipe['model']['backbone']}, {kind}: {told}{images}", **{kind: figures})
+
+
+def _store(options: argparse.Namespace, recipe: Recipe, folder: Path) -> PackedStore:
+    return small_store(folder / "store", 40 if options.quick else 5_000, recipe["augment"]["size"])
+
+
+def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, graph: bool, turn: int) -> dict[str, float]:
+    began, device = time.perf_counter(), compute.device
+    memory = measuring.PeakMemory(device)
+    step = OurStep(store, recipe, replace(compute, workers=min(compute.workers, 8)), folder)
+    if graph:
+        return {"networks_ms": _as_graph(step.on_ready_views(), device)}
+    step.turn(1)
+    figures = {"start_s": time.perf_counter() - began}
+    memory.reset()
+    figures["step_ms"] = min(1e3 * step.turn(turn) / turn for _ in range(2))
+    figures |= {f"{name}_alone_ms": 1e3 * seconds for name, seconds in step.parts(min(turn, 10)).items()}
+    figures["networks_ms"] = milliseconds(step.on_ready_views(), device)
+    return figures | {"peak_gb": memory.bytes() / 1e9}
+
+
+def _as_graph(call: Callable[[], object], device: torch.device) -> float:
+    """Return the milliseconds of a call, captured as a CUDA graph; on a CPU of the call itself."""
+    if device.type == "cpu":
+        return milliseconds(call, device)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return milliseconds(graph.replay, device)
+
+
+def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Peaks) -> float:
+    """Return the roofline sum of networks, loss, optimiser and average, in seconds."""
+    step = OurStep(store, recipe, replace(compute, compile=False, workers=0), folder)
+    return roofline_sum(kernels_of(step.on_ready_views()), peaks)
+
+
+def profiles(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    recipe = _recipe(options)
+    store = _store(options, recipe, folder)
+    for compiled in (False,) if options.quick else (False, True):
+        compute = replace(as_shipped(options.device), compile=compiled, workers=0)
+        step = OurStep(store, recipe, compute, folder)
+        step.turn(3)
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (options.device.type == "cuda")
+        with profile(activities=activities) as profiled:
+            step.turn(PROFILED_STEPS - 1)  # and the one that does not count
+        for where, on_device in (("kernels", True), ("host", False)):
+            table = list(_by_name(profiled, on_device))
+            if not table:
+                continue
+            name = f"{where}, {'compiled' if compiled else 'eager'}"
+            whole, calls = sum(row[1] for row in table), sum(row[2] for row in table)
+            report.say(f"{name}: {whole:.2f} ms a step in {calls:.0f} events")
+            for kernel, ms, count in table[: PROFILE_ROWS // 2]:
+                report.say(f"  {ms:8.3f} ms {count:7.1f} x  {kernel[:110]}")
+            report.say(**{name: {"ms": whole, "events": calls, "rows": table[:PROFILE_ROWS]}})
+        del step
+
+
+def _by_name(profiled: profile, on_device: bool) -> Iterator[tuple[str, float, float]]:
+    """Yield name, milliseconds and number of a step's kernels, or of the host's operations, the longest first."""
+    found = collections.defaultdict(lambda: [0.0, 0])
+    for event in profiled.events():
+        if (event.device_type == DeviceType.CUDA) == on_device:
+            own = event.device_time if on_device else event.self_cpu_time_total
+            found[event.name][0] += own / 1e3
+            found[event.name][1] += 1
+    for name, (ms, count) in sorted(found.items(), key=lambda item: -item[1][0]):
+        yield name, ms / PROFILED_STEPS, count / PROFILED_STEPS
+
+
+def run(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    store, meaning = pictures(options, folder / "data")
+    name, stop, end = ("digits", 1, 2) if options.quick else ("cifar10", STOP_AT, END_AT)
+    own = {"epochs": end if options.quick else RUN_EPOCHS, "optimizer": {"warmup_epochs": 0 if options.quick else 1}}
+    recipe = load_recipe(name, own | ({"model": {"width": 4}} if options.quick else {}))
+    pretrain = folder / "pretrain"
+    computing = ["--data", str(store.folder), "--device", options.device.type, "--cpus", str(torch.get_num_threads())]
+    for epoch, previous in ((stop, 0), (end, stop)):
+        until = ["--until-epoch", str(epoch), "--previous", str(previous)]
+        script("pretrain.py", "--recipe", canonical(recipe), *computing, "--run-folder", str(pretrain), *until)
+    attempts, history = rows(pretrain / "ledger.csv"), rows(pretrain / "history.csv")
+    size = (pretrain / boundary_name(stop)).stat().st_size
+    steady = statistics.median(float(row["images_per_s"]) for row in history[len(history) // 10 :])
+    report.say(
+        f"{meaning}: {steady:,.0f} images/s, an epoch {len(store.train) / steady:.2f} s; a checkpoint of "
+        f"{size / 1e6:.0f} MB; {len(attempts)} attempts, held up by {', '.join(one['stall_s'] for one in attempts)} s",
+        images_per_s=steady,
+        attempts=attempts,
+        checkpoint_bytes=size,
+    )
+    if options.results:
+        for file in ("history.csv", "knn.csv", "ledger.csv"):
+            (options.results / f"run_{file}").write_text((pretrain / file).read_text())
+
+
+if __name__ == "__main__":
+    run_script(main)

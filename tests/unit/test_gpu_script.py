@@ -1,0 +1,90 @@
+"""benchmarks/gpu.sh, for the rare minutes on a GPU, works in small on a processor."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from safetensors.torch import load
+
+PART_BYTES = 16 * 2**20
+
+
+@pytest.fixture
+def gpu_script(repository, tmp_path):
+    """Calls the script with arguments; returns its status and what it printed. All calls have one folder for work."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        command = [repository / "benchmarks/gpu.sh", tmp_path / "out", "--work", tmp_path / "work", *arguments]
+        done = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return call
+
+
+def brought_back(folder) -> dict[str, int]:
+    """The bytes of what a call has left for its caller, within what a machine that is lent may give back."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert len(sizes) <= 8 and max(sizes.values()) <= PART_BYTES
+    return sizes
+
+
+@pytest.mark.slow
+def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_script, tmp_path):
+    (tmp_path / "no_pictures.tar").touch()
+    status, said = gpu_script("--check", "--smoke", "--cifar10", str(tmp_path / "no_pictures.tar"))
+    assert status == 1 and "failed: run (status 1)" in said, said  # the only part that wants pictures
+    assert "Traceback" not in said
+    assert {"gpu.txt", "convolutions.json", "steps.json", "profile.json", "resnet50.json"} <= set(
+        brought_back(tmp_path / "out")
+    )
+    figures = {
+        name: json.loads((tmp_path / f"out/{name}.json").read_text())["figures"] for name in ("convolutions", "steps")
+    }
+    assert figures["convolutions"]["step_convolutions_ms"] > 0
+    eager = figures["steps"]["eager"]
+    assert eager["step_ms"] > 0 and eager["views_alone_ms"] > 0 and eager["networks_ms"] > 0
+    status, said = gpu_script("--check", "--smoke", "--only", "run")
+    assert status == 0 and "all parts ran" in said, said
+    attempts = json.loads((tmp_path / "out/run.json").read_text())["figures"]["attempts"]
+    assert len(attempts) == 2  # the second continues the first's checkpoint
+    with tarfile.open(tmp_path / "out/run.tar.gz") as tar:
+        assert sorted(tar.getnames()) == ["run_history.csv", "run_knn.csv", "run_ledger.csv"]
+
+
+@pytest.mark.slow
+def test_table_1_is_trained_while_its_caller_is_away_and_comes_home_in_pieces(gpu_script, tmp_path):
+    """The second call waits for the end of what the first has left going on."""
+    status, said = gpu_script("--train", "1", "--smoke", "--leave", "1")
+    assert status == 0 and "goes on" in said, said
+    status, said = gpu_script("--fetch", "--leave", "300")
+    assert status == 0 and "all parts ran" in said, said
+    sizes = brought_back(tmp_path / "out")
+    assert {"gpu.txt", "training.json", "small.tar.gz", "encoder.part00"} <= set(sizes)
+    pieces = sorted(name for name in sizes if name.startswith("encoder.part"))
+    assert load(b"".join((tmp_path / "out" / name).read_bytes() for name in pieces))
+    figures = json.loads((tmp_path / "out/training.json").read_text())["figures"]
+    for name in ("trained_linear", "trained_knn", "untrained_knn"):
+        assert 0 < float(figures[name]["top1"]) <= 100
+    with tarfile.open(tmp_path / "out/small.tar.gz") as tar:
+        assert {"run/pretrain/history.csv", "run/pretrain/epoch_0001.json", "run/trained/encoder.json"} <= set(
+            tar.getnames()
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--train"], "--train wants a value"),
+        (["--train", "ten"], "want a number of minutes, found ten"),
+        (["--cifar10", "nowhere.tar"], "nowhere.tar: no such file"),
+        (["--check", "--leave", "5"], "--leave is for --train and --arms"),
+        (["--sheck"], "unknown argument --sheck"),
+        (["--fetch"], "no work that was left going on"),
+    ],
+)
+def test_what_it_cannot_do_is_said_in_a_line(gpu_script, arguments, wanted):
+    status, said = gpu_script(*arguments)
+    assert status == 2 and wanted in said.splitlines()[0]
