@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
 from selfsup.grids import read_config_file, without_grids
-from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
+from selfsup.jobs import Cluster, Compute, minutes, refuse_flags, tasks
 from selfsup.layout import LINEAR, OWN_FOLDERS
 from selfsup.names import check_names
 from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
@@ -446,11 +446,17 @@ def _of_network(published: Published, overrides: Mapping[str, Any]) -> dict[str,
 
 
 def _compute_problems(experiment: Experiment) -> Iterator[str]:
-    for key in ("compile", "recompute"):
+    for key in ("compile", "one_graph", "recompute", "static_views"):
         if experiment.compute.evaluate.get(key):
             yield (
-                f"compute.evaluate.{key} is true, but a frozen encoder has nothing to {key}: set it in compute.pretrain"
+                f"compute.evaluate.{key} is true, but only a pretraining can do that, not a frozen encoder: set it in "
+                "compute.pretrain"
             )
+    pretrain = experiment.compute.pretrain
+    if pretrain.one_graph and pretrain.recompute:
+        yield "compute.pretrain has one_graph and recompute, which cannot go together: set one of them to false"
+    if pretrain.one_graph and tasks(pretrain) > 1:
+        yield f"compute.pretrain.one_graph is for one device, and there are {tasks(pretrain)}: set it to false"
     for name in experiment.compute.trackers:
         if name not in TRACKERS:
             yield f"compute.trackers names {name!r}, which does not exist{suggest(name, list(TRACKERS))}"

@@ -18,7 +18,9 @@ SWITCHES = {
     "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
     "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
     "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
+    "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
+    "static_views": (False, "make views by the same operators in every step: fewer kernels, same bits on a CPU"),
     "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
 }
 
@@ -116,8 +118,12 @@ class Compute(Settings):
     """compile networks with torch.compile: minutes at each start, fewer and larger kernels"""
     deterministic: bool = SWITCHES["deterministic"][0]
     """GPU: algorithms that repeat to the bit, and none chosen by trial"""
+    one_graph: bool = SWITCHES["one_graph"][0]
+    """compile views, networks and loss together as one graph, on one device: more than `compile`"""
     recompute: bool = SWITCHES["recompute"][0]
     """keep fewer activations and compute them again in the backward pass: same bits, less memory"""
+    static_views: bool = SWITCHES["static_views"][0]
+    """make views by the same operators in every step: fewer kernels, same bits on a CPU"""
     tf32: bool = SWITCHES["tf32"][0]
     """GPU: round factors of fp32 convolutions to 10 bits of mantissa"""
 

@@ -4,6 +4,8 @@ Two sets of them. `Floats` works in [0, 1] as torchvision does on float tensors,
 `Bytes` holds whole numbers 0 to 255 and does what Pillow does to 8-bit pictures, to the digit: the paper's pipeline.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, torchvision's digits
@@ -32,10 +34,10 @@ class Floats:
     def as_grey(cls, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return cls.grey(x).expand_as(x)
 
-    @classmethod
-    def mean_grey(cls, x: torch.Tensor) -> torch.Tensor:
-        """Return the luma's mean over a picture, [n, 1, 1, 1]."""
-        return cls.grey(x).mean((2, 3), keepdim=True)
+    @staticmethod
+    def mean_of(grey: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a luma over each picture, [n, 1, 1, 1]."""
+        return grey.mean((2, 3), keepdim=True)
 
     @classmethod
     def brightness(cls, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,7 @@ class Floats:
 
     @classmethod
     def contrast(cls, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        return cls._away_from(x, cls.mean_grey(x), factor)
+        return cls._away_from(x, cls.mean_of(cls.grey(x)), factor)
 
     @classmethod
     def saturation(cls, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -55,14 +57,24 @@ class Floats:
 
     @classmethod
     def hue(cls, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """Turn the hue (HSV's) by a share of the circle; value and saturation stay, so each channel is a trapezium."""
-        value, chroma, sextant = cls._hue_sextant(x)
-        sextant.add_(turns.mul(6).view(-1, 1, 1)).remainder_(6)
-        for channel, start in enumerate((0.0, -2.0, -4.0)):
-            # min(k, 4 - k) cut to [0, 1], of period 6 in k: the channel is below `value` by this share of the chroma.
-            lowered = (sextant + start).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
+        """Turn the hue (HSV's) by a share of the circle; value and saturation stay."""
+        for channel, (value, lowered) in enumerate(cls._turned_channels(x, turns)):
             torch.sub(value, lowered, out=x[:, channel])
         return x
+
+    @classmethod
+    def with_hue(cls, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Return what `hue` makes of pictures that stay as they are."""
+        return torch.stack([value - lowered for value, lowered in cls._turned_channels(x, turns)], dim=1)
+
+    @classmethod
+    def _turned_channels(cls, x: torch.Tensor, turns: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield HSV's value, and how far each channel is below it: a trapezium over the hue, times the chroma."""
+        value, chroma, sextant = cls._hue_sextant(x)
+        sextant.add_(turns.mul(6).view(-1, 1, 1)).remainder_(6)
+        for start in (0.0, -2.0, -4.0):
+            # min(k, 4 - k) cut to [0, 1], of period 6 in k.
+            yield value, (sextant + start).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
 
     @staticmethod
     def _hue_sextant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,10 +115,10 @@ class Bytes(Floats):
         red, green, blue = (x[:, c : c + 1] * weight for c, weight in enumerate(GREY_BYTES))
         return red.add_(green).add_(blue).add_(32768).div_(65536).floor_()  # all below 2**24: exact in float32
 
-    @classmethod
-    def mean_grey(cls, x: torch.Tensor) -> torch.Tensor:
-        total = cls.grey(x).double().sum((2, 3), keepdim=True)  # whole numbers: exact
-        return (total / (x.shape[2] * x.shape[3]) + 0.5).floor_().float()
+    @staticmethod
+    def mean_of(grey: torch.Tensor) -> torch.Tensor:
+        total = grey.double().sum((2, 3), keepdim=True)  # whole numbers: exact
+        return (total / (grey.shape[2] * grey.shape[3]) + 0.5).floor_().float()
 
     @classmethod
     def hue(cls, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -131,6 +143,10 @@ class Bytes(Floats):
                 plane = torch.where(sector == number, chosen[name], plane)
             x[:, channel] = plane
         return x
+
+    @classmethod
+    def with_hue(cls, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        return cls.hue(x.clone(), turns)
 
     @staticmethod
     def _hue_sextant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -115,7 +115,7 @@ def three_boxes(
     sigma: float32 [N], in pixels, > 0 and at most `largest`. rounded: called on pictures after each of the six passes,
     as Pillow keeps 8 bits there. Columns come first, as in Pillow.
     """
-    reach = math.floor(float(_box_radius(torch.tensor(largest)))) + 1
+    reach = _box_reach(largest)
     kernel, weights = 2 * reach + 1, _box(sigma, reach)
     rows, columns = (_band(weights, size, padding) for size in pictures.shape[2:])
     for _ in range(BOXES):
@@ -123,6 +123,12 @@ def three_boxes(
     for _ in range(BOXES):
         pictures = rounded(_down(pictures, rows, kernel))
     return pictures
+
+
+@torch.compiler.assume_constant_result
+def _box_reach(largest: float) -> int:
+    """Return how many pixels the widest box weighs on each side."""
+    return math.floor(float(_box_radius(torch.tensor(largest)))) + 1
 
 
 def _box_radius(sigma: torch.Tensor) -> torch.Tensor:
@@ -175,9 +181,14 @@ def _band(weights: torch.Tensor, size: int, padding: str) -> torch.Tensor:
     return (weights @ _tap_places(size, weights.shape[1], padding, weights.device)).view(-1, size, size)
 
 
-@lru_cache(maxsize=16)  # a few megabytes that never change
+@torch.compiler.assume_constant_result
 def _tap_places(size: int, kernel: int, padding: str, device: torch.device) -> torch.Tensor:
     """For each tap the matrix that fetches its pixel: float32 [kernel, size * size]."""
+    return _made_tap_places(size, kernel, padding, device)
+
+
+@lru_cache(maxsize=16)  # a few megabytes that never change
+def _made_tap_places(size: int, kernel: int, padding: str, device: torch.device) -> torch.Tensor:
     places = np.zeros((kernel, size, size), np.float32)
     row = np.arange(size)
     for tap in range(kernel):

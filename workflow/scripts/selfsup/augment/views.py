@@ -63,7 +63,7 @@ def crop(image: torch.Tensor, draws: Draws, sample: int, *, augment: Mapping) ->
     Returns a tensor [3, size, size] per view: float32 in [0, 1] with `quantize: none`, else uint8.
     """
     augment = Augment.of(augment)
-    sizes = _view_sizes(draws, augment)
+    sizes = view_sizes(draws.policies, augment)
     return tuple(_crop_view(image, view, sample, augment, size) for view, size in zip(draws.views, sizes, strict=True))
 
 
@@ -82,7 +82,8 @@ def crop_singly(
             if draws.plain:
                 plain.append(_centred(image[None], draws.plain, augment))
     if not crops:  # a rank's part of a last batch that has fewer images than there are ranks
-        return tuple(map(_no_pictures, _view_sizes(draws, augment))), draws.plain and _no_pictures(draws.plain.crop)
+        none = tuple(map(_no_pictures, view_sizes(draws.policies, augment)))
+        return none, draws.plain and _no_pictures(draws.plain.crop)
     return stack_crops(crops), torch.cat(plain) if plain else None
 
 
@@ -100,7 +101,7 @@ def crop_batch(images: torch.Tensor, rows: np.ndarray, views: ViewDraws, augment
     down = resize_matrix(top, crop_height, height, size, augment, gain=gain)
     across = resize_matrix(left, crop_width, width, size, augment, mirrored=mirrored)
     chosen = images.index_select(0, sent(rows, device)).float()
-    return _in_working_range(resized.rounded(resample(chosen, down, across, resized.between_passes)), resized, augment)
+    return in_working_range(resized.rounded(resample(chosen, down, across, resized.between_passes)), resized, augment)
 
 
 def plain_crops(images: torch.Tensor, plain: Plain, augment: Augment) -> torch.Tensor:
@@ -125,11 +126,11 @@ def apply(recipe: Mapping, crops: Sequence, draws: Draws, plain: torch.Tensor | 
 
         def taken(rows: np.ndarray, _: ViewDraws) -> torch.Tensor:
             chosen = pictures.index_select(0, sent(rows, pictures.device)).float()
-            return _in_working_range(chosen, resized, augment)
+            return in_working_range(chosen, resized, augment)
 
         return _finish(augment, draws.of(views), size, pictures.device, taken)
 
-    return Views(_by_size(draws, augment, alike), draws, _finished_plain(plain, augment))
+    return Views(_by_size(draws, augment, alike), draws, finished_plain(plain, augment))
 
 
 def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws, plain: torch.Tensor | None = None) -> Views:
@@ -147,7 +148,7 @@ def augment_batch(recipe: Mapping, images: torch.Tensor, draws: Draws, plain: to
 
         return _finish(augment, draws.of(views), size, images.device, cropped)
 
-    return Views(_by_size(draws, augment, alike), draws, _finished_plain(plain, augment))
+    return Views(_by_size(draws, augment, alike), draws, finished_plain(plain, augment))
 
 
 def stack_crops(crops: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
@@ -180,7 +181,7 @@ def centre_view(recipe: Mapping, images: Iterable[torch.Tensor], test: Plain | N
         pictures = [_centred(batch, test, augment) for batch in together]
     if not pictures:  # a rank's part of a last batch that has fewer images than there are ranks
         return _no_pictures(test.crop)
-    return _normalise(_in_working_range(torch.cat(pictures).float(), RESIZED[augment.quantize], augment), augment)
+    return _normalise(in_working_range(torch.cat(pictures).float(), RESIZED[augment.quantize], augment), augment)
 
 
 def _centred(images: torch.Tensor, how: Plain, augment: Augment) -> torch.Tensor:
@@ -197,11 +198,12 @@ def _centred(images: torch.Tensor, how: Plain, augment: Augment) -> torch.Tensor
     return tv.center_crop(images, [how.crop])
 
 
-def _finished_plain(pictures: torch.Tensor | None, augment: Augment) -> torch.Tensor | None:
+def finished_plain(pictures: torch.Tensor | None, augment: Augment) -> torch.Tensor | None:
+    """Return unaugmented pictures, as `plain_crops` returns them, normalised."""
     if pictures is None:
         return None
     pictures = pictures.to(torch.float32, copy=True)  # what was given stays as it is
-    return _normalise(_in_working_range(pictures, RESIZED[augment.quantize], augment), augment)
+    return _normalise(in_working_range(pictures, RESIZED[augment.quantize], augment), augment)
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def _crop_view(image: torch.Tensor, view: ViewDraws, sample: int, augment: Augme
     return tv.horizontal_flip_image(piece) if view.flip[sample] else piece
 
 
-def _in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Augment) -> torch.Tensor:
+def in_working_range(pictures: torch.Tensor, resized: type[Floats], augment: Augment) -> torch.Tensor:
     """Bring resized pictures, float32, to the range that the colour operations work in, in place."""
     gain = OPERATIONS[augment.quantize].top / resized.top
     return pictures if gain == 1 else pictures.mul_(gain)
@@ -240,16 +242,16 @@ def _no_pictures(size: int) -> torch.Tensor:
     return torch.empty(0, 3, size, size)
 
 
-def _view_sizes(draws: Draws, augment: Augment) -> list[int]:
+def view_sizes(policies: Sequence[View], augment: Augment) -> list[int]:
     """Return the pixels of each view's side."""
-    return [policy.size or augment.size for policy in draws.policies]
+    return [policy.size or augment.size for policy in policies]
 
 
 def _by_size(
     draws: Draws, augment: Augment, alike: Callable[[list[int], int], tuple[torch.Tensor, ...]]
 ) -> tuple[torch.Tensor, ...]:
     """Return all views, made together with those of their size. alike: makes some views of one size."""
-    sizes, made = _view_sizes(draws, augment), {}
+    sizes, made = view_sizes(draws.policies, augment), {}
     for size in dict.fromkeys(sizes):
         views = [view for view, one in enumerate(sizes) if one == size]
         made.update(zip(views, alike(views, size), strict=True))
@@ -276,18 +278,19 @@ def _finish(
         done[part] = _normalise(pictures, augment)
 
     if device.type == "cpu":
-        _side_by_side(make, list(_parts(len(done), max(1, PIXELS_AT_ONCE // size**2))))
+        side_by_side(make, list(parts_of(len(done), max(1, PIXELS_AT_ONCE // size**2))))
     elif len(done):
         make(slice(0, len(done)))
     return tuple(done.view(views, count, *done.shape[1:]).unbind())
 
 
-def _parts(rows: int, step: int) -> Iterator[slice]:
+def parts_of(rows: int, step: int) -> Iterator[slice]:
+    """Yield so many rows in pieces of `step`."""
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
-def _side_by_side(make: Callable[[slice], None], parts: Sequence[slice]) -> None:
+def side_by_side(make: Callable[[slice], None], parts: Sequence[slice]) -> None:
     """Make each part on one thread, as many parts at a time as torch has threads here.
 
     Threads that share an operation meet after each of the hundreds that a part takes: beside two loader workers on two
@@ -380,7 +383,7 @@ def _passes(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augmen
     def blurs() -> Iterator[tuple]:
         for number, policy in enumerate(policies):
             if policy.blur:
-                yield in_view(number, draws.sigma > 0, _blur_by(policy.blur, colours), draws.sigma)
+                yield in_view(number, draws.sigma > 0, blur_by(policy.blur, colours), draws.sigma)
 
     def solarizes() -> Iterator[tuple]:
         for number, policy in enumerate(policies):
@@ -395,7 +398,9 @@ def _passes(draws: ViewDraws, view: np.ndarray, policies: Sequence[View], augmen
     return [one for one in needed if one.operations]
 
 
-def _blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return f(pictures, sigma): a policy's blur, by more than 0 pixels for each picture."""
+
     def gaussian(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return colours.rounded(resampling.blur(pictures, sigma, blur.kernel, blur.padding))
 
@@ -407,10 +412,13 @@ def _blur_by(blur: Blur, colours: type[Floats]) -> Callable[[torch.Tensor, torch
 
 def _normalise(pictures: torch.Tensor, augment: Augment) -> torch.Tensor:
     """Bring pictures to the recipe's mean and standard deviation, in place."""
-    gain, shift = _gain_and_shift(
-        tuple(augment.mean), tuple(augment.std), OPERATIONS[augment.quantize].top, pictures.device
-    )
+    gain, shift = gain_and_shift(augment, pictures.device)
     return pictures.mul_(gain).sub_(shift)
+
+
+def gain_and_shift(augment: Augment, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what pictures are multiplied by, and what is then taken away, to be normalised: float32 [3, 1, 1] each."""
+    return _gain_and_shift(tuple(augment.mean), tuple(augment.std), OPERATIONS[augment.quantize].top, device)
 
 
 @lru_cache(maxsize=8)

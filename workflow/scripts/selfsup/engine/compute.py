@@ -29,7 +29,9 @@ class Compute:
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
+    one_graph: bool = False
     recompute: bool = False
+    static_views: bool = False
     tf32: bool = False
 
     @property
@@ -39,7 +41,8 @@ class Compute:
 
     def numerics(self) -> dict[str, str | int]:
         """Return the conditions for results that agree to the bit. `recompute` is not among them: it changes no bit."""
-        switches = {name: getattr(self, name) for name in ("channels_last", "compile", "deterministic", "tf32")}
+        names = ("channels_last", "compile", "deterministic", "one_graph", "static_views", "tf32")
+        switches = {name: getattr(self, name) for name in names}
         return provenance.numerics(self.device, self.precision, self.threads, self.ranks.size) | switches
 
     def ledger_columns(self) -> dict[str, str | int]:

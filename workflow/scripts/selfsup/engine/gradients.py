@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import islice
 
 import torch
@@ -64,25 +63,28 @@ class GradientAverager:
 
 
 class _Bucket:
-    """Parameters whose gradients are summed in one piece of memory. missing: how many gradients are not final yet."""
+    """Parameters whose gradients are summed in one piece of memory. missing: how many gradients are not final yet.
+
+    The memory is taken at once, so that the first step is like the others.
+    """
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.parameters, self.missing, self.sum = parameters, 0, None
+        self._take_memory()
 
-    @cached_property
-    def _memory(self) -> torch.Tensor:
+    def _take_memory(self) -> None:
+        """Views are the gradients in their parameters' layouts: torch's foreach functions are fast if those agree."""
         first, elements = self.parameters[0], sum(one.numel() for one in self.parameters)
-        return torch.zeros(elements, dtype=first.dtype, device=first.device)
-
-    @cached_property
-    def _views(self) -> list[torch.Tensor]:
-        """The gradients in their parameters' layouts: torch's foreach functions are fast only if the layouts agree."""
+        self._memory = torch.zeros(elements, dtype=first.dtype, device=first.device)
         pieces = self._memory.split([one.numel() for one in self.parameters])
-        return [piece.as_strided(one.shape, one.stride()) for piece, one in zip(pieces, self.parameters, strict=True)]
+        pairs = zip(pieces, self.parameters, strict=True)
+        self._views = [piece.as_strided(one.shape, one.stride()) for piece, one in pairs]
 
     @torch.no_grad()
     def filled(self) -> torch.Tensor:
         """Return the memory, filled with this rank's gradients, and zeros for parameters without one."""
+        if self._memory.dtype != self.parameters[0].dtype:  # the network was converted after this was built
+            self._take_memory()
         pairs = [(view, one.grad) for view, one in zip(self._views, self.parameters, strict=True)]
         if present := [pair for pair in pairs if pair[1] is not None]:
             torch._foreach_copy_(*map(list, zip(*present, strict=True)))

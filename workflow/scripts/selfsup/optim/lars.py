@@ -55,6 +55,8 @@ class LARS(torch.optim.Optimizer):
                     raise ValueError(f"{key} is {group[key]}, wanted at least 0")
             if not 0 <= group["lars_weight"] <= 1:
                 raise ValueError(f"lars_weight is {group['lars_weight']}, wanted 0 to 1")
+            for parameter in group["params"]:  # now, so that the first step is like the others
+                self._momentum_buffer(parameter)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -105,6 +107,8 @@ class LARS(torch.optim.Optimizer):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+        elif state["momentum_buffer"].dtype != parameter.dtype:  # the network was converted after this was built
+            state["momentum_buffer"] = state["momentum_buffer"].to(parameter.dtype)
         return state["momentum_buffer"]
 
 
@@ -122,10 +126,12 @@ def build(groups: list[dict], settings: LARSSettings) -> LARS:
 
 def _add(targets: list[torch.Tensor], values: list[torch.Tensor], factor: float | torch.Tensor) -> None:
     """targets <- targets + factor values"""
-    if isinstance(factor, torch.Tensor):
-        torch._foreach_add_(targets, torch._foreach_mul(values, factor))
-    else:
+    if not isinstance(factor, torch.Tensor):
         torch._foreach_add_(targets, values, alpha=factor)
+    elif factor.is_cuda and not torch.compiler.is_compiling():
+        torch._foreach_add_(targets, torch._foreach_mul(values, factor))  # two launches, where addcmul takes one each
+    else:  # rounded once, as with a number: the same bits
+        torch._foreach_addcmul_(targets, values, [factor.to(targets[0].dtype)] * len(targets))
 
 
 def _scales(group: dict, parameters: list[torch.Tensor], updates: list[torch.Tensor]) -> list[torch.Tensor]:

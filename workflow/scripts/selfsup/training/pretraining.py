@@ -4,7 +4,8 @@ Apart from the state in checkpoints, everything that a step needs is a function 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from selfsup.engine.equal_ranks import check_equal_on_all_ranks
 from selfsup.engine.gradients import GradientAverager
 from selfsup.engine.network_draws import NetworkDraws
 from selfsup.engine.saving import Saver
-from selfsup.errors import PermanentError
+from selfsup.errors import PermanentError, UserError
 from selfsup.methods import Batch, Output, Step, build_method
 from selfsup.models import recompute_activations, software
 from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
 from selfsup.training.finite import FiniteGuard
 from selfsup.training.run import Run
+from selfsup.training.static_step import OneGraph, StaticViewMaker
 
 COMPILED_VARIANTS = 64  # of one function, at most: a ResNet-50 over ranks has about 16
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
@@ -42,6 +44,7 @@ class Pretraining:
     def __init__(self, run: Run):
         ranks, device = run.compute.ranks, run.compute.device
         self.run, self.ranks, self.step = run, ranks, 0
+        self._one_graph: OneGraph | None = None
         self._open_batches()
         context = {"total_steps": self.total_steps, "ranks": ranks, "device": device}
         self.method = build_method(run.recipe, seed=run.seed, **context)
@@ -71,7 +74,9 @@ class Pretraining:
         place = {"rank": self.ranks.rank, "world_size": self.ranks.size, "device": compute.device}
         recipe = run.recipe_of_views
         self.batches = Batches(run.store.train, recipe, seed=run.seed, stage="pretrain", **place)
-        self.make_views = ViewMaker(run.store.train, recipe, compute.device, compute.memory_format)
+        static = compute.one_graph or compute.static_views
+        maker = StaticViewMaker if static else ViewMaker
+        self.make_views = maker(run.store.train, recipe, compute.device, compute.memory_format)
         self.steps_per_epoch = self.batches.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise PermanentError(
@@ -85,9 +90,14 @@ class Pretraining:
         compute, networks = self.run.compute, self.method.networks
         networks.to(compute.device, memory_format=compute.memory_format)
         self.method.connect()
+        if compute.one_graph and (compute.recompute or self.ranks.size > 1):
+            other = "recompute, too" if compute.recompute else f"{self.ranks.size} ranks"
+            raise UserError(f"compute.one_graph is true, and cannot go with {other}: set it to false")
         if compute.recompute:
             recompute_activations(networks, self.run.recipe["augment"]["size"])
-        if compute.compile:
+        if compute.one_graph:
+            self._one_graph = OneGraph(self.method, self.make_views, compute)
+        elif compute.compile:
             # Over ranks a graph ends at every batch norm, and all blocks of both networks are variants of one function;
             # variants beyond the limit, 8 by default, would not be compiled. torch 2.6 knows the limit by this name.
             torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS
@@ -147,20 +157,31 @@ class Pretraining:
 
     def _accumulate_gradients(self, batch: LoadedBatch) -> torch.Tensor:
         """Compute the mean gradient over micro-batches and ranks, times the scaler's factor, and return the loss."""
-        parts, compute, step = self.run.recipe["micro_batches"], self.run.compute, self._step_for_method()
-        total, self._scalars = torch.zeros((), device=compute.device), {}
-        views = self.make_views(batch)
-        whole = Batch.of(views, batch.indices, batch.labels)
-        for part, piece in enumerate(whole.chunk(parts), 1):
+        parts = self.run.recipe["micro_batches"]
+        total, self._scalars = torch.zeros((), device=self.run.compute.device), {}
+        for part, output in enumerate(self._outputs(batch, parts), 1):
             self._draws.begin(self.step, part - 1)
-            with autocast(compute.device, compute.precision):
-                loss, scalars = self._checked(self.method.loss(piece, step))
+            loss, scalars = self._checked(output())
             with self.averager.last_backward() if part == parts else contextlib.nullcontext():
                 self.scaler.scale(loss / parts).backward()
             total += loss.detach() / parts
             for name, value in scalars.items():
                 self._scalars[name] = self._scalars.get(name, 0) + value.detach() / parts
         return total
+
+    def _outputs(self, batch: LoadedBatch, parts: int) -> Iterator[Callable[[], Output]]:
+        """Yield for each micro-batch a function that computes its loss."""
+        compute, step = self.run.compute, self._step_for_method()
+        if self._one_graph:
+            yield from self._one_graph.losses(batch, step, parts)
+            return
+
+        def loss_of(piece: Batch) -> Output:
+            with autocast(compute.device, compute.precision):
+                return self.method.loss(piece, step)
+
+        for piece in Batch.of(self.make_views(batch), batch.indices, batch.labels).chunk(parts):
+            yield partial(loss_of, piece)
 
     def _checked(self, output: Output) -> Output:
         for name, value in {"the loss": output.loss, **output.scalars}.items():

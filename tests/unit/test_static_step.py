@@ -1,0 +1,163 @@
+"""A static step: the same operators on the same shapes from the first step on, compiled as one graph if asked for."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from many_ranks import on_ranks
+from runs import on_cpu
+from selfsup.engine.distributed import Ranks
+from selfsup.engine.packed_copies import PackedCopies
+from selfsup.errors import PermanentError, UserError
+from selfsup.recipe import load_recipe
+from selfsup.training import static_step
+from selfsup.training.pretraining import Pretraining, Run
+from tiny import TINY, with_method
+
+EQUIMOD = {
+    "model": {"width": 4},
+    "global_batch": 8,
+    "epochs": 4,
+    "optimizer": {"warmup_epochs": 1},
+    "augment": {"size": 8, "plain": {"resize": 8, "crop": 8}},
+}
+
+
+@pytest.fixture
+def run(tiny_store, tmp_path):
+    def make(overrides=None, recipe="digits", **switches) -> Run:
+        made = load_recipe(recipe, TINY if overrides is None else overrides)
+        return Run(made, 0, 1, tiny_store, tmp_path / "run", on_cpu(**switches), 60)
+
+    return make
+
+
+def weights_after(training: Pretraining, steps: int) -> torch.Tensor:
+    for step in range(steps):
+        training.train_step(training.batches[step])
+    return torch.cat([value.double().flatten() for value in training.method.networks.state_dict().values()])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("digits", TINY),
+        ("digits", {**TINY, "micro_batches": 2}),
+        ("digits", with_method("moco_v3")),
+        ("equimod_digits", EQUIMOD),
+    ],
+)
+def test_static_views_train_to_the_same_bits(run, recipe, overrides):
+    wanted = weights_after(Pretraining(run(overrides, recipe)), 3)
+    assert weights_after(Pretraining(run(overrides, recipe, static_views=True)), 3).equal(wanted)
+
+
+class Operators(TorchDispatchMode):
+    """Notes each operator with the shapes and types of its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = [
+            one for one in torch.utils._pytree.tree_leaves((args, kwargs, made)) if isinstance(one, torch.Tensor)
+        ]
+        self.seen.append(" ".join([str(function), *(f"{tuple(one.shape)} {one.dtype}" for one in tensors)]))
+        return made
+
+
+def sequences_of(training: Pretraining) -> list[list[str]]:
+    """Return the operators of steps 0 to 3."""
+    sequences = []
+    for step in range(4):
+        with Operators() as operators:
+            training.train_step(training.batches[step])
+        sequences.append(operators.seen)
+    return sequences
+
+
+@pytest.fixture
+def one_thread():
+    """So that views are made in the thread that is watched."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(run, one_thread, precision, micro_batches):
+    overrides = {**TINY, "micro_batches": micro_batches}
+    sequences = sequences_of(Pretraining(run(overrides, precision=precision, static_views=True)))
+    assert len(sequences[0]) > 500
+    assert all(sequence == sequences[0] for sequence in sequences)
+    others = sequences_of(Pretraining(run(overrides, precision=precision)))
+    assert any(sequence != others[0] for sequence in others)  # what was drawn decides: the test can see it
+
+
+def _sequences_on_a_rank(ranks: Ranks, run: Run) -> list[list[str]]:
+    compute = on_cpu(ranks, threads=1, static_views=True)
+    return sequences_of(Pretraining(Run(run.recipe, 0, 1, run.store, run.folder, compute, 60)))
+
+
+def test_over_two_ranks_too(run):
+    for sequences in on_ranks(_sequences_on_a_rank, 2, run()):
+        assert len(sequences[0]) > 500
+        assert all(sequence == sequences[0] for sequence in sequences)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Count the graphs that a function is compiled to, without a compiler for the processor."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(static_step, "BACKEND", counter)
+    torch._dynamo.reset()
+    yield counter
+    torch._dynamo.reset()
+
+
+RUNNING = {"byol": {**TINY["byol"], "target_batch_norm": "running", "average_buffers": True}}
+OFFICIAL = {key: value for key, value in TINY.items() if key not in ("epochs", "optimizer")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("cifar10", TINY),
+        ("cifar10", {**TINY, **RUNNING}),
+        ("cifar10_official", OFFICIAL),
+        ("imagenet", {**TINY, "augment": {"size": 40}}),
+        ("imagenet_official", {**OFFICIAL, "augment": {"size": 40}}),
+        ("digits", {**with_method("barlow_twins"), "micro_batches": 2}),
+    ],
+)
+def test_views_and_loss_are_one_graph_without_a_break(run, graphs, recipe, overrides):
+    """float32: three steps, one graph, and the eager run's weights but for the order of sums."""
+    overrides = {**overrides, "model": {**overrides["model"], "backbone": "resnet18"}}
+    found = weights_after(Pretraining(run(overrides, recipe, one_graph=True)), 3)
+    assert graphs.frame_count == 1
+    wanted = weights_after(Pretraining(run(overrides, recipe)), 3)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_a_loss_that_is_no_graph_is_refused_in_one_line(run, graphs):
+    training = Pretraining(run(EQUIMOD, "equimod_digits", one_graph=True))
+    with pytest.raises(PermanentError, match=r"^compute.one_graph is true, but the loss of EquiMod [^\n]*$"):
+        training.train_step(training.batches[0])
+
+
+def test_one_graph_goes_with_one_device_that_keeps_its_activations(run):
+    with pytest.raises(UserError, match="one_graph is true, and cannot go with recompute, too: set it to false"):
+        Pretraining(run(one_graph=True, recompute=True))
+
+
+def test_what_is_sent_to_the_device_is_what_was_given():
+    send = PackedCopies(torch.device("cpu"))
+    arrays = [np.full((2, 3), number, np.float32) for number in range(9)]
+    sent = [send(array) for array in arrays]
+    assert all(one.equal(torch.from_numpy(array)) for one, array in zip(sent, arrays, strict=True))

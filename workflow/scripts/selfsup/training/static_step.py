@@ -1,0 +1,149 @@
+"""A step whose operators and shapes do not depend on what was drawn: run one by one, or compiled as one graph."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from selfsup.augment import Views, plain_crops
+from selfsup.augment.static_views import MOST_PICTURES, StaticViews, packed
+from selfsup.augment.transfer import sent
+from selfsup.augment.views import PIXELS_AT_ONCE, finished_plain, parts_of, side_by_side
+from selfsup.data.loader import LoadedBatch, Pictures, ViewMaker
+from selfsup.data.store import Split
+from selfsup.engine.compute import Compute
+from selfsup.engine.device import autocast
+from selfsup.engine.packed_copies import PackedCopies
+from selfsup.errors import PermanentError
+from selfsup.methods import Batch, Method, Output, Step
+
+BACKEND = "inductor"  # of torch.compile
+
+
+class Inputs(NamedTuple):
+    """What views are made from, on the device.
+
+    pictures: uint8 [images, 3, H, W], or for each view its crops, [N, 3, size, size]. parameters: as
+    `static_views.packed` returns them. plain: the unaugmented pictures, finished, if the recipe wants them.
+    """
+
+    pictures: Pictures
+    parameters: torch.Tensor
+    plain: torch.Tensor | None
+
+    def part(self, rows: slice) -> "Inputs":
+        """Return what the views of some images of the batch are made from."""
+        pictures = self.pictures
+        if not isinstance(pictures, torch.Tensor):
+            pictures = tuple(crops[rows] for crops in pictures)
+        plain = None if self.plain is None else self.plain[rows]
+        return Inputs(pictures, self.parameters[:, rows].contiguous(), plain)
+
+
+class StaticViewMaker(ViewMaker):
+    """Makes the views that `ViewMaker` makes, to the bit on a CPU, by the same operators in every step."""
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Mapping,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ):
+        super().__init__(split, recipe, device, memory_format)
+        self._views = StaticViews(self._recipe, self._recipe.augment.views, device)
+        self._send = PackedCopies(device)
+
+    def views_of(self, pictures: Pictures, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the views, [N, 3, size, size] each, in the memory format: a function that can be compiled."""
+        whole = isinstance(pictures, torch.Tensor)
+        views = self._views.of_images(pictures, parameters) if whole else self._views.of_crops(pictures, parameters)
+        return tuple(view.contiguous(memory_format=self._memory_format) for view in views)
+
+    def inputs(self, batch: LoadedBatch) -> Inputs:
+        """Bring to the device what the views of a batch are made from."""
+        pictures, places = batch.pictures, np.arange(len(batch.indices))
+        if pictures is None and len(self._images) <= MOST_PICTURES:
+            pictures, places = self._images, batch.indices
+        elif pictures is None:
+            pictures = self._images.index_select(0, sent(batch.indices, self._device))
+        elif isinstance(pictures, torch.Tensor):
+            pictures = pictures.to(self._device, non_blocking=True)
+        else:
+            pictures = tuple(crops.to(self._device, non_blocking=True) for crops in pictures)
+        plain = self._plain(batch, pictures, places)
+        return Inputs(pictures, self._send(packed(batch.draws, places)), plain)
+
+    def _plain(self, batch: LoadedBatch, pictures: Pictures, places: np.ndarray) -> torch.Tensor | None:
+        augment, plain = self._recipe.augment, batch.plain
+        if plain is not None:
+            plain = plain.to(self._device, non_blocking=True)
+        elif batch.draws.plain:
+            plain = plain_crops(pictures.index_select(0, sent(places, self._device)), batch.draws.plain, augment)
+        return finished_plain(plain, augment)
+
+    def _made(self, batch: LoadedBatch) -> Views:
+        inputs, count = self.inputs(batch), len(batch.indices)
+        if self._device.type != "cpu":
+            return Views(self.views_of(inputs.pictures, inputs.parameters), batch.draws, inputs.plain)
+        pieces = list(parts_of(count, max(1, PIXELS_AT_ONCE // self._views.pixels)))
+        made: dict[int, tuple[torch.Tensor, ...]] = {}
+
+        def make(rows: slice) -> None:
+            part = inputs.part(rows)
+            made[rows.start] = self.views_of(part.pictures, part.parameters)
+
+        side_by_side(make, pieces)
+        views = zip(*(made[rows.start] for rows in pieces), strict=True)
+        return Views(tuple(map(torch.cat, views)), batch.draws, inputs.plain)
+
+
+class OneGraph:
+    """Views and loss of a method, compiled as one function, its backward pass too.
+
+    A method's `loss` is given no `parameters`, `indices` or `places`, which stay on the host.
+    """
+
+    def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
+        self._method, self._make_views, self._compute = method, make_views, compute
+        self._compiled = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=BACKEND)
+
+    def losses(self, batch: LoadedBatch, step: Step, parts: int) -> Iterator[Callable[[], Output]]:
+        """Yield for each micro-batch a function that returns its loss."""
+        inputs, labels = self._make_views.inputs(batch), batch.labels
+        labels = None if labels is None else labels.to(self._compute.device, non_blocking=True)
+        rows = len(batch.indices) // parts
+        for part in range(parts):
+            mine = slice(part * rows, (part + 1) * rows)
+            own = None if labels is None else labels[mine]
+            yield partial(self._one, inputs.part(mine), own, step)
+
+    def _one(self, inputs: Inputs, labels: torch.Tensor | None, step: Step) -> Output:
+        try:
+            loss, scalars = self._compiled(*inputs, labels, step)
+        except Exception as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            name = type(self._method).__name__
+            raise PermanentError(
+                f"compute.one_graph is true, but the loss of {name} cannot be compiled as one graph ({reason}): set it "
+                "to false"
+            ) from error
+        return Output(loss, scalars)
+
+    def _loss(
+        self,
+        pictures: Pictures,
+        parameters: torch.Tensor,
+        plain: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        step: Step,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            views = self._make_views.views_of(pictures, parameters)
+        with autocast(self._compute.device, self._compute.precision):
+            output = self._method.loss(Batch(views, None, None, labels, plain), step)
+        return output.loss, dict(output.scalars)
