@@ -40,6 +40,10 @@ plan: env  ## what the experiments of config.yaml will cost, by the speed that w
 status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job; make status WATCH=10 repeats it
 	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch $(WATCH))
 
+.PHONY: audit
+audit: env  ## train one segment of a finished run again and compare the bits: make audit RUN=results/digits/seed0 SEGMENT=2
+	@$(BIN)/python workflow/scripts/audit.py --run $(RUN) $(if $(SEGMENT),--segment $(SEGMENT)) $(if $(DATA),--data $(DATA))
+
 .PHONY: compare
 compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
 	$(BIN)/python workflow/scripts/make_curves.py --experiment $(EXPERIMENTS) --output results/figures/compare.svg
