@@ -54,7 +54,7 @@ report: env  ## results/report.html: what is finished, as one file to show to ot
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
-	$(BIN)/pytest $(ALL_CORES) --dist loadgroup
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10
 
 test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
 	$(BIN)/pytest tests/slurm
@@ -69,6 +69,10 @@ bench: env .venv/bench  ## measurements with their ratios, as text and JSON: mak
 .venv/bench: requirements-bench.txt | env
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-bench.txt
 	@touch $@
+
+.PHONY: fuzz
+fuzz: env  ## bad input by machine: 10,000 settings, pictures, archives, checkpoints and cards; a quarter of an hour
+	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)
