@@ -40,6 +40,10 @@ plan: env  ## what the experiments of config.yaml will cost, by the speed that w
 status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job; make status WATCH=10 repeats it
 	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch $(WATCH))
 
+.PHONY: audit
+audit: env  ## train one segment of a finished run again and compare the bits: make audit RUN=results/digits/seed0 SEGMENT=2
+	@$(BIN)/python workflow/scripts/audit.py --run $(RUN) $(if $(SEGMENT),--segment $(SEGMENT)) $(if $(DATA),--data $(DATA))
+
 .PHONY: compare
 compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
 	$(BIN)/python workflow/scripts/make_curves.py --experiment $(EXPERIMENTS) --output results/figures/compare.svg
@@ -50,7 +54,7 @@ report: env  ## results/report.html: what is finished, as one file to show to ot
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
-	$(BIN)/pytest $(ALL_CORES) --dist loadgroup
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10
 
 test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
 	$(BIN)/pytest tests/slurm
@@ -65,6 +69,10 @@ bench: env .venv/bench  ## measurements with their ratios, as text and JSON: mak
 .venv/bench: requirements-bench.txt | env
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-bench.txt
 	@touch $@
+
+.PHONY: fuzz
+fuzz: env  ## bad input by machine: 10,000 settings, pictures, archives, checkpoints and cards; a quarter of an hour
+	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)

@@ -84,6 +84,7 @@ class OnThisMachine(Planned):
         "results/one_node/seed0/linear/metrics.csv",
         "results/laptop/seed0/boundaries/epoch_0020/neighbours/metrics.csv",
         "results/laptop/probe/ledger.csv",
+        "results/audit/laptop/seed0/epoch_0020/audit.json",
         "results/evaluations.csv",
         "results/laptop/seed0/embedded/packed/map.html",
         "results/figures/compare_table_of_laptop.svg",
@@ -121,6 +122,7 @@ class OnSlurm(Planned):
         "results/eight_nodes/seed0/linear/metrics.csv",
         "results/eight_nodes/seed0/random_init/linear/metrics.csv",
         "results/eight_nodes/probe/ledger.csv",
+        "results/audit/eight_nodes/seed0/epoch_0100/audit.json",
         "preflight",
     )
 

@@ -8,7 +8,7 @@ from snakemake.utils import update_config
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
 from selfsup.grids import without_grids
-from selfsup.layout import LINEAR, RESULTS, RunPaths, data_of, probe_of, store_in
+from selfsup.layout import LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.targets import evaluation_asked_for, evaluation_with_features, experiment_asked_for
 
@@ -23,6 +23,7 @@ def checked_config():
 
 CONFIG = checked_config()
 RUN = RunPaths(RESULTS, "{experiment}", "{seed}")  # the files of whatever run
+AUDIT = AuditPaths.of("{experiment}", "seed{seed}", "{epoch}")  # and of an audit of a segment of it
 # Experiments whose encoder is imported; a pattern that fits nothing where there are none.
 IMPORTED = "|".join(map(re.escape, CONFIG.published)) or "(?!)"
 

@@ -99,6 +99,10 @@ def segment_words(wildcards, input):
     return commands.words({**known, "--knn": run_of(wildcards).knn, "--tracker": trackers})
 
 
+def run_words(wildcards, input):
+    return commands.words({"--run": run_of(wildcards).folder, "--until-epoch": int(wildcards.epoch)})
+
+
 def recipe_name(wildcards, input):
     return experiment_of(wildcards).recipe_name
 

@@ -69,3 +69,27 @@ rule health_gate:
     shell:
         "{params.job[start]} --recipe {params.job[recipe]:q} --name {params.job[name]} --card {input.card:q}"
         " --experiment {wildcards.experiment} {params.job[bands]} --output {output:q} 2>&1 | tee -i {log}"
+
+
+# A finished segment once more, in a folder of its own, and compared to the bit: docs/audit.md. Nothing is trained for it
+# that is missing: it judges what there is.
+rule audit_segment:
+    input:
+        nothing,
+    output:
+        AUDIT.verdict,
+    log:
+        "logs/audit/{experiment}_seed{seed}_epoch{epoch}.log",
+    benchmark:
+        "logs/benchmarks/audit/{experiment}_seed{seed}_epoch{epoch}.tsv"
+    retries: 0  # other bits stay other bits
+    threads: threads_of("pretrain")
+    resources:
+        **resources_of("pretrain"),
+    params:
+        job=device_job("audit.py", "pretrain", data=data_folder, run=run_words),
+    message:
+        "Audit {wildcards.experiment}, seed {wildcards.seed}, to epoch {wildcards.epoch}{params.job[sbatch]}"
+    shell:
+        "{params.job[start]} {params.job[run]} --data {params.job[data]:q} --output {params.job[folder]:q}"
+        " {params.job[machine]} 2>&1 | {params.job[tee]} {log}"

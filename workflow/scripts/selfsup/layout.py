@@ -5,6 +5,7 @@ that Snakemake makes of any run.
 
     results/<experiment>/seed<n>/                              RunPaths, or RunFolder where the folder alone is known
     results/<experiment>/seed<n>/pretrain/                     PretrainPaths
+    results/audit/<experiment>/seed<n>/epoch_<n>/              AuditPaths
     results/<experiment>/seed<n>[/random_init]/                EncoderPaths: the trained encoder, and the untrained
     results/<experiment>/seed<n>[/random_init]/<evaluation>/   EvaluationPaths
 """
@@ -81,6 +82,40 @@ class PretrainPaths(JobFolder):
     def cards(self) -> list[Path]:
         """Return the boundaries' cards that are there, in order."""
         return sorted(path for path in self.folder.glob("epoch_*.json") if is_boundary(path.with_suffix(".pt")))
+
+
+class AuditPaths(PretrainPaths):
+    """The files of an audit of a segment, a training in a folder of its own."""
+
+    @classmethod
+    def of(cls, experiment: str, run: str, epoch: int | str) -> "AuditPaths":
+        """Return where the segment of a run that ends at `epoch` is audited. run: the name of its folder."""
+        return cls(RESULTS / "audit" / experiment / run / f"epoch_{_digits(epoch)}")
+
+    @property
+    def verdict(self) -> Path:
+        """What a card can cite: the same bits. What Snakemake knows of an audit."""
+        return self.folder / "audit.json"
+
+    @property
+    def differing(self) -> Path:
+        """Written instead of it: what differs, and from which step on."""
+        return self.folder / "differs.json"
+
+    @property
+    def kept(self) -> Path:
+        """The audit's own checkpoint at the segment's end, where it differs."""
+        return self.folder / "differs.pt"
+
+    @property
+    def begun(self) -> Path:
+        """Whose files an audit that has not ended is of."""
+        return self.folder / "begun.json"
+
+    @property
+    def knn(self) -> Path:
+        """The k-NN accuracy at milestones."""
+        return self.folder / "knn.csv"
 
 
 class EvaluationPaths(JobFolder):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import card_if_any, read_card
@@ -19,6 +20,13 @@ from selfsup.layout import PretrainPaths, RunFolder, boundary_files, epoch_of
 from selfsup.recipe import differences, fingerprint, pretraining_part
 
 DELETE_IT = "delete it; the checkpoints beside it stay as they are"
+KINDS = {
+    "revision": int,
+    "fingerprint": str,
+    "boundaries": list,
+    "reached": int | float,
+    "recipe": dict,
+}  # of the record
 
 
 def boundaries(epochs: int, segment_epochs: int, finished: Iterable[int] = (), reached: float = 0) -> list[int]:
@@ -173,7 +181,18 @@ def _read_record(folder: Path) -> dict | None:
         return None
     except ValueError as error:
         raise UserError(f"{path}: damaged, no JSON mapping: {DELETE_IT}") from error
-    missing = [key for key in ("revision", "fingerprint", "boundaries", "reached", "recipe") if key not in record]
+    missing = [key for key in KINDS if key not in record]
     if missing:
         raise UserError(f"{path}: damaged, it lacks the key {missing[0]!r}: {DELETE_IT}")
+    for key, value, kind in _values(record):
+        if not isinstance(value, kind):
+            raise UserError(f"{path}: damaged, {key} is {json.dumps(value)[:40]}: {DELETE_IT}")
     return record
+
+
+def _values(record: Mapping) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what a record says with the type that it must have; parts after their whole."""
+    yield from ((key, record[key], kind) for key, kind in KINDS.items())
+    yield from ((f"boundaries[{place}]", epoch, int) for place, epoch in enumerate(record["boundaries"]))
+    yield "cards", record.get("cards", {}), dict
+    yield from ((f"cards.{epoch}", card, dict) for epoch, card in record.get("cards", {}).items())

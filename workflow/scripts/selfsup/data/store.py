@@ -162,6 +162,15 @@ class PackedStore:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         description = self._read_description()
+        try:
+            self._open(description)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(
+                f"{self.folder / 'store.json'}: damaged ({what}): delete {self.folder} and prepare the dataset again"
+            ) from error
+
+    def _open(self, description: dict) -> None:
         self.classes: list[str] = description["classes"]
         self.fingerprint: str = description["fingerprint"]
         self.resize: int | None = description.get("resize")
@@ -204,8 +213,9 @@ class PackedStore:
             ) from None
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}): delete {self.folder} and prepare the dataset again") from error
-        found = description.get("format")
-        raw = all(split["kind"] == "raw" for split in description.get("splits", {}).values())
+        found, splits = description.get("format"), description.get("splits", {})
+        splits = splits.values() if isinstance(splits, dict) else [splits]
+        raw = all(isinstance(split, dict) and split.get("kind") == "raw" for split in splits)
         if found != FORMAT and not (raw and found in RAW_READABLE):
             raise UserError(
                 f"{path}: format {found}, wanted {FORMAT}: delete {self.folder} and prepare the dataset again"

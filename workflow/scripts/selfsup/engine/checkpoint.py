@@ -60,10 +60,16 @@ def known_card(path: Path) -> dict[str, Any] | None:
 
 def _card_from(path: Path) -> dict[str, Any]:
     """Return a card made from a boundary's file, whose inner checksums must be right."""
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise ValueError("the file is damaged")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        state = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
+    except (OSError, MemoryError):  # which say nothing about the file
+        raise
+    except Exception as error:  # damaged archives and pickles raise whatever their readers come across
+        raise ValueError(f"the file is damaged, {type(error).__name__}") from error
+    if not whole:
+        raise ValueError("the file is damaged")
     keys = ("revision", "seed", "dataset_fingerprint", "fingerprint", "step", "epoch", "numerics", "format")
     return {**{key: state[key] for key in keys}, "sha256": sha256(path)}
 
@@ -101,8 +107,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         card = find_card(path)
-        version, checksum = card["format"], card["sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        version, checksum = int(card["format"]), card["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile) as error:
         raise DamagedCheckpointError(f"{path}: its card cannot be read ({str(error).splitlines()[0]})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read now ({error}): start again when it can") from error
@@ -195,7 +201,7 @@ def newest_by_card(candidates: list[Path]) -> Path | None:
 
 def step_of(path: Path) -> int:
     """Return the step on a checkpoint's card, or -1 if there is none."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
         return int((known_card(path) or {})["step"])
     return -1
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfsup.errors import UserError
 from selfsup.training.sinks import Sink
 
 COUNTED = ("steps_done", "epochs_done")  # of the run, when the row's figures were taken
@@ -74,10 +75,21 @@ def steps_logged(path: Path) -> int:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the complete rows; a killed process may leave half a row at the end."""
+    """Return the columns and the complete rows; a killed process may leave half a row at the end.
+
+    Raises UserError for a file that holds something else.
+    """
     try:
         text = path.read_text()
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        rows = [row for row in reader if None not in row.values()]
+        for row in rows:
+            int(row["step"])
     except FileNotFoundError:
         return [], []
-    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: no table with a column of steps ({type(error).__name__}): restore it, or delete it: later rows "
+            "begin a new one"
+        ) from error
+    return list(reader.fieldnames or []), rows
