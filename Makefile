@@ -28,7 +28,6 @@ env: .venv/made  ## make the environment in .venv from requirements.txt
 
 demo: env  ## pretrain, evaluate and print the demo's table: minutes on two cores, no GPU, no download
 	$(BIN)/snakemake --cores all results/demo.csv
-	@echo; cat results/demo.md
 
 .PHONY: explain
 explain: env  ## a recipe with the source of each value, or two compared: make explain RECIPES="cifar10 cifar10_authors"
@@ -44,14 +43,18 @@ status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, tim
 audit: env  ## train one segment of a finished run again and compare the bits: make audit RUN=results/digits/seed0 SEGMENT=2
 	@$(BIN)/python workflow/scripts/audit.py --run $(RUN) $(if $(SEGMENT),--segment $(SEGMENT)) $(if $(DATA),--data $(DATA))
 
+.PHONY: track
+track: env  ## a run in a tracker, each step once: make track RUN=results/digits/seed0 TRACKER=tensorboard
+	$(BIN)/python workflow/scripts/track.py --run $(RUN) --tracker $(or $(TRACKER),tensorboard)
+
 .PHONY: compare
 compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
 	$(BIN)/python workflow/scripts/make_curves.py --experiment $(EXPERIMENTS) --output results/figures/compare.svg
 
-report: env  ## results/report.html: what is finished, as one file to show to others
+report: env  ## results/report.html: what is finished, as one page to show to others; results/report/workflow.html: how it was made
 	$(BIN)/python workflow/scripts/config_as_run.py --output results/config.json
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json -- report
-	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report.html -- report
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10

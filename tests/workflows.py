@@ -32,7 +32,11 @@ def shipped(repository: Path) -> dict:
 
 
 def jobs(printed: str, rule: str) -> int:
-    """How many jobs of a rule a plan counts."""
+    """How many jobs of a rule a plan counts, or a call that works; "total": of all rules."""
+    told = re.search(r"^[\d:]+ \| (\d+) jobs?: (.*)$", printed, re.MULTILINE)
+    if told:
+        counts = {name: int(count) for count, name in (one.split() for one in told[2].split(", "))}
+        return {**counts, "total": int(told[1])}.get(rule, 0)
     found = re.search(rf"^{rule}\s+(\d+)$", printed, re.MULTILINE)
     return int(found.group(1)) if found else 0
 

@@ -184,7 +184,7 @@ def test_the_official_variant_has_its_biases_and_pads_as_same():
 def test_the_table_of_parameters_is_printed_when_a_run_begins_and_not_when_it_goes_on(
     tiny_recipe, tiny_store, tmp_path, caplog
 ):
-    caplog.set_level(logging.INFO, logger="selfsup")
+    caplog.set_level(logging.DEBUG, logger="selfsup")
     (tmp_path / "run").mkdir()
     run = Run(tiny_recipe, 0, 1, tiny_store, tmp_path / "run", on_cpu(), 60)
     assert train(run, 1)

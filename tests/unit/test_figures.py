@@ -5,9 +5,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from selfsup.reports.figures import FROM_ZERO, draw_comparison, draw_curves, read_run, write_figure
+from make_curves import published
+from selfsup.config import check_config
+from selfsup.reports.figures import (
+    FROM_ZERO,
+    LINEAR,
+    PANELS,
+    UNTRAINED,
+    draw_comparison,
+    draw_curves,
+    read_run,
+    write_figure,
+)
 from selfsup.reports.pages import markdown_page, page, preformatted, table
+from selfsup.settings.yaml_reader import read_yaml
 
 
 @pytest.fixture
@@ -88,7 +101,66 @@ def test_pages_escape_what_they_show():
 
 def test_a_markdown_table_becomes_one_of_html_with_its_remarks():
     text = markdown_page("| A | B |\n| - | - |\n| x | 1.5 ± 0.1 |\n\n- [a] a < b\n")
-    assert text.count("<table") == 1 and "<td>1.5 ± 0.1</td>" in text and "<li>[a] a &lt; b</li>" in text
+    assert (
+        text.count("<table") == 1
+        and '<td class="number">1.5 ± 0.1</td>' in text
+        and "<td>x</td>" in text
+        and "<li>[a] a &lt; b</li>" in text
+    )
+
+
+def overlaps(figure) -> list[str]:
+    """The titles of the panels that the legend lies on, once all is placed."""
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    renderer = figure.canvas.get_renderer()
+    box = legend.get_window_extent(renderer)
+    return [one.get_title() for one in figure.axes if box.overlaps(one.get_tightbbox(renderer))]
+
+
+@pytest.fixture
+def drawable(run):
+    """The run with its linear evaluation, and what that is held against."""
+    linear = pd.DataFrame({"epoch": [1, 2], "top1": [50.0, 60.0]})
+    return replace(run, linear=linear, references={UNTRAINED: 40.0, "published: They": 91.9})
+
+
+def test_the_legend_is_off_the_data_and_names_each_line_once(drawable):
+    figure = draw_curves("a run", [drawable, replace(drawable, seed=8)], 5)
+    FigureCanvasAgg(figure)
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == ["end of a segment", "published: They", "seed 7", "seed 8", "untrained"]
+    assert overlaps(figure) == [] and not [one for one in figure.axes if one.get_legend()]
+
+
+def test_many_experiments_have_a_legend_off_the_data_too(drawable):
+    runs = [replace(drawable, experiment=f"an_experiment_{number}") for number in range(7)]
+    figure = draw_comparison("seven", runs)
+    FigureCanvasAgg(figure)
+    assert overlaps(figure) == []
+
+
+def test_accuracies_come_first_with_lines_of_the_untrained_encoder_and_the_papers(drawable):
+    accuracy = draw_curves("a run", [drawable, replace(drawable, references={UNTRAINED: 42.0})], 5).axes[0]
+    assert accuracy.get_title() == LINEAR
+    lines = {line.get_label(): list(line.get_ydata()) for line in accuracy.lines if len(set(line.get_ydata())) == 1}
+    assert lines == {"untrained, mean": [41.0, 41.0], "published: They": [91.9, 91.9]}
+
+
+def test_twelve_panels_have_the_shape_of_a_screen(drawable):
+    history = drawable.history.assign(**{name: 1.0 for name in list(PANELS)[:9]})
+    figure = draw_curves("a run", [replace(drawable, history=history.assign(data_wait=0.05))], 5)
+    assert len(figure.axes) == 10 and not [one for one in figure.axes if "waiting" in one.get_title()]
+    assert tuple(figure.get_size_inches()) == pytest.approx((12.8, 7.2))
+
+
+def test_published_figures_are_of_this_method_network_and_dataset(repository):
+    config = check_config(read_yaml(repository / "config.yaml"))
+    known = published(config, config.experiments["imagenet"])
+    assert known["published: Devillers & Lefort"] == 74.03 and known["published: Original"] == 74.3
+    assert not [name for name in known if "SimCLR" in name]
+    assert published(config, config.experiments["digits"]) == {}
 
 
 def test_experiments_are_compared_in_what_several_of_them_have_measured(run):

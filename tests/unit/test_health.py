@@ -21,9 +21,9 @@ from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
 from selfsup.settings.registries import METHODS
-from selfsup.training import health, pretraining
+from selfsup.training import health, pretraining, sinks
 from selfsup.training.health import Health
-from selfsup.training.sinks import check_trackers, tensorboard
+from selfsup.training.sinks import check_trackers
 from tiny import TINY
 
 CHEAP = {"feature_spread", "alignment", "cosine", "projection_spread"}
@@ -238,7 +238,7 @@ def test_trackers_keep_the_figures_of_every_segments_end(run):
 
 
 def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         check_trackers(["tensorboard"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfsup.job.place import discover_place
-from selfsup.logs import logger, start_logging
+from selfsup.logs import DETAIL, logger, start_logging
 from selfsup.reports.last_words import last_words
 
 SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
@@ -51,6 +51,15 @@ def test_a_line_has_its_time_and_over_ranks_who_says_it(logged, place, who, of_e
     assert re.fullmatch(rf"{CLOCK}{who} \| warning: the disk is slow", warning)
     (error,) = logged(*place)[1]
     assert re.fullmatch(f"error: {of_error}image 17 is damaged", error)
+
+
+def test_a_detail_of_several_lines_is_known_as_one_by_each_of_them(capsys):
+    lines = python("start_logging(3, 8, 'node7'); logger.debug('the parameters:\\na | b'); logger.info('a . b')").stdout
+    detail, more, other = lines.splitlines()
+    assert (
+        re.match(DETAIL, detail) and re.fullmatch(rf"{CLOCK} rank 3 node7 \. a \| b", more) and re.match(DETAIL, more)
+    )
+    assert not re.match(DETAIL, other)
 
 
 def test_an_error_of_any_rank_is_found_in_the_log(logged, tmp_path):

@@ -7,11 +7,14 @@ from test_new_method import OVERRIDES, add_method
 
 import show_views
 from selfsup.recipe import canonical, load_recipe, merge
+from show_views import HEAD
 
 
 def tiles_of(grid, columns):
     """The pictures of eight rows, uint8 [8, columns, 96, 96, 3], without the white around them."""
     side = 96 + 2 * 4
+    grid, heads = grid[HEAD:], grid[:HEAD].reshape(HEAD, columns, side, 3)
+    assert (heads.min(axis=(0, 2, 3)) < 128).all()  # something is written above each column
     assert grid.shape == (8 * side, columns * side, 3)
     return grid.reshape(8, side, columns, side, 3).swapaxes(1, 2)[:, :, 4:-4, 4:-4]
 

@@ -137,8 +137,19 @@ def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three
 @together
 def test_the_report_is_one_file_with_the_table_curves_costs_and_recipe(three_seeds):
     three_seeds.run("--", "report")
-    three_seeds.run("--report", "results/report.html", "--", "report")
-    text = three_seeds.read("results/report.html")
+    page = three_seeds.read("results/report.html")
+    for word in (
+        "Table demo",
+        "This work",
+        "Random initialisation",
+        "Curves of digits",
+        "linear evaluation",
+        "peak_lr",
+    ):
+        assert word in page, word
+    assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)  # nothing is fetched
+    three_seeds.run("--report", "results/report/workflow.html", "--", "report")
+    text = three_seeds.read("results/report/workflow.html")
     for word in ("1. Results", "2. Curves", "3. Views", "4. Cost", "5. Recipes", "digits_recipe.html", "health_gate"):
         assert word in text, word
     assert "<script src=" not in text  # nothing is fetched

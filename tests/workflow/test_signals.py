@@ -164,12 +164,15 @@ def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_
 def test_what_writes_a_jobs_log_outlives_the_signals_that_the_trainer_takes(workflow):
     """Who signals a whole job, as a terminal does, signals `tee` too, which has the trainer's last lines to write."""
     planned = workflow.run("-n", "-p", "results/demo.csv")
-    tee = re.search(r"\| (bash -c 'trap .*exec tee \"\$0\"') logs/pretrain", planned)[1]
+    tee = re.search(r"\| (bash -c 'trap .*tee \"\$0\".*') logs/pretrain", planned)[1]
     log = workflow.path("log")
-    process = subprocess.Popen([*shlex.split(tee), log], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*shlex.split(tee), log], **pipes)
     print("first", file=process.stdin, flush=True)
     assert process.stdout.readline() == "first\n"
     for number in ASKS_TO_STOP:
-        process.send_signal(number)
-    process.communicate("saved, to be continued\n", timeout=30)
-    assert process.returncode == 0 and log.read_text() == "first\nsaved, to be continued\n"
+        os.killpg(process.pid, number)
+    told = "20:15:03 . a detail | of it\n20:15:03 rank 3 node7 . another\nsaved, to be continued . all of it\n"
+    shown, _ = process.communicate(told, timeout=30)
+    assert process.returncode == 0 and log.read_text() == f"first\n{told}"
+    assert shown == "saved, to be continued . all of it\n"  # the details are in the log alone

@@ -1,11 +1,14 @@
 # What is done when all jobs are known, when all have ended, and when one has failed.
 
 import atexit
+import logging
 import time
 
 from selfsup.as_run import record_what_runs
 from selfsup.reports.last_words import last_words
+from selfsup.reports.screen import closing_words, take_screen
 from snakemake.io import is_flagged
+from snakemake.settings.types import ExecMode
 
 STARTED = time.time() - 60  # clocks of nodes differ
 
@@ -36,8 +39,19 @@ def refuse_if_missing():
         give_up(f"{', '.join(missing)} is not made yet: start the same command again")
 
 
+def at_the_end():
+    """The tables that were asked for, and what may come next."""
+    return closing_words(set(map(str, workflow.dag.targetfiles)), CONFIG.tables, RESULTS)
+
+
+if workflow.exec_mode == ExecMode.DEFAULT and not (workflow.output_settings.dryrun or workflow.output_settings.verbose):
+    elsewhere = TYPED.executor not in (None, "local")
+    take_screen(logging.getLogger("snakemake.logging"), elsewhere=elsewhere, nothing_to_do=at_the_end)
+
+
 onsuccess:
     refuse_if_missing()
+    print(*at_the_end(), sep="\n", flush=True)
 
 
 onerror:

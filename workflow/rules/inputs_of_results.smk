@@ -124,5 +124,10 @@ def finished_metrics(wildcards):
 
 
 @ends_on_error
+def parts_of_landing_page(wildcards):
+    return list(map(str, parts.parts_of_landing_page(CONFIG)))
+
+
+@ends_on_error
 def parts_of_report(wildcards):
     return list(map(str, parts.parts_of_report(CONFIG)))

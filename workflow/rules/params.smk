@@ -149,6 +149,11 @@ def experiments_of_table(wildcards, input):
     return " ".join(map(shlex.quote, CONFIG.tables[wildcards.table]))
 
 
+def shown_in_report(wildcards, input):
+    tables, experiments = parts.shown_in_report(CONFIG)
+    return commands.words({"--table": tables}) + " " + commands.words({"--experiment": experiments})
+
+
 def rows_of_table(wildcards):
     return parts.rows_of_table(CONFIG, wildcards.table)
 

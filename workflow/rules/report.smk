@@ -26,10 +26,10 @@ rule table:
         "Make results/{wildcards.table}.csv"
     shell:
         "{params.job[start]} --table {wildcards.table} --config {params.job[config]:q} --output {output.csv:q}"
-        " 2>&1 | tee -i {log}"
+        " > {log} 2>&1"
 
 
-# The parts of `make report`, which bundles them into results/report.html: Snakemake's own report, one file.
+# The parts of `make report`: results/report.html, which opens on the result, and those that Snakemake's own report bundles.
 report: "../report/workflow.rst"
 
 
@@ -42,6 +42,7 @@ localrules:
     table_page,
     compute_page,
     recipe_page,
+    landing_page,
     report,
 
 
@@ -212,6 +213,25 @@ rule recipe_page:
     shell:
         "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
         " --output {output:q} 2>&1 | tee -i {log}"
+
+
+rule landing_page:
+    input:
+        parts_of_landing_page,
+    output:
+        parts.LANDING_PAGE,
+    log:
+        "logs/landing_page.log",
+    benchmark:
+        "logs/benchmarks/landing_page.tsv"
+    params:
+        code=commands.code_digest(SCRIPTS, ["landing_page.py", "selfsup/reports"]),
+        job=local_job("landing_page.py", config=whole_config, shown=shown_in_report),
+    message:
+        "The page that the report opens on"
+    shell:
+        "{params.job[start]} {params.job[shown]} --config {params.job[config]:q} --output {output:q}"
+        " 2>&1 | tee -i {log}"
 
 
 rule report:

@@ -171,10 +171,10 @@ class Progress:
         from selfsup.training.clock import LINES_AT_FIRST_S, duration
 
         task, now = self._task, time.monotonic()
-        if not task.finished and now - self._last < LINES_AT_FIRST_S:
+        left = (now - self._began) / max(task.step - self._done, 1) * (task.total_steps - task.step)
+        if not task.finished and (now - self._last < LINES_AT_FIRST_S or left < LINES_AT_FIRST_S / 2):
             return
         self._last = now
-        left = (now - self._began) / max(task.step - self._done, 1) * (task.total_steps - task.step)
         logger.info("%s %s  left %s", self._name, task.line(row), duration(left))
 
 

@@ -77,7 +77,7 @@ def extract(arguments: argparse.Namespace, recipe: Recipe, evaluation: Evaluatio
         attempt.step_done(chunks)
         attempt.step_saved(chunks)
         if place.is_main:
-            logger.info("features: %d of %d files, of up to %d images each", chunks, total, extraction.CHUNK)
+            logger.debug("features: %d of %d files, of up to %d images each", chunks, total, extraction.CHUNK)
     whole = compute.ranks.from_main(extraction.is_whole(partial))
     if place.is_main:
         end(whole, partial, arguments.output, attempt)

@@ -15,6 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from selfsup.as_run import Run, config_as_run, runs_known
+from selfsup.config import Config, Experiment
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.logs import logger
@@ -22,6 +23,8 @@ from selfsup.reports.figures import RunCurves, draw_comparison, draw_curves, rea
 from selfsup.reports.plan import steps_per_epoch
 from selfsup.segments import finished_boundaries
 from selfsup.settings.typed import suggest
+from selfsup.tables.figure_keys import method_in_words
+from selfsup.tables.rows import dataset_label, read_published
 
 
 def main() -> None:
@@ -56,14 +59,32 @@ def drawn(experiments: Sequence[Sequence[Run]], results: Path) -> tuple[str, Fig
     recipe = experiment.recipe
     title = f"{experiment.name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
     alone = [replace(run, experiment="") for run in runs]
-    return title, draw_curves(f"{title}; dashed: ends of segments", alone, runs[0].steps)
+    return title, draw_curves(title, alone, runs[0].steps)
 
 
 def curves(run: Run, results: Path) -> RunCurves:
     """Return what a run has left to be drawn."""
     paths = RunPaths(results, run.experiment.name, run.seed)
     found = read_run(paths.folder, run.seed, finished_boundaries(paths.pretrain.folder))
-    return replace(found, experiment=run.experiment.name, steps=steps_per_epoch(run.config, run.experiment))
+    references = {**found.references, **published(run.config, run.experiment)}
+    steps = steps_per_epoch(run.config, run.experiment)
+    return replace(found, experiment=run.experiment.name, references=references, steps=steps)
+
+
+def published(config: Config, experiment: Experiment) -> dict[str, float]:
+    """Return the published linear accuracies of an experiment's method and network on its dataset, by their authors."""
+    rows, recipe = read_published(), experiment.recipe
+    wanted = {
+        "dataset": dataset_label(experiment.dataset, config.datasets[experiment.dataset]["source"]),
+        "method": method_in_words(recipe),
+        "backbone": recipe["model"]["backbone"],
+        "task": "linear",
+        "labels": 100,
+        "epochs": recipe["epochs"],
+    }
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return {f"published: {row['implementation']}": row["top1"] for row in rows.dropna(subset="top1").to_dict("records")}
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from selfsup.config import Config
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.reports.explain import explained
-from selfsup.reports.explain import table as recipe_table
-from selfsup.reports.pages import markdown_page, page, preformatted, table
+from selfsup.reports.landing import cost_table, recipe_table
+from selfsup.reports.pages import markdown_page, page, table
 from selfsup.settings.typed import suggest
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=Path, help="a Markdown table of results")
-    what.add_argument("--csv", type=Path, help="a CSV")
+    what.add_argument("--csv", type=Path, help="a ledger: compute.csv")
     what.add_argument("--experiment", help="a name under `experiments` in config.yaml")
     parser.add_argument("--config", default="config.yaml", help="path, or content as JSON; default config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
@@ -37,7 +37,7 @@ def main() -> None:
     if arguments.table:
         text = markdown_page(arguments.table.read_text())
     elif arguments.csv:
-        text = page(table(pd.read_csv(arguments.csv, dtype=str).fillna("")))
+        text = page(cost_table(pd.read_csv(arguments.csv, dtype=str).fillna("")))
     else:
         config = config_as_run(arguments.config, arguments.results)
         text = origin(config, arguments.experiment, arguments.results)
@@ -58,7 +58,7 @@ def origin(config: Config, name: str, results: Path) -> str:
         table(pd.DataFrame(rows).astype(str)) if rows else "<p>none exported yet</p>",
         f"<h2>The recipe {experiment.recipe_name}, each value with its source and the file it stands in</h2>",
         "<p>Numbers are sections of the report; authors: its authors' code; official: the JAX release.</p>",
-        preformatted(recipe_table(values)),
+        recipe_table(values),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import functional as tv
 
@@ -27,6 +27,7 @@ from selfsup.recipe import parse_recipe
 
 IMAGES, EPOCHS = 8, 2
 GAP, SIDE = 4, 96  # pixels between pictures; small views are enlarged to this side, the largest by a whole factor
+HEAD = 36  # pixels for the columns' heads
 
 
 def main() -> None:
@@ -35,12 +36,13 @@ def main() -> None:
     recipe, split = resolved(parse_recipe(arguments.recipe), store), store.train
     indices = np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(np.int64)
     images = [split.image(index) for index in indices]
-    columns = [originals(images, recipe["augment"]["size"])]
+    columns, heads = [originals(images, recipe["augment"]["size"])], ["image"]
     made = [views(recipe, images, indices, split.sizes[indices], arguments.seed, epoch) for epoch in range(EPOCHS)]
     if made[0].plain is not None:
-        columns += shown([made[0].plain], recipe)
+        columns, heads = columns + shown([made[0].plain], recipe), [*heads, "not\naugmented"]
     seen = [column for one in made for column in shown(one, recipe)]
-    grid = Image.fromarray(tiled(of_one_side(columns + seen)))
+    heads += [f"view {number}\nepoch {epoch}" for epoch, one in enumerate(made, 1) for number in range(1, len(one) + 1)]
+    grid = with_heads(Image.fromarray(tiled(of_one_side(columns + seen))), heads)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     grid.save(content, format="PNG")
@@ -81,6 +83,17 @@ def tiled(pictures: torch.Tensor) -> np.ndarray:
     """Return uint8 [rows, columns, 3, side, side] as one picture, uint8 [height, width, 3], on white."""
     padded = pad(pictures, [GAP] * 4, value=255)
     return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1).permute(1, 2, 0).numpy()
+
+
+def with_heads(grid: Image.Image, heads: list[str]) -> Image.Image:
+    """Return the picture grid with a head, of two lines at most, above each of its columns, which are equally wide."""
+    whole = Image.new("RGB", (grid.width, grid.height + HEAD), "white")
+    whole.paste(grid, (0, HEAD))
+    pen, width = ImageDraw.Draw(whole), grid.width / len(heads)
+    for place, head in enumerate(heads):
+        middle = ((place + 0.5) * width, HEAD - 2)
+        pen.multiline_text(middle, head, "black", ImageFont.load_default(13), anchor="md", align="center")
+    return whole
 
 
 def parse_arguments() -> argparse.Namespace:

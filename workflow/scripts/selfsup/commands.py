@@ -14,6 +14,7 @@ from selfsup.atomic_files import keep, named_by_content
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
 from selfsup.layout import RESULTS
+from selfsup.logs import DETAIL
 from selfsup.recipe import canonical
 from selfsup.signals import STOP_SIGNALS
 
@@ -21,9 +22,10 @@ from selfsup.signals import STOP_SIGNALS
 # named by its content, so that an edit of config.yaml is another file. They may be deleted while nothing runs.
 TOLD = RESULTS / ".told"
 
-# Writes a job's log; signals to the job's processes are for the trainer, which still has to tell what it does.
+# Writes a job's log, and the screen without the details; signals to the job's processes are for the trainer, which
+# still has to tell what it does.
 _IGNORED = " ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)
-TEE = f"""bash -c 'trap "" {_IGNORED}; exec tee "$0"'"""
+TEE = f"""bash -c 'trap "" {_IGNORED}; tee "$0" | {{ grep --line-buffered -Ev "{DETAIL}" || :; }}'"""
 
 
 def told_file(name: str, content: Any, *, write: bool) -> str:

@@ -3,6 +3,7 @@
     20:15:03 | epoch   1.00/40  step 22/880 ...     a single process
     20:15:03 rank 3 | ...                           several ranks on one machine
     20:15:03 rank 3 node7 | ...                     ranks on several nodes
+    20:15:03 . saved epoch_0010.pt ...              a detail, logged as debug: for the job's log, not for the screen
 
 An error begins with "error: ", as argparse's do: people search logs for it, and `selfsup.reports.last_words` does. Over
 ranks it goes on "rank 3 of 64 on node7 at 20:15:03: ". Errors go to stderr and all else to stdout: the rules pipe both
@@ -11,6 +12,8 @@ into the job's log, and whoever runs a script by hand can keep them apart.
 
 import logging
 import sys
+
+DETAIL = r"^[0-9][0-9:]{7}[^|]* [.] "  # how a detail's lines begin, for `grep`
 
 logger = logging.getLogger("selfsup")
 
@@ -28,7 +31,7 @@ def start_logging(rank: int = 0, world_size: int = 1, node: str | None = None) -
         handler.setFormatter(lines)
         handler.addFilter(takes)
         root.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     if world_size > 1:
         sys.excepthook = _log_crash
 
@@ -44,6 +47,8 @@ class _Lines(logging.Formatter):
         message, clock = super().format(record), self.formatTime(record, "%H:%M:%S")
         if _is_error(record):
             return f"error: {self._of_error} at {clock}: {message}" if self._of_error else f"error: {message}"
+        if record.levelno == logging.DEBUG:
+            return "\n".join(f"{clock}{self._who} . {line}" for line in message.splitlines())
         return f"{clock}{self._who} | {'warning: ' if record.levelno >= logging.WARNING else ''}{message}"
 
 

@@ -10,6 +10,7 @@ from selfsup.layout import LINEAR, RESULTS, RunPaths
 
 TABLE_KINDS = ("csv", "md", "tex")
 FIGURE_KINDS = ("svg", "png")
+LANDING_PAGE = RESULTS / "report.html"
 
 
 def runs_of(config: Config, experiment: str) -> list[RunPaths]:
@@ -73,8 +74,8 @@ def finished_metrics(config: Config) -> list[Path]:
     return [one.metrics for encoder in encoders for one in encoder.evaluations()]
 
 
-def parts_of_report(config: Config) -> list[Path]:
-    """Return the files that the report shows, of all tables whose evaluations are there: nothing is trained for it.
+def shown_in_report(config: Config) -> tuple[list[str], list[str]]:
+    """Return the tables and the experiments that the report shows: those whose evaluations are there.
 
     Of experiments on pictures without labels, which no table needs, those whose encoders are there. Raises UserError
     where there is neither.
@@ -86,9 +87,27 @@ def parts_of_report(config: Config) -> list[Path]:
         raise UserError(
             "no table is finished yet, so there is nothing to report: snakemake --cores all results/demo.csv first"
         )
-    experiments = dict.fromkeys([*(name for table in tables for name in config.tables[table]), *alone])
+    return tables, list(dict.fromkeys([*(name for table in tables for name in config.tables[table]), *alone]))
+
+
+def parts_of_landing_page(config: Config) -> list[Path]:
+    """Return the files that the report's first page shows; nothing is trained for it."""
+    tables, experiments = shown_in_report(config)
+    figures = RESULTS / "figures"
+    return [
+        *(RESULTS / f"{table}.md" for table in tables),
+        *(curves_of(name)[0] for name in experiments),
+        *(figures / f"views_{name}.png" for name in experiments),
+        RESULTS / "compute.csv",
+    ]
+
+
+def parts_of_report(config: Config) -> list[Path]:
+    """Return the files that the report is made of: its first page, and what Snakemake's own report shows."""
+    tables, experiments = shown_in_report(config)
     pages, figures = RESULTS / "report", RESULTS / "figures"
     return [
+        LANDING_PAGE,
         *(pages / f"{table}.html" for table in tables),
         *(curves_of(name)[0] for name in experiments),
         *(pages / f"{name}_recipe.html" for name in experiments),

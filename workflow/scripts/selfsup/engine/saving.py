@@ -114,7 +114,7 @@ class Saver:
         self._attempt.step_saved(card["step"])
         then()
         megabytes, seconds = path.stat().st_size / 1e6, time.monotonic() - began
-        logger.info("saved %s: %.1f MB in %.2f s, training held up %.2f s", path.name, megabytes, seconds, waited)
+        logger.debug("saved %s: %.1f MB in %.2f s, training held up %.2f s", path.name, megabytes, seconds, waited)
 
 
 def host_copy(value: Any, former: Any = None) -> Any:

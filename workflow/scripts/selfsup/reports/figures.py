@@ -1,9 +1,11 @@
 """Curves of an experiment's runs: a panel per quantity, a line per seed, segments marked. Needs no torch."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,16 +38,21 @@ FROM_ZERO = (
 )  # their distance from 0 counts
 NOT_CURVES = ("step", "epoch", "steps_done", "epochs_done", "bank", "queries", "skipped")
 LINEAR = "linear accuracy, test images (%)"
-COLUMNS = 3
-SIZE_INCHES = (4.2, 2.6)  # of a panel: three abreast on a page of a browser
+UNTRAINED = "untrained"
+REFERENCE_LINES = (":", "--", "-.")
+COLUMNS, LEGEND_COLUMNS = 4, 5
+SIZE_INCHES = (3.2, 2.2)  # of a panel: 4 x 3 of them have the shape of a screen
+MARGIN_INCHES = 0.6  # for the title and the legend
+WAITING_IS_NEWS = 0.1  # the share of time waiting for data, from which on it gets a panel
 
 
 @dataclass(frozen=True)
 class RunCurves:
     """What one seed has left. history, knn, linear: frames, empty where there is none; boundaries: epochs.
 
-    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and figure. experiment:
-    named where several are compared. steps: of an epoch, where the dataset tells.
+    over_training: of each evaluation that was asked for at every boundary, a frame of epoch and figure. references:
+    linear accuracies to compare with, by their names. experiment: named where several are compared. steps: of an epoch,
+    where the dataset tells.
     """
 
     seed: int
@@ -54,6 +61,7 @@ class RunCurves:
     linear: pd.DataFrame
     boundaries: list[int]
     over_training: dict[str, pd.DataFrame] = field(default_factory=dict)
+    references: dict[str, float] = field(default_factory=dict)
     experiment: str = ""
     steps: float | None = None
 
@@ -69,6 +77,8 @@ class RunCurves:
 
     def has(self, name: str) -> bool:
         """Whether a column has been measured at all: figures of health are empty until the first milestone."""
+        if name == "data_wait" and name in self.history and self.history[name].max() < WAITING_IS_NEWS:
+            return False
         return any(name in frame and frame[name].notna().any() for frame in (self.history, self.knn))
 
     def steps_per_epoch(self) -> int | None:
@@ -82,7 +92,10 @@ def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
     paths = RunFolder(run)
     files = {"history": paths.pretrain.history, "knn": paths.knn, "linear": paths.encoder.evaluation().history}
     frames = {name: _read(path) for name, path in files.items()}
-    return RunCurves(seed=seed, boundaries=boundaries, over_training=_over_training(paths, boundaries), **frames)
+    untrained = _read(paths.random_init.evaluation().metrics)
+    references = {UNTRAINED: float(untrained["top1"].iloc[0])} if len(untrained) else {}
+    over_training = _over_training(paths, boundaries)
+    return RunCurves(seed=seed, boundaries=boundaries, over_training=over_training, references=references, **frames)
 
 
 def _over_training(run: RunFolder, boundaries: list[int]) -> dict[str, pd.DataFrame]:
@@ -102,43 +115,90 @@ def _over_training(run: RunFolder, boundaries: list[int]) -> dict[str, pd.DataFr
 
 
 def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None) -> Figure:
-    """Return the figure; a panel for each quantity that some run has. The horizontal axis is epochs.
+    """Return the figure, as wide as a screen; a panel for each quantity that some run has, accuracies first.
 
-    steps_per_epoch: None where the dataset does not tell; then the runs do, and in their first epoch the axis is steps.
+    The horizontal axis is epochs. steps_per_epoch: None where the dataset does not tell; then the runs do, and in their
+    first epoch the axis is steps.
     """
     told = [steps for run in runs if (steps := run.steps_per_epoch()) is not None]
     steps_per_epoch = steps_per_epoch or min([*told, *(run.steps for run in runs if run.steps)], default=None)
-    runs_by_epoch, along = (runs, "epoch of pretraining") if steps_per_epoch else ([], "step of pretraining")
-    panels = _panels(runs)
-    linear = any(len(run.linear) for run in runs)
-    grown = sorted({name for run in runs for name in run.over_training})
-    rows = -(-(len(panels) + linear + len(grown)) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * SIZE_INCHES[0], rows * SIZE_INCHES[1] + 0.6), layout="constrained")
-    figure.suptitle(title)
-    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for axis, name in zip(axes, panels, strict=False):
+    drawings = [*_accuracies(runs), *_quantities(runs, steps_per_epoch)]
+    columns = min(COLUMNS, len(drawings))
+    rows = -(-len(drawings) // columns)
+    size = (max(columns, 2) * SIZE_INCHES[0], rows * SIZE_INCHES[1] + MARGIN_INCHES)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, draw in zip(axes, drawings, strict=False):
+        draw(axis)
+    for axis in axes[len(drawings) :]:
+        axis.remove()
+    _add_legend(figure)
+    return figure
+
+
+def _accuracies(runs: list[RunCurves]) -> Iterator[Callable[[Axes], None]]:
+    """Yield what draws a panel: of the linear evaluation, and of evaluations at every boundary."""
+
+    def draw_linear(axis: Axes) -> None:
+        for run in filter(lambda run: len(run.linear), runs):
+            axis.plot(run.linear["epoch"], run.linear["top1"], label=run.label, linewidth=1, color=_color(runs, run))
+        for number, (name, figure) in enumerate(_references(runs).items()):
+            axis.axhline(figure, color="0.45", linewidth=1, linestyle=REFERENCE_LINES[number % 3], label=name)
+        _finish(axis, LINEAR, [], "epoch of the linear evaluation")
+
+    def draw_grown(axis: Axes, name: str) -> None:
+        for run in filter(lambda run: name in run.over_training, runs):
+            line = {"label": run.label, "linewidth": 1, "marker": ".", "color": _color(runs, run)}
+            axis.plot(run.over_training[name]["epoch"], run.over_training[name]["figure"], **line)
+        _finish(axis, f"{name}, test images (%)", runs, "epoch of pretraining")
+        axis.set_xlim(left=0)
+
+    if any(len(run.linear) for run in runs):
+        yield draw_linear
+    for name in sorted({name for run in runs for name in run.over_training}):
+        yield partial(draw_grown, name=name)
+
+
+def _references(runs: list[RunCurves]) -> dict[str, float]:
+    """Return what the linear accuracies are held against; of several runs' untrained encoders, the mean."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, figure in run.references.items():
+            found.setdefault(name, []).append(figure)
+    return {name + (", mean" if len({*all_of}) > 1 else ""): mean(all_of) for name, all_of in found.items()}
+
+
+def _quantities(runs: list[RunCurves], steps_per_epoch: float | None) -> Iterator[Callable[[Axes], None]]:
+    """Yield what draws a panel: of each column that some run has measured."""
+    along = "epoch of pretraining" if steps_per_epoch else "step of pretraining"
+
+    def draw(axis: Axes, name: str) -> None:
         for run in runs:
-            _draw(axis, run, name, run.steps or steps_per_epoch or 1)
-        _finish(axis, PANELS.get(name, name.replace("_", " ")), runs_by_epoch, along)
+            _draw(axis, run, name, run.steps or steps_per_epoch or 1, _color(runs, run))
+        _finish(axis, PANELS.get(name, name.replace("_", " ")), runs if steps_per_epoch else [], along)
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
             highest = axis.dataLim.y1  # matplotlib's own margin is a share of the values' range, which may be narrow
             axis.set_ylim(0, 1.05 * highest if highest > 0 else None)
-    if linear:
-        axis = axes[len(panels)]
-        for run in filter(lambda run: len(run.linear), runs):
-            axis.plot(run.linear["epoch"], run.linear["top1"], label=run.label, linewidth=1)
-        _finish(axis, LINEAR, [], "epoch of the linear evaluation")
-    for axis, name in zip(axes[len(panels) + linear :], grown, strict=False):
-        for run in filter(lambda run: name in run.over_training, runs):
-            frame = run.over_training[name]
-            axis.plot(frame["epoch"], frame["figure"], label=run.label, linewidth=1, marker=".")
-        _finish(axis, f"{name}, test images (%)", runs, "epoch of pretraining")
-        axis.set_xlim(left=0)
-    for axis in axes[len(panels) + linear + len(grown) :]:
-        axis.remove()
-    axes[0].legend(fontsize=7)
-    return figure
+
+    for name in _panels(runs):
+        yield partial(draw, name=name)
+
+
+def _color(runs: list[RunCurves], run: RunCurves) -> str:
+    """Return the colour of a run, the same in each panel."""
+    return f"C{[(one.experiment, one.seed) for one in runs].index((run.experiment, run.seed)) % 10}"
+
+
+def _add_legend(figure: Figure) -> None:
+    """Name all lines once, below the panels: in one of them a legend would lie on its curves."""
+    named = {}
+    for axis in figure.axes:
+        for line, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, line)
+    columns = min(len(named), LEGEND_COLUMNS)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def draw_comparison(title: str, runs: list[RunCurves]) -> Figure:
@@ -164,19 +224,20 @@ def _panels(runs: list[RunCurves]) -> list[str]:
     return [name for name in dict.fromkeys([*PANELS, *own]) if any(run.has(name) for run in runs)]
 
 
-def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float) -> None:
+def _draw(axis: Axes, run: RunCurves, name: str, steps_per_epoch: float, color: str) -> None:
     if not run.has(name):
         return
     frame = run.knn if name in run.knn else run.history
     told = frame.dropna(subset=[name])
     done = told["step"] + (0 if name in run.knn else 1)
     few = len(told) < 60  # measured now and then: points show where
-    axis.plot(done / steps_per_epoch, told[name], label=run.label, linewidth=1, marker="." if few else None)
+    line = {"label": run.label, "linewidth": 1, "color": color, "marker": "." if few else None}
+    axis.plot(done / steps_per_epoch, told[name], **line)
 
 
 def _finish(axis: Axes, title: str, runs: list[RunCurves], along: str) -> None:
     for boundary in sorted({boundary for run in runs for boundary in run.boundaries}):
-        axis.axvline(boundary, color="0.8", linewidth=0.8, linestyle="--", zorder=0)
+        axis.axvline(boundary, color="0.8", linewidth=0.8, linestyle="--", zorder=0, label="end of a segment")
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(along, fontsize=8)
     axis.tick_params(labelsize=7)

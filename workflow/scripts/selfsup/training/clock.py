@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # shown in another form, or only in the file
-LINES_AT_FIRST_S = 5.0  # between two progress lines in the first minute; after it one a minute is enough
+LINES_AT_FIRST_S = 15.0  # between two progress lines in the first minute; after it one a minute is enough
 LINES_LATER_S = 60.0
 
 
@@ -42,10 +42,11 @@ class Progress:
         return rate
 
     def due(self, step: int) -> bool:
-        """Return whether a line is due; a segment's last step always gets one."""
+        """Return whether a line is due; a segment's last step always gets one, and there is none shortly before."""
         now = time.monotonic()
         interval = LINES_AT_FIRST_S if now - self._began < LINES_LATER_S else LINES_LATER_S
-        return step == self._segment_end or now - self._last_line >= interval
+        left = (now - self._began) / max(step - self._start, 1) * (self._segment_end - step)
+        return step == self._segment_end or (now - self._last_line >= interval and left >= LINES_AT_FIRST_S / 2)
 
     def line(self, step: int, row: Mapping[str, float]) -> str:
         """Return the progress line after `step` steps. row: the newest step's row of history.csv."""

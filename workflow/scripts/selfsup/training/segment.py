@@ -152,11 +152,11 @@ def _announce(training: Pretraining, end: int, source: Path | None) -> None:
         f"pretraining {recipe['method']} with {recipe['model']['backbone']}, {len(run.store.train):,} images, "
         f"seed {run.seed}: steps {training.step} to {end} of {training.total_steps}, {where}"
     )
-    logger.info(
+    logger.debug(
         f"global batch {recipe['global_batch']} over {training.ranks.size} ranks on {training.numerics['device']}, "
         f"{run.compute.precision}, {run.compute.threads} threads each"
     )
     if not run.store.labelled:
         logger.info("%s has no labels: k-NN accuracy is left out of knn.csv", run.store.folder)
     if source is None:
-        logger.info("the parameters and how they are trained:\n%s", treatment_table(training.treatments))
+        logger.debug("the parameters and how they are trained:\n%s", treatment_table(training.treatments))

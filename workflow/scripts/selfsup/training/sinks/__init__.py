@@ -1,12 +1,18 @@
 """Trackers, a file each: they get each row of history.csv and knn.csv as it is written."""
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from selfsup.atomic_files import write_atomically
 from selfsup.errors import UserError
 from selfsup.settings.registries import TRACKERS
 from selfsup.settings.typed import suggest
+
+NOT_CURVES = ("step", "epoch", "bank", "queries")
+PROJECT = "selfsup"
 
 
 class Sink(Protocol):
@@ -37,3 +43,32 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(names: Sequence[str], folder: Path, start: int) -> list[Sink]:
     """Return the trackers of a run, which continue after `start` steps."""
     return [TRACKERS[name](folder, start=start) for name in names]
+
+
+def curves_of(row: Mapping[str, float]) -> dict[str, float]:
+    """Return what of a row is drawn over the steps."""
+    return {name: value for name, value in row.items() if name not in NOT_CURVES}
+
+
+def wants(package: str, installed_as: str) -> None:
+    """Raise UserError where a tracker's package is missing."""
+    if find_spec(package) is None:
+        raise UserError(
+            f"the tracker {package} is asked for, but its package is not installed: pip install {installed_as}, or "
+            "leave it out of the experiment's `compute`; history.csv has the same figures"
+        )
+
+
+def run_id(folder: Path, make: Callable[[], str] = lambda: secrets.token_hex(4)) -> str:
+    """Return the id of a run in a tracker, one for all its jobs: made by the first, kept in the tracker's folder."""
+    path = folder / "run_id.txt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, make())
+    return path.read_text()
+
+
+def run_name(folder: Path) -> str:
+    """Return what a run is called in a tracker: "digits/seed0", for its folder of the pretraining."""
+    parts = [one for one in folder.resolve().parts if one not in ("pretrain", "tracked")]
+    return "/".join(parts[-2:])

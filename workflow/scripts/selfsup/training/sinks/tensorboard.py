@@ -1,12 +1,9 @@
 """The rows of history.csv and knn.csv as TensorBoard events, continuous over segments; optional, needs tensorboard."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
-from selfsup.errors import UserError
-
-NOT_CURVES = ("step", "epoch", "bank", "queries")
+from selfsup.training.sinks import curves_of, wants
 
 
 class Tracker:
@@ -19,17 +16,12 @@ class Tracker:
 
     @staticmethod
     def check() -> None:
-        if find_spec("tensorboard") is None:
-            raise UserError(
-                "the tracker tensorboard is asked for, but its package is not installed: pip install tensorboard, or "
-                "leave it out of the experiment's `compute`; history.csv has the same figures"
-            )
+        wants("tensorboard", "tensorboard")
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row: a scalar per column."""
-        for name, value in row.items():
-            if name not in NOT_CURVES:
-                self._writer.add_scalar(name, value, int(row["step"]))
+        for name, value in curves_of(row).items():
+            self._writer.add_scalar(name, value, int(row["step"]))
         self._writer.flush()  # a job may be killed at any moment
 
     def close(self) -> None:
