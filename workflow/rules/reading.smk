@@ -15,7 +15,6 @@ from pathlib import Path
 from snakemake.cli import parse_args
 
 
-
 def laid_out(rules):
     """Return the folder of the workflow, whose scripts must be files. rules: what Snakemake knows of this file's folder.
 
