@@ -57,6 +57,30 @@ def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_pat
     printed = run.run("--force", f"{RUN}/linear/metrics.csv")
     assert (jobs(printed, "linear_eval"), jobs(printed, "total")) == (1, 1)
     assert len(cluster.sbatch_calls.read_text().splitlines()) - before == len(calls) + 1
+    features_and_evaluations_on_two_nodes(run, local)
+
+
+def features_and_evaluations_on_two_nodes(run: SlurmWorkflow, local: Workflow) -> None:
+    """Two ranks, one a node, share the pictures, and have the figures of one process."""
+    names = ["near", "regression"]
+    strengths = {"strengths": 3, "range": [1e-3, 10.0]}
+    evaluations = {"near": {"protocol": "knn"}, "regression": {"protocol": "logistic", "overrides": strengths}}
+    metrics = [f"{RUN}/{name}/metrics.csv" for name in names]
+    before = len(run.cluster.sbatch_calls.read_text().splitlines())
+    for one in (run, local):
+        one.config["evaluations"] = evaluations
+        one.digits["evaluations"] = ["linear", *names]
+        one.run(*metrics)
+    calls = run.cluster.sbatch_calls.read_text().splitlines()[before:]
+    rules = [re.search(r"rule_([a-z_]+)_wildcards", call.replace("\\", "")).group(1) for call in calls]
+    assert sorted(rules) == ["evaluate", "evaluate", "extract_features"]
+    assert all("--nodes=2" in call.replace("\\", "") for call in calls)
+    folders = [*run.path(f"{RUN}/features").glob("*_job"), *(run.path(path).parent for path in metrics)]
+    for folder in folders:
+        (row,) = read_ledger(folder / "ledger.csv")
+        assert (row["how_it_ended"], row["devices"]) == ("reached its goal", "2") and row["job_id"], folder
+    for path in metrics:
+        assert run.read(path) == local.read(path)
 
 
 def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undisturbed):

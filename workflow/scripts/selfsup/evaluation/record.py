@@ -28,7 +28,7 @@ def identity(
     """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder;
     folder: of the results."""
     store = card_if_any(store_in(data))
-    measure = store.get("measure") or _metrics(folder).get("measure") or ""
+    measure = (store or _metrics(folder)).get("measure", "")  # a dataset may have been deleted since
     return {
         "evaluation": evaluation_part(recipe, evaluation.task, evaluation.settings),
         "seed": seed,
