@@ -4,8 +4,7 @@ A folder with, for each split, `<split>_images.npy`, `<split>_labels.npy` (int64
 may be of several), and `store.json`, written last: without it there is no store. Pictures without classes have no
 labels, and are all in the split "train". Images of one size are uint8 [N, 3, H, W] ("raw"). Image files ("encoded") are
 their own bytes, end to end, uint8 [bytes], with `<split>_spans.npy` (int64 [N, 2]: first byte, and the one after the
-last) and `<split>_sizes.npy` (int64 [N, 2]: height, width); of small equal ones the pixels are kept, raw
-(selfsup.data.decoded). benchmarks/store_formats.py compares it with other formats.
+last) and `<split>_sizes.npy` (int64 [N, 2]: height, width). benchmarks/store_formats.py compares it with other formats.
 """
 
 import hashlib
