@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from kills import trained
 from runs import equal_states, state_of, train
 from selfsup.augment import augment_batch, draw
+from selfsup.data.preparing import prepare
 from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
 from selfsup.models import BatchNorm
@@ -165,3 +167,14 @@ def test_what_a_network_drops_is_a_function_of_the_step(repeatable, tiny_store, 
             training.train_step(training.batches[step])
         states.append(training.method.state_dict())
     assert all(states[0][name].equal(value) for name, value in states[1].items())
+
+
+def test_three_kills_change_no_bit_of_a_deterministic_run(tmp_path):
+    """ResNet-18 of full width in bf16, as processes: each kill comes while steps are queued on the device."""
+    prepare("digits", None, tmp_path / "digits")
+    recipe = load_recipe("digits", {"epochs": 16, "model": {"width": 64}, "optimizer": {"warmup_epochs": 1}})
+    arguments = ("--device", "cuda", "--precision", "bf16", "--deterministic", "--cpus", "4")
+    whole = trained(recipe, tmp_path / "digits", tmp_path / "whole", *arguments)
+    parts = trained(recipe, tmp_path / "digits", tmp_path / "parts", *arguments, kills=(60, 140, 240))
+    assert max(attempt["start_step"] for attempt in parts["attempts"]) > 0
+    assert equal_states(whole, parts)

@@ -10,6 +10,7 @@ from selfsup import provenance
 from selfsup.engine.device import choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.host_memory import keep_freed_memory
+from selfsup.engine.shared_cores import tell_shared_cores
 from selfsup.job.place import Place
 from selfsup.jobs import SWITCHES
 
@@ -68,5 +69,7 @@ def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
         keep_freed_memory()  # torch itself keeps a GPU's
     workers = max(arguments.cpus - 1, 1) if device.type == "cuda" else 0
     precision = choose_precision(arguments.precision, device)
+    if device.type == "cpu" and place.local_rank == 0 and not place.several_nodes:
+        tell_shared_cores(precision, arguments.cpus, place.size)
     switches = {name: getattr(arguments, name) for name in SWITCHES}
     return Compute(Ranks(place, device), device, precision, arguments.cpus, workers, **switches)

@@ -1,0 +1,21 @@
+"""What tests/cuda does with a GPU, a run killed three times, works on a processor."""
+
+import pytest
+
+from kills import trained
+from runs import equal_states
+from selfsup.recipe import load_recipe
+from tiny import TINY
+
+
+@pytest.mark.slow
+def test_three_kills_change_no_bit(tiny_store, tmp_path):
+    recipe = load_recipe("digits", {**TINY, "epochs": 30})  # of 5 steps each
+    arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1")
+    whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments)
+    parts = trained(recipe, tiny_store.folder, tmp_path / "parts", *arguments, kills=(20, 60, 100))
+    assert max(attempt["start_step"] for attempt in parts["attempts"]) > 0
+    assert equal_states(whole, parts)
+    name, weights = next(iter(parts["method"].items()))
+    parts["method"][name] = weights + 1e-6
+    assert not equal_states(whole, parts)
