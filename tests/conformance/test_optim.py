@@ -256,11 +256,20 @@ def _trained_lars(lr_in_momentum: bool, lr, gradients, scaler=None) -> list[torc
 
 @pytest.mark.parametrize("lr_in_momentum", [True, False])
 def test_lars_takes_its_rate_from_the_device_too(lr_in_momentum):
-    """float32: a rate in a tensor rounds once more than a number, 1e-6 relative."""
+    """The same bits on a CPU. A number that float32 rounds, so that a rounding too many would show."""
     gradients = [[torch.randn(3, 4), torch.randn(5)] for _ in range(10)]
-    wanted = _trained_lars(lr_in_momentum, 0.25, gradients)
-    for found, one in zip(_trained_lars(lr_in_momentum, torch.tensor(0.25), gradients), wanted, strict=True):
-        torch.testing.assert_close(found, one, rtol=1e-6, atol=1e-6)
+    wanted = _trained_lars(lr_in_momentum, 0.2371, gradients)
+    for found, one in zip(_trained_lars(lr_in_momentum, torch.tensor(0.2371), gradients), wanted, strict=True):
+        assert found.equal(one)
+
+
+def test_momenta_exist_before_the_first_step_and_follow_a_conversion():
+    layer = torch.nn.Linear(3, 2)
+    optimizer = LARS(layer.parameters(), lr=0.1)
+    assert all(not optimizer.state[one]["momentum_buffer"].any() for one in layer.parameters())
+    layer.double()(torch.ones(4, 3, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert all(optimizer.state[one]["momentum_buffer"].dtype == torch.float64 for one in layer.parameters())
 
 
 @pytest.mark.parametrize("unscaled_first", [True, False])

@@ -81,6 +81,13 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
         ("experiments.cifar10.compute.pretrain.device", "gpu", ["device is 'gpu'", "auto, cuda, cpu"]),
         ("experiments.digits.compute.pretrain.compile", "yes", ["compile is 'yes'"]),
         ("experiments.digits.compute.evaluate.recompute", True, ["compute.evaluate.recompute", "compute.pretrain"]),
+        ("experiments.digits.compute.evaluate.one_graph", True, ["compute.evaluate.one_graph", "compute.pretrain"]),
+        ("experiments.cifar10.compute.pretrain.one_graph", True, ["one_graph is for one device, and there are 2"]),
+        (
+            "experiments.digits.compute.pretrain",
+            {"one_graph": True, "recompute": True},
+            ["one_graph and recompute", "set one of them to false"],
+        ),
         ("datasets.digits", {"source": "mnist"}, ["source is 'mnist'"]),
         ("datasets.digits", {"source": "digits", "resize": 16}, ["datasets.digits.resize", "not for digits"]),
         ("datasets.imagenet.resize", 0, ["resize is 0", "at least 1"]),
