@@ -8,6 +8,7 @@ the changelog has to say so, and the file names its words.
 
 import hashlib
 import json
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -95,6 +96,18 @@ def _losses(name: str, store: PackedStore, folder: Path) -> list[float]:
     return [float(training.train_step(training.batches[step])) for step in range(STEPS)]
 
 
+def machine() -> dict[str, str]:
+    """Return what the last losses depend on: on another processor, what is rounded otherwise has grown to percents."""
+    known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line for line in known if line.startswith("model name")]
+    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    return {
+        "processor": model,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
 def digest(values: dict[str, Any]) -> str:
     """Return a short digest of the file's values: a change of them needs a line of the changelog."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -107,7 +120,8 @@ def main() -> None:
     torch.set_num_threads(2)
     values = {"exact": exact(), "rounded": rounded()}
     known = json.loads(FILE.read_text())["allowed"] if FILE.exists() else {}
-    FILE.write_text(json.dumps({"allowed": {**known, digest(values): because}, **values}, indent=1) + "\n")
+    allowed = {**known, digest(values): because}
+    FILE.write_text(json.dumps({"allowed": allowed, "machine": machine(), **values}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
