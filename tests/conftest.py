@@ -7,16 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from selfsup.data.store import PackedStore, StoreWriter
+from selfsup.data.store import PackedStore
 from selfsup.recipe import load_recipe
 from selfsup.settings import extensions
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.signals import STOP_SIGNALS
-from tiny import TINY
+from tiny import TINY, write_tiny_store
 
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,11 +41,7 @@ def tiny_recipe() -> dict:
 def tiny_store(tmp_path_factory) -> PackedStore:
     """43 training and 19 test images, 12 pixels high and 10 wide, of three classes; neither number divides a batch."""
     folder = tmp_path_factory.mktemp("store")
-    random = np.random.default_rng(7)
-    writer = StoreWriter(folder, ["ant", "bee", "cat"])
-    for split, count in {"train": 43, "test": 19}.items():
-        writer.write_raw(split, random.integers(0, 256, (count, 3, 12, 10), np.uint8), random.integers(0, 3, count))
-    writer.finish()
+    write_tiny_store(folder)
     return PackedStore(folder)
 
 

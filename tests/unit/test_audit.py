@@ -194,7 +194,9 @@ def test_an_audit_that_was_stopped_goes_on_and_one_that_ended_begins_anew(run, a
     change(run, 4, lambda state: state["method"]["online.backbone.conv1.weight"].zero_())
     with pytest.raises(UserError, match="other bits in weights"):
         audit(choose_segment(run, 2))
-    assert not (tmp_path / "audit/audit.json").exists()
+    assert not (tmp_path / "audit/audit.json").exists() and (tmp_path / "audit/differs.pt").exists()
+    assert audit(choose_segment(run, 1))["verdict"] == "the same bits"
+    assert not list((tmp_path / "audit").glob("differs.*"))
 
 
 def test_a_stopped_audit_of_files_that_have_changed_begins_anew(run, audit):

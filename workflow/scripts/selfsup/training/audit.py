@@ -49,6 +49,7 @@ def _prepare(own: AuditPaths, segment: Audited) -> None:
     clear(own)
     own.verdict.unlink(missing_ok=True)
     own.differing.unlink(missing_ok=True)
+    own.kept.unlink(missing_ok=True)
     if segment.start:
         copy = own.checkpoint(segment.start)
         write_card(copy, checkpoint.find_card(ends[0]))

@@ -1,0 +1,128 @@
+"""What must never change: draws, the order of samples, initial weights, the losses of each method's first 20 steps.
+
+    .venv/bin/python tests/conformance/golden_values.py "<words of docs/changelog.md that allow a change>"
+
+writes golden_values.json beside this file anew. A changed value means that a run begun before goes on to other bits:
+the changelog has to say so, and the file names its words.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "workflow" / "scripts")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from runs import on_cpu  # noqa: E402
+from selfsup.augment import draw, draws  # noqa: E402
+from selfsup.data.store import PackedStore  # noqa: E402
+from selfsup.methods import build_method  # noqa: E402
+from selfsup.random_draws import Stream, network_seeds, shuffled, torch_seed, words  # noqa: E402
+from selfsup.recipe import load_recipe  # noqa: E402
+from selfsup.training.pretraining import Pretraining, Run  # noqa: E402
+from tiny import write_tiny_store  # noqa: E402
+
+FILE = Path(__file__).with_suffix(".json")
+CHANGELOG = Path(__file__).parents[2] / "docs/changelog.md"
+# A recipe of each method, made so small that 20 steps take a second.
+RECIPES = ("digits", "simclr_digits", "simsiam_digits", "barlow_twins_digits", "vicreg_digits", "moco_v3_digits")
+RECIPES += ("equimod_digits",)
+SMALL = {"epochs": 4, "global_batch": 8, "model": {"width": 4}}
+STEPS = 20
+WIDE = (30, 100)  # pixels, height and width: a quarter of the tries of a crop fit
+OPERATIONS = ("CROP", "FLIP", "JITTER", "JITTER_FACTORS", "GRAYSCALE", "BLUR", "SOLARIZE", "CROP_TRIES")
+
+
+def exact() -> dict[str, Any]:
+    """Return what is the same to the bit on every machine."""
+    one = np.array([5])
+    return {
+        "streams": {stream.name: int(stream) for stream in Stream},
+        "words of seed 1, epoch 2, sample 5, view 1, operation 3": {
+            stream.name: words(1, stream, epoch=2, indices=one, view=1, operation=3)[0].tolist() for stream in Stream
+        },
+        "operations": {name: getattr(draws, name) for name in OPERATIONS},
+        "torch_seed": {f"{stream.name}, purpose 1, draw 2": torch_seed(1, stream, 1, 2) for stream in Stream},
+        "network_seeds": network_seeds(1, steps=range(5, 8), rank=2, micro_batch=3),
+        "order of 43 samples, epoch 3": {
+            stream.name: shuffled(np.arange(43), seed=1, stream=stream, epoch=3, size=43)[:12].tolist()
+            for stream in Stream
+        },
+        "views": {stream.name: _views(stream) for stream in (Stream.PRETRAIN, Stream.LINEAR)},
+    }
+
+
+def _views(stream: Stream) -> dict[str, Any]:
+    """Return one view's parameters of a few samples, and digests of many: every operation takes part."""
+    recipe = load_recipe("imagenet")
+    policies = draws.Policies(recipe.augment["views"][1:], None, stream)
+    indices = np.arange(400)
+    sizes = np.tile(np.array(WIDE), (len(indices), 1))
+    view = draw(recipe, seed=1, epoch=2, indices=indices, sizes=sizes, stage=policies).views[-1]
+    names = ("boxes", "flip", "jitter", "factors", "order", "grayscale", "sigma", "solarize")
+    arrays = {name: np.ascontiguousarray(getattr(view, name)) for name in names}
+    return {
+        "of three samples": {name: array[:3].tolist() for name, array in arrays.items()},
+        "SHA-256 of 400": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()},
+    }
+
+
+def rounded() -> dict[str, Any]:
+    """Return what processors round differently in the last digits."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_tiny_store(Path(scratch) / "store")
+        store = PackedStore(Path(scratch) / "store")
+        return {
+            name: {"initial weights": _weights(name), "losses": _losses(name, store, Path(scratch) / name)}
+            for name in RECIPES
+        }
+
+
+def _weights(name: str) -> dict[str, list[float]]:
+    """Return mean square and first weight of each network's first and last tensor of weights."""
+    method = build_method(load_recipe(name, SMALL), seed=1, total_steps=STEPS)
+    several = [(key, value) for key, value in method.networks.named_parameters() if value.ndim >= 2]
+    return {key: [float(value.detach().square().mean()), float(value.detach().flatten()[0])] for key, value in several}
+
+
+def _losses(name: str, store: PackedStore, folder: Path) -> list[float]:
+    training = Pretraining(Run(load_recipe(name, SMALL), 1, 1, store, folder, on_cpu(), 60))
+    return [float(training.train_step(training.batches[step])) for step in range(STEPS)]
+
+
+def machine() -> dict[str, str]:
+    """Return what the last losses depend on: on another processor, what is rounded otherwise has grown to percents."""
+    known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line for line in known if line.startswith("model name")]
+    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    return {
+        "processor": model,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Return a short digest of the file's values: a change of them needs a line of the changelog."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def main() -> None:
+    because = " ".join(" ".join(sys.argv[1:]).split())
+    if not because or because not in " ".join(CHANGELOG.read_text().split()):
+        sys.exit(f"say which words of {CHANGELOG} allow the change: found {because!r}, which does not stand there")
+    torch.set_num_threads(2)
+    values = {"exact": exact(), "rounded": rounded()}
+    known = json.loads(FILE.read_text())["allowed"] if FILE.exists() else {}
+    allowed = {**known, digest(values): because}
+    FILE.write_text(json.dumps({"allowed": allowed, "machine": machine(), **values}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

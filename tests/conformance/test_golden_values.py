@@ -1,0 +1,42 @@
+"""Draws, orders, initial weights and losses are the recorded ones; golden_values.py says when to renew them."""
+
+import json
+
+import pytest
+from golden_values import CHANGELOG, FILE, digest, exact, machine, rounded
+
+GOLDEN = json.loads(FILE.read_text())
+WAY = "if it is meant: python tests/conformance/golden_values.py '<words of docs/changelog.md that allow it>'"
+
+EQUAL_ANYWHERE = 6  # of the losses
+
+
+@pytest.mark.parametrize("part", GOLDEN["exact"])
+def test_draws_and_orders_never_change(part):
+    assert json.loads(json.dumps(exact()[part])) == GOLDEN["exact"][part], WAY
+
+
+def test_initial_weights_and_losses_never_change():
+    """Weights to 1e-5 relative, the first losses to 1e-4; all to 1e-3 on the processor that they were recorded on.
+
+    Each step carries on what processors sum in different orders: with AVX2 instead of AVX512 MoCo v3's and EquiMod's
+    losses are 6e-6 apart after six steps, and percents after ten.
+    """
+    found, steps = rounded(), None if machine() == GOLDEN["machine"] else EQUAL_ANYWHERE
+    assert found.keys() == GOLDEN["rounded"].keys()
+    for name, recorded in GOLDEN["rounded"].items():
+        weights = found[name]["initial weights"]
+        assert weights.keys() == recorded["initial weights"].keys(), f"{name}: {WAY}"
+        for key, wanted in recorded["initial weights"].items():
+            assert weights[key] == pytest.approx(wanted, rel=1e-5), f"{name}, {key}: {WAY}"
+        losses, wanted = found[name]["losses"], recorded["losses"]
+        assert losses[:EQUAL_ANYWHERE] == pytest.approx(wanted[:EQUAL_ANYWHERE], rel=1e-4), f"{name}: {WAY}"
+        assert losses[:steps] == pytest.approx(wanted[:steps], rel=1e-3), f"{name}: {WAY}"
+
+
+def test_the_changelog_allows_the_values_that_are_recorded():
+    """An edit by hand, or without words of the changelog, is found."""
+    changelog, allowed = " ".join(CHANGELOG.read_text().split()), GOLDEN["allowed"]
+    now = digest({key: GOLDEN[key] for key in ("exact", "rounded")})
+    assert list(allowed)[-1] == now, WAY
+    assert [words for words in allowed.values() if words not in changelog] == []
