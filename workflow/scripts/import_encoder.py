@@ -4,9 +4,12 @@
         --recipe cifar10_authors --output results/published/cifar10/encoder.safetensors
     python workflow/scripts/import_encoder.py --publisher official --weights pretrain_res50x1.pkl \\
         --recipe imagenet_official --output results/published/imagenet/encoder.safetensors
+    python workflow/scripts/import_encoder.py --publisher selfsup --recipe digits \\
+        --weights results/published/digits_seed0/model.safetensors --output results/imported/encoder.safetensors
 
 authors: checkpoints/ of github.com/ADevillers/BYOL and of github.com/ADevillers/SimCLR. official: the pre-trained
-ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol.
+ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol. selfsup: a folder of
+publish.py.
 Reads --weights and runs nothing that the file brings.
 Writes --output and the card, the same path ending in .json; linear_eval.py evaluates them with the same --recipe.
 """

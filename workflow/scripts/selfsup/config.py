@@ -76,8 +76,8 @@ class EvaluationBlock(Settings):
 class Published(Settings):
     """An experiment's encoder that others have trained."""
 
-    publisher: Literal["authors", "official"]
-    """in whose format the file is"""
+    publisher: Literal["authors", "official", "selfsup"]
+    """in whose format the file is; selfsup: model.safetensors in a folder that publish.py has made"""
     path: Annotated[str, Length(1)]
     """the file"""
 

@@ -8,15 +8,17 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.importing.authors import read_authors
+from selfsup.importing.hub_folder import read_hub_folder
 from selfsup.importing.official import read_official
 from selfsup.importing.published import Published
 from selfsup.models import Backbone, build_backbone
 from selfsup.recipe import Recipe
 
 # What reads a file of each publisher, and the padding with which its networks were trained.
-PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str]] = {
+PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str | None]] = {
     "authors": (read_authors, "symmetric"),
     "official": (read_official, "same"),
+    "selfsup": (read_hub_folder, None),  # whatever the recipe's is
 }
 
 __all__ = ["PUBLISHERS", "Published", "imported_backbone"]
@@ -31,7 +33,7 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
     """
     read, padding = PUBLISHERS[publisher]
     model = recipe["model"]
-    if model.get("padding") != padding:  # a model of timm has none
+    if padding is not None and model.get("padding") != padding:  # a model of timm has none
         raise UserError(
             f"model.padding is {model.get('padding')!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
             f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
@@ -39,7 +41,12 @@ def imported_backbone(path: Path, publisher: str, recipe: Mapping[str, Any]) -> 
     published = read(path)
     _check_trained_by(path, published, Recipe.of(recipe))
     backbone = build_backbone(recipe)
-    check_fits(path, published.weights, backbone.state_dict(), f"{model['backbone']} of width {model['width']}")
+    check_fits(
+        path,
+        published.weights,
+        backbone.state_dict(),
+        " of width ".join(str(model[key]) for key in ("backbone", "width") if key in model),
+    )
     backbone.load_state_dict(published.weights, strict=True)
     return backbone.eval().requires_grad_(False), published
 
