@@ -21,6 +21,7 @@ class Event(Enum):
     JOB_FINISHED = auto()
     PROGRESS = auto()
     JOB_ERROR = auto()
+    ERROR = auto()
 
 
 class Otherwise(logging.Formatter):
@@ -67,9 +68,12 @@ def test_what_says_nothing_of_the_work_is_not_shown_and_all_else_is(log):
 
 
 def test_a_job_that_failed_is_one_line_with_its_logs(log):
-    failed = {"rule_name": "pretrain", "rule_msg": "Pretrain digits", "log": ["logs/a.log"], "aux": {"slurm_jobid": 12}}
+    log(Event.JOB_INFO, jobid=7, rule_name="pretrain", rule_msg="Pretrain digits")
+    failed = {"jobid": 7, "rule_name": "pretrain", "rule_msg": None, "log": ["logs/a.log"], "aux": {"slurm_jobid": 12}}
     (line,) = log(Event.JOB_ERROR, "Error in rule pretrain", logging.ERROR, **failed)
     assert line == "failed or stopped: Pretrain digits (logs/a.log, slurm_jobid 12)"
+    assert log(Event.ERROR, "RuleException:\nCalledProcessError in file x:\nCommand y", logging.ERROR) == []
+    assert log(Event.ERROR, "WorkflowError: a fault", logging.ERROR) == ["WorkflowError: a fault"]
 
 
 def test_where_nothing_is_to_be_done_the_table_is_shown_all_the_same(log):

@@ -43,6 +43,7 @@ localrules:
     compute_page,
     recipe_page,
     landing_page,
+    publish,
     report,
 
 
@@ -213,6 +214,28 @@ rule recipe_page:
     shell:
         "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
         " --output {output:q} 2>&1 | tee -i {log}"
+
+
+# A folder that is ready for a model hub. Nobody asks for it but you, and nothing is sent.
+rule publish:
+    input:
+        weights=RUN.encoder.weights,
+        card=RUN.encoder.card,
+        metrics=metrics_of_experiment,
+        curves="results/figures/{experiment}.png",
+    output:
+        "results/published/{experiment}_seed{seed}/README.md",
+    log:
+        "logs/publish/{experiment}_seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/publish/{experiment}_seed{seed}.tsv"
+    params:
+        job=local_job("publish.py", config=whole_config),
+    message:
+        "Make a folder of {wildcards.experiment}, seed {wildcards.seed} for a model hub"
+    shell:
+        "{params.job[start]} --experiment {wildcards.experiment} --seed {wildcards.seed} --config {params.job[config]:q}"
+        " --output {params.job[folder]:q} 2>&1 | tee -i {log}"
 
 
 rule landing_page:

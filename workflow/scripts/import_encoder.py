@@ -6,11 +6,13 @@
         --recipe imagenet_official --output results/published/imagenet/encoder.safetensors
     python workflow/scripts/import_encoder.py --publisher torchvision --weights resnet50-11ad3fa6.pth \\
         --recipe imagenet --output results/supervised/encoder.safetensors
+    python workflow/scripts/import_encoder.py --publisher selfsup --recipe digits \\
+        --weights results/published/digits_seed0/model.safetensors --output results/imported/encoder.safetensors
 
 authors: checkpoints/ of github.com/ADevillers/BYOL and of github.com/ADevillers/SimCLR. official: the pre-trained
-ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol.
-torchvision, timm: weights of those libraries' networks; state_dict: of the recipe's backbone, from wherever. Files are
-.safetensors, or torch's.
+ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol. selfsup: a folder of
+publish.py. torchvision, timm: weights of those libraries' networks; state_dict: of the recipe's backbone, from
+wherever. Files are .safetensors, or torch's.
 Reads --weights and runs nothing that the file brings.
 Writes --output and the card, the same path ending in .json; linear_eval.py evaluates them with the same --recipe.
 """

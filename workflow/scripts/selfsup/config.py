@@ -77,8 +77,8 @@ class EvaluationBlock(Settings):
 class Published(Settings):
     """An experiment's encoder that others have trained."""
 
-    publisher: Literal["authors", "official", "torchvision", "timm", "state_dict"]
-    """in whose format the file is"""
+    publisher: Literal["authors", "official", "selfsup", "torchvision", "timm", "state_dict"]
+    """in whose format the file is; selfsup: model.safetensors in a folder that publish.py has made"""
     path: Annotated[str, Length(1)]
     """the file"""
     backbone: str | None = None
@@ -87,7 +87,7 @@ class Published(Settings):
     """of the backbone's names in a state dict; null: the only one that fits"""
 
     def problems(self) -> Iterator[str]:
-        if self.publisher in ("authors", "official"):
+        if self.publisher in ("authors", "official", "selfsup"):
             for key in ("backbone", "prefix"):
                 if self.get(key) is not None:
                     yield f"{key} is for state dicts, not for {self.publisher}, whose network is the recipe's"

@@ -9,6 +9,7 @@ from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.importing.authors import read_authors
+from selfsup.importing.hub_folder import read_hub_folder
 from selfsup.importing.official import read_official
 from selfsup.importing.published import Published
 from selfsup.importing.state_dicts import read_state_dict
@@ -16,9 +17,10 @@ from selfsup.models import Backbone, build_backbone
 from selfsup.recipe import Recipe
 
 # What reads a file of each publisher, and the padding with which its networks were trained.
-PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str]] = {
+PUBLISHERS: dict[str, tuple[Callable[[Path], Published], str | None]] = {
     "authors": (read_authors, "symmetric"),
     "official": (read_official, "same"),
+    "selfsup": (read_hub_folder, None),  # whatever the recipe's is
 }
 
 # Whose networks' state dicts are read whatever they were trained by; state_dict: the recipe's own backbone's.
@@ -49,14 +51,15 @@ def imported_backbone(
 def _of_publisher(path: Path, publisher: str, recipe: Mapping[str, Any], backbone: Backbone) -> Published:
     read, padding = PUBLISHERS[publisher]
     model = recipe["model"]
-    if model.get("padding") != padding:  # a model of timm has none
+    if padding is not None and model.get("padding") != padding:  # a model of timm has none
         raise UserError(
             f"model.padding is {model.get('padding')!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
             f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
         )
     published = read(path)
     _check_trained_by(path, published, Recipe.of(recipe))
-    check_fits(path, published.weights, backbone.state_dict(), f"{model['backbone']} of width {model['width']}")
+    described = " of width ".join(str(model[key]) for key in ("backbone", "width") if key in model)
+    check_fits(path, published.weights, backbone.state_dict(), described)
     return published
 
 

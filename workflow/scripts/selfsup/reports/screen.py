@@ -63,10 +63,17 @@ class ScreenLines(logging.Formatter):
         self._done, self._total = record.done, record.total
         return ""
 
+    def _error(self, record: logging.LogRecord, clock: str) -> str:
+        """The exception of a failed command repeats the command; the line of its job is enough."""
+        text = str(record.msg)
+        return (
+            "" if text.startswith("RuleException:") and "CalledProcessError" in text else self._otherwise.format(record)
+        )
+
     def _job_error(self, record: logging.LogRecord, clock: str) -> str:
         told = [*record.log, *(f"{key} {value}" for key, value in record.aux.items())]
         why = f" ({', '.join(told)})" if told else ""
-        return f"{clock} | failed or stopped: {record.rule_msg or record.rule_name}{why}"
+        return f"{clock} | failed or stopped: {self._messages.get(record.jobid, record.rule_name)}{why}"
 
 
 class Screen(logging.StreamHandler):

@@ -1,0 +1,144 @@
+"""Folders for a model hub: loaded back by torchvision, timm and this package, with metadata that the hub reads."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+import yaml
+from test_export import lively
+
+import publish
+from selfsup.errors import UserError
+from selfsup.evaluation.encoder import encoder_card, load_encoder, save_encoder
+from selfsup.importing import imported_backbone
+from selfsup.models import initial_backbone
+from selfsup.recipe import load_recipe
+
+TRAINING = {
+    "fingerprint": "f1",
+    "dataset_fingerprint": "d1",
+    "epoch": 30.0,
+    "numerics": {"device": "cpu"},
+    "attempts": [],
+    "ledger": {"attempts": 3, "killed": 1, "gpu_hours": 7.5, "device_hours": 8.0},
+}
+EVALUATIONS = {
+    "linear": {
+        "top1": 91.456,
+        "top5": 99.7,
+        "n_test": 360,
+        "protocol": "linear, 90 epochs",
+        "dataset_fingerprint": "d1",
+    },
+    "birds": {"top1": 50.0, "n_test": 10, "protocol": "k-NN", "dataset_fingerprint": "another"},
+}
+# A name of config.yaml's experiments, by what its network is.
+NETWORKS = {
+    "standard": {"recipe": "imagenet", "overrides": {"model": {"backbone": "resnet18"}}},
+    "small_stem": {"recipe": "cifar10", "overrides": {}},
+    "narrow": {"recipe": "digits", "overrides": {}},
+    "vit": {
+        "recipe": "digits",
+        "overrides": {"model": {"backbone": "timm/vit_tiny_patch16_224", "arguments": {}}, "augment": {"size": 16}},
+    },
+}
+IN_TIMM = ("standard", "vit")
+
+
+@pytest.fixture(params=NETWORKS)
+def published(request, tmp_path, monkeypatch):
+    """The name of an experiment, its recipe, and the folder that was made of its encoder, which is the one there."""
+    name = request.param
+    if name in IN_TIMM:
+        pytest.importorskip("timm")
+    block = NETWORKS[name]
+    recipe = load_recipe(block["recipe"], block["overrides"])
+    config = {
+        "data_dir": "data",
+        "cluster": dict.fromkeys(("account", "partition", "constraint", "qos")) | {"extra": ""},
+    }
+    config |= {"datasets": {"digits": {"source": "digits"}}, "tables": {"mine": [name]}}
+    config["experiments"] = {name: {**block, "dataset": "digits"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    encoder = tmp_path / "results" / name / "seed0" / "encoder.safetensors"
+    card = {**encoder_card("online backbone", recipe, 0), "training": TRAINING}
+    checksum = save_encoder(encoder, lively(initial_backbone(recipe, 0)), card)
+    told = json.loads(encoder.with_suffix(".json").read_text()) | {"evaluations": EVALUATIONS}
+    encoder.with_suffix(".json").write_text(json.dumps(told))
+    (tmp_path / "results/mine.csv").write_text(
+        f"task,encoder_sha256,verdict,verdict_reason\nknn,{checksum},no,\nlinear,{checksum},not comparable,other data\n"
+    )
+    (tmp_path / "results/figures").mkdir()
+    (tmp_path / f"results/figures/{name}.png").write_bytes(b"curves")
+    monkeypatch.chdir(tmp_path)
+    make(monkeypatch, name)
+    return name, recipe, tmp_path / "hub"
+
+
+def make(monkeypatch, name: str, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["publish.py", "--experiment", name, "--output", "hub", *more])
+    publish.main()
+
+
+def test_the_lines_of_the_card_load_it_to_the_same_features(published, monkeypatch, repository):
+    """In torchvision, in timm, or in this package: what the README shows is run in the folder, without the workflow."""
+    name, recipe, folder = published
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    parts = re.split("# or by timm.*", code)
+    assert len(parts) == (2 if name in IN_TIMM else 1) and (folder / "config.json").exists() == (name in IN_TIMM)
+    encoder = load_encoder(folder / "model.safetensors", recipe)[0]
+    size = recipe["augment"]["size"]
+    pictures = torch.rand(2, 3, size, size)
+    monkeypatch.chdir(folder)
+    for part in parts:
+        scope = {}
+        exec(part.replace("workflow/scripts", str(repository / "workflow/scripts")), scope)
+        with torch.no_grad():
+            assert torch.equal(scope["network"].eval()(pictures), encoder(pictures)), part
+
+
+def test_the_card_has_the_hubs_metadata_and_what_strangers_ask(published):
+    name, _, folder = published
+    text = (folder / "README.md").read_text()
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["library_name"] == ("timm" if name in IN_TIMM else "torchvision") and head["license"] == "mit"
+    assert head["datasets"] == ["digits"] and "byol" in head["tags"]
+    (result,) = head["model-index"][0]["results"]  # of this dataset alone
+    assert result["metrics"][0]["value"] == 91.46 and result["dataset"]["type"] == "digits"
+    checksum = json.loads((folder / "model.json").read_text())["encoder_sha256"]
+    for word in ("| linear | 91.46 | 99.70 | 360 |", "| 7.5 (8 hours", "not comparable (other data)", f"`{checksum}`"):
+        assert word in text, word
+    assert "![curves](curves.png)" in text and "views.png" not in text
+    assert (folder / "curves.png").read_bytes() == b"curves"
+
+
+def test_the_hubs_own_reader_takes_the_card(published):
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard.load(published[2] / "README.md").data
+    assert (data.license, data.metrics, data.eval_results[0].metric_value) == ("mit", ["accuracy"], 91.46)
+
+
+def test_a_published_folder_is_imported_and_a_damaged_one_refused(published):
+    _, recipe, folder = published
+    weights = folder / "model.safetensors"
+    backbone, told = imported_backbone(weights, "selfsup", recipe)
+    wanted = load_encoder(weights, recipe)[0].state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in backbone.state_dict().items())
+    assert told.facts == {"epochs": 30} and told.method == "byol"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"its SHA-256 is [0-9a-f]{16}, [0-9a-f]{16} in its card"):
+        imported_backbone(weights, "selfsup", recipe)
+
+
+def test_what_cannot_be_published_is_one_line(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    config = ["--config", str(repository / "config.yaml")]
+    with pytest.raises(
+        UserError, match=r"^results/digits/seed0/encoder\.safetensors with its card is not there: snake"
+    ):
+        make(monkeypatch, "digits", *config)
+    with pytest.raises(UserError, match=r"^--experiment is 'digit', which config.yaml lacks; did you mean digits\?"):
+        make(monkeypatch, "digit", *config)
+    assert not (tmp_path / "hub").exists()
