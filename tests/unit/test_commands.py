@@ -153,6 +153,7 @@ def test_the_report_shows_the_tables_whose_evaluations_are_all_there(config):
         parts.parts_of_report(config)
     make(*parts.metrics_of_table(config, "demo"))
     assert list(map(str, parts.parts_of_report(config))) == [
+        "results/report.html",
         "results/report/demo.html",
         "results/figures/digits.svg",
         "results/report/digits_recipe.html",
@@ -160,7 +161,13 @@ def test_the_report_shows_the_tables_whose_evaluations_are_all_there(config):
         "results/report/compute.html",
     ]
     make(*parts.metrics_of_table(config, "table1")[:-1])
-    assert len(parts.parts_of_report(config)) == 5
+    assert len(parts.parts_of_report(config)) == 6
+    assert list(map(str, parts.parts_of_landing_page(config))) == [
+        "results/demo.md",
+        "results/figures/digits.svg",
+        "results/figures/views_digits.png",
+        "results/compute.csv",
+    ]
 
 
 def test_costs_are_counted_from_the_ledgers_that_are_there(config):

@@ -88,6 +88,7 @@ class OnThisMachine(Planned):
         "results/evaluations.csv",
         "results/laptop/seed0/embedded/packed/map.html",
         "results/figures/compare_table_of_laptop.svg",
+        "results/published/laptop_seed0/README.md",
         "data/textures/store.json",
         "preflight",
         "plan",

@@ -13,7 +13,7 @@ into the job's log, and whoever runs a script by hand can keep them apart.
 import logging
 import sys
 
-DETAIL = r"^[0-9][0-9:]{7}[^|]* [.] "  # how a detail's lines begin, for `grep`
+DETAIL = "^[0-9][0-9]:[0-9][0-9]:[0-9][0-9][^|]* [.] "  # how a detail's lines begin, for `grep`
 
 logger = logging.getLogger("selfsup")
 
