@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ from PIL import Image
 from selfsup.config import check_config
 from selfsup.data.packing import SHOWN
 from selfsup.data.preparing import prepare
-from selfsup.data.store import PackedStore
+from selfsup.data.store import PackedStore, decode
 from selfsup.engine import checkpoint
 from selfsup.errors import UserError
 from selfsup.protocols import PROTOCOLS, read_evaluation
@@ -339,3 +340,16 @@ def test_whatever_bytes_a_stores_description_has(tmp_path, tiny_store, data):
     changes = changed(json.loads(whole)).map(lambda content: json.dumps(content).encode())
     (folder / "store.json").write_bytes(data.draw(st.one_of(damaged(whole), changes)))
     told(PackedStore, folder)
+
+
+def test_a_gif_whose_picture_leaves_its_canvas_is_refused_before_it_is_decoded():
+    """torchvision would write past its memory: found by `make fuzz`."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), (10, 200, 30)).save(file, "gif")
+    whole = file.getvalue()
+    assert decode(np.array(bytearray(whole))).shape == (3, 7, 9)
+    place = whole.index(b"\x2c\0\0\0\0\x09\0\x07\0")
+    for offset in (1, 3, 6, 8):  # left, top, width, height
+        outside = whole[: place + offset] + b"\xe9" + whole[place + offset + 1 :]
+        with pytest.raises(ValueError, match="reaches beyond it"):
+            decode(np.array(bytearray(outside)))

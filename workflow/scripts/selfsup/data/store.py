@@ -25,6 +25,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
+from selfsup.data.gif_frames import check_gif
 from selfsup.errors import PermanentError, UserError
 
 FORMAT = 2
@@ -111,6 +112,8 @@ def decode(encoded: np.ndarray, mode: ImageReadMode = ImageReadMode.RGB) -> torc
     Raises ValueError saying what is wrong. A JPEG that lost its middle but has its end is decoded, as by PIL.
     """
     check_kind(bytes(encoded[:HEAD_BYTES]))
+    if encoded[:3].tobytes() == b"GIF":
+        check_gif(encoded.tobytes())
     try:
         image = decode_image(torch.from_numpy(encoded), mode)
     except (RuntimeError, ValueError) as error:
