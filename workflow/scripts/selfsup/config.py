@@ -87,7 +87,7 @@ class Published(Settings):
     """of the backbone's names in a state dict; null: the only one that fits"""
 
     def problems(self) -> Iterator[str]:
-        if self.publisher in ("authors", "official", "selfsup"):
+        if self.publisher not in ("torchvision", "timm", "state_dict"):
             for key in ("backbone", "prefix"):
                 if self.get(key) is not None:
                     yield f"{key} is for state dicts, not for {self.publisher}, whose network is the recipe's"
