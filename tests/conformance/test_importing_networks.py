@@ -183,7 +183,10 @@ def test_what_config_says_of_a_network_is_checked_before_anything_starts(reposit
         ("timm", None): "published.backbone is not set, wanted timm's name",
         ("authors", "resnet18"): "published.backbone is for state dicts, not for authors",
         ("state_dict", "resnet19"): "resnet19",
-        ("keras", None): "publisher is 'keras', wanted one of authors, official, torchvision, timm, state_dict",
+        (
+            "keras",
+            None,
+        ): "publisher is 'keras', wanted one of authors, official, selfsup, torchvision, timm, state_dict",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
             recipe(**dict(zip(("publisher", "backbone"), wrong, strict=True)))

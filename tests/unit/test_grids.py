@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from selfsup.as_run import config_as_run, record_what_runs
 from selfsup.config import check_config, load_config
@@ -96,11 +97,23 @@ def test_a_mistake_is_one_line(raw, grid, told):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_name_that_is_taken_is_refused(raw):
-    taken = with_grid(raw, {"epochs": [3, 4]})
-    taken["experiments"]["sweep-epochs_4"] = taken["experiments"]["digits"]
-    with pytest.raises(UserError, match=r"sweep-epochs_4 is made by the grid of sweep too: rename one"):
+def test_two_grids_that_make_one_name_are_refused(raw):
+    taken = with_grid(raw, {"optimizer.peak_lr": [1], "epochs": [3]})
+    taken["experiments"]["sweep-peak_lr_1"] = {"recipe": "digits", "dataset": "digits", "grid": {"epochs": [3]}}
+    with pytest.raises(UserError, match=r"sweep.* both make sweep-peak_lr_1-epochs_3: rename one"):
         check_config(taken)
+
+
+def test_an_experiment_that_stands_there_itself_is_taken(raw, tmp_path, repository):
+    """As `make report` lays what was run over config.yaml: by Snakemake's merging, mapping by mapping."""
+    swept = with_grid(raw, {"epochs": [3, 4]})
+    ran = without_grids(with_grid(raw, {"epochs": [3, 4]}, overrides={"global_batch": 32}))
+    merged = copy.deepcopy(swept)
+    update_config(merged, copy.deepcopy(ran))
+    config = check_config(merged)
+    assert list(config.experiments).count("sweep-epochs_4") == 1 and "sweep" not in config.experiments
+    assert config.experiments["sweep-epochs_4"].recipe.global_batch == 32
+    assert config.tables["sweep"] == ["sweep-epochs_3", "sweep-epochs_4", "digits"]
 
 
 def test_scripts_and_records_know_the_experiments_that_a_grid_made(raw, tmp_path, monkeypatch):

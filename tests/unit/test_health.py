@@ -179,8 +179,8 @@ def test_without_labels_k_nn_alone_is_left_out_and_no_bit_of_the_training_change
     assert cards[0].pop("knn_top1") >= 0 and cards[0] == cards[1]
     lines = rows(unknown.folder / "knn.csv") if (unknown.folder / "knn.csv").exists() else []
     assert len(lines) == (4 if images_per_feature == 1 else 0)
-    counted = ["step", "epoch", "steps_done", "epochs_done"]
-    assert not lines or list(lines[0]) == [*counted, "effective_rank", "uniformity", "bank", "queries"]
+    figures = ["effective_rank", "uniformity", "bank", "queries"]
+    assert not lines or list(lines[0]) == ["step", "epoch", *figures, "steps_done", "epochs_done"]
     assert caplog.text.count("has no labels: k-NN accuracy is left out of knn.csv") == 1
 
 

@@ -44,7 +44,8 @@ def at_the_end():
     return closing_words(set(map(str, workflow.dag.targetfiles)), CONFIG.tables, RESULTS)
 
 
-if workflow.exec_mode == ExecMode.DEFAULT and not (workflow.output_settings.dryrun or workflow.output_settings.verbose):
+TALKS = not (IS_MODULE or workflow.output_settings.dryrun or workflow.output_settings.verbose)
+if workflow.exec_mode == ExecMode.DEFAULT and TALKS:
     elsewhere = TYPED.executor not in (None, "local")
     take_screen(logging.getLogger("snakemake.logging"), elsewhere=elsewhere, nothing_to_do=at_the_end)
 

@@ -58,8 +58,14 @@ def drawn(experiments: Sequence[Sequence[Run]], results: Path) -> tuple[str, Fig
     experiment = next(run for run in experiments[0] if run.seed == runs[0].seed).experiment
     recipe = experiment.recipe
     title = f"{experiment.name}: {recipe['method']}, {recipe['model']['backbone']}, batch {recipe['global_batch']}"
+    if not runs_by_recipe(experiments[0]):
+        title = f"{experiment.name}: {recipe['model']['backbone']}, trained by others"
     alone = [replace(run, experiment="") for run in runs]
     return title, draw_curves(title, alone, runs[0].steps)
+
+
+def runs_by_recipe(runs: Sequence[Run]) -> bool:
+    return all(run.config.trained_by_recipe(run.experiment.name) for run in runs)
 
 
 def curves(run: Run, results: Path) -> RunCurves:
@@ -73,6 +79,8 @@ def curves(run: Run, results: Path) -> RunCurves:
 
 def published(config: Config, experiment: Experiment) -> dict[str, float]:
     """Return the published linear accuracies of an experiment's method and network on its dataset, by their authors."""
+    if not config.trained_by_recipe(experiment.name):
+        return {}
     rows, recipe = read_published(), experiment.recipe
     wanted = {
         "dataset": dataset_label(experiment.dataset, config.datasets[experiment.dataset]["source"]),

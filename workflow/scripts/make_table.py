@@ -76,7 +76,7 @@ def rows_of(config: Config, table: str, results: Path) -> list[Row]:
                     random_init=untrained,
                     split=SOURCES[source].test_split,
                     ledgers=() if untrained else ledgers,
-                    method=method_in_words(experiment.recipe),
+                    method=method_in_words(experiment.recipe) if config.trained_by_recipe(name) else None,
                     differs_in=swept[name],
                 )
             )

@@ -87,7 +87,7 @@ class Published(Settings):
     """of the backbone's names in a state dict; null: the only one that fits"""
 
     def problems(self) -> Iterator[str]:
-        if self.publisher not in ("torchvision", "timm", "state_dict"):
+        if not self.of_library:
             for key in ("backbone", "prefix"):
                 if self.get(key) is not None:
                     yield f"{key} is for state dicts, not for {self.publisher}, whose network is the recipe's"
@@ -102,6 +102,11 @@ class Published(Settings):
     @staticmethod
     def _in_torchvision(name: str) -> bool:
         return hasattr(BACKBONES.get(name), "of_torchvision")
+
+    @property
+    def of_library(self) -> bool:
+        """Whether it was trained by nobody's recipe here: which only stands in for its network and its evaluation."""
+        return self.publisher in ("torchvision", "timm", "state_dict")
 
     @property
     def model(self) -> dict[str, Any]:
@@ -219,6 +224,10 @@ class Config:
     published: dict[str, Published]
     extensions: list[str] = field(default_factory=list)
     evaluations: list[str] = field(default_factory=list)
+
+    def trained_by_recipe(self, experiment: str) -> bool:
+        """Whether an experiment's encoders were trained as its recipe says."""
+        return experiment not in self.published or not self.published[experiment].of_library
 
 
 def load_config(path: Path) -> Config:

@@ -25,21 +25,25 @@ def without_grids(raw: Any) -> Any:
     """Return a configuration whose experiments with a `grid` are written out, and so the tables that list them.
 
     raw: as config.yaml was read; what is no mapping where one is wanted is left for whoever checks it. Each combination
-    is an experiment <name>-<key>_<value>-..., named by the keys' last parts, in the grid's order. Raises UserError.
+    is an experiment <name>-<key>_<value>-..., named by the keys' last parts, in the grid's order. One of that name that
+    stands there itself is taken instead, as it is where a configuration that was run lies over config.yaml. Raises
+    UserError.
     """
     experiments = raw.get("experiments") if isinstance(raw, Mapping) else None
     if not isinstance(experiments, Mapping) or not any(map(_has_grid, experiments.values())):
         return raw
-    written: dict[Any, Any] = {}
+    written = {name: block for name, block in experiments.items() if not _has_grid(block)}
     members: dict[Any, list[str]] = {}
-    for name, block in experiments.items():
-        made = dict(_combinations(f"config.yaml: experiments.{name}.grid", name, block)) if _has_grid(block) else None
-        members[name] = [name] if made is None else list(made)
-        for one, whole in ({name: block} if made is None else made).items():
-            if one in written or (one in experiments and made is not None):
-                raise UserError(f"config.yaml: experiments.{one} is made by the grid of {name} too: rename one")
-            written[one] = whole
-    return {**raw, "experiments": written, **_tables(raw, members)}
+    makers: dict[str, Any] = {}
+    for name in experiments.keys() - written.keys():
+        made = dict(_combinations(f"config.yaml: experiments.{name}.grid", name, experiments[name]))
+        members[name] = list(made)
+        for one, whole in made.items():
+            if makers.setdefault(one, name) != name:
+                raise UserError(f"config.yaml: experiments.{name} and {makers[one]} both make {one}: rename one")
+            written.setdefault(one, whole)
+    order = [one for name in experiments for one in members.get(name, [name])]
+    return {**raw, "experiments": {one: written[one] for one in order}, **_tables(raw, members)}
 
 
 def _has_grid(block: Any) -> bool:

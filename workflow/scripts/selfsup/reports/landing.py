@@ -72,14 +72,17 @@ def _told(config: Config, results: Path, name: str) -> dict[str, str]:
     experiment, recipe = config.experiments[name], config.experiments[name].recipe
     cards = [card for run in _runs(experiment, results) if (card := _card(run.encoder.card))]
     trainings = [card.get("training") or {} for card in cards]
+    trained = {"method": recipe["method"], "epochs": f"{recipe['epochs']}", "batch": f"{recipe['global_batch']}"}
+    if not config.trained_by_recipe(name):
+        trained = dict.fromkeys(trained, "")
     return {
         "experiment": name,
         "recipe": experiment.recipe_name,
-        "method": recipe["method"],
+        "method": trained["method"],
         "backbone": recipe["model"]["backbone"],
         "dataset": experiment.dataset,
-        "epochs": f"{recipe['epochs']}",
-        "batch": f"{recipe['global_batch']}",
+        "epochs": trained["epochs"],
+        "batch": trained["batch"],
         "seeds": ", ".join(map(str, experiment.seeds)),
         "jobs": ", ".join(str(len(one.get("attempts", []))) for one in trainings),
         "device": ", ".join(dict.fromkeys(str(one.get("numerics", {}).get("device", "")) for one in trainings)),
@@ -103,7 +106,7 @@ def _cost(path: Path) -> str:
 
 def cost_table(costs: pd.DataFrame) -> str:
     """Return compute.csv as a table that fits the screen: of what was begun, the columns that people ask for."""
-    begun = costs.loc[costs["attempts"] != "0", list(COST)].copy()
+    begun = costs.loc[costs["attempts"] != "0", list(COST)].astype(object)  # texts, also where there is no row
     for name in HOURS:
         begun[name] = [cell and f"{float(cell) + 0:.4g}" for cell in begun[name]]  # + 0: no minus before a zero
     return table(begun.rename(columns=COST))

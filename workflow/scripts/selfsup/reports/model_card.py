@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from selfsup.layout import EncoderPaths
 from selfsup.tables.figure_keys import method_in_words
 
 WEIGHTS, CARD = "model.safetensors", "model.json"  # as hubs and timm call the first; the second is the encoder's card
@@ -102,4 +103,4 @@ def loading_lines(card: Mapping[str, Any]) -> list[str]:
     lines = card.get("timm") or card.get("torchvision") or []
     if all(line.startswith("#") for line in lines):
         return [*lines[:1], *OF_THIS_PACKAGE.splitlines()]
-    return [line.replace("encoder.safetensors", WEIGHTS) for line in lines]
+    return [line.replace(EncoderPaths(Path()).weights.name, WEIGHTS) for line in lines]

@@ -80,10 +80,16 @@ class Screen(logging.StreamHandler):
     """Writes the lines that are not empty."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if text and text != "None":
-            self.stream.write(f"{text}\n")
-            self.flush()
+        """Nothing that goes wrong with a line may end a call whose jobs are training, but a reader that is gone."""
+        try:
+            text = self.format(record)
+            if text and text != "None":
+                self.stream.write(f"{text}\n")
+                self.flush()
+        except BrokenPipeError:
+            raise
+        except Exception:
+            self.handleError(record)
 
 
 def take_screen(logger: logging.Logger, **of_lines) -> None:

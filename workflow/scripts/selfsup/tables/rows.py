@@ -296,6 +296,8 @@ def _judged(line: dict, published: pd.DataFrame) -> dict:
     if line["status"] == "not run":
         return {**line, "verdict": "not run"}
     method, here = line.get("method"), published[published["dataset"] == line["dataset"]]
+    if method is None and line["implementation"] == PUBLISHED["implementation"]:
+        return {**line, "verdict": "no reference", "verdict_reason": "trained by others, by a method that is not told"}
     theirs = here[here["implementation"].str.startswith(COMPARED_WITH) & here["beside"].isna()]
     found = theirs if method is None else theirs[theirs["method"] == method]
     if found.empty:

@@ -57,8 +57,8 @@ class History:
         if self._steps_per_epoch is None:
             return dict(row)
         steps = int(row["step"]) + 1 - self._counts_from
-        counted = dict(zip(COUNTED, (steps, steps / self._steps_per_epoch), strict=True))
-        return {**{key: row[key] for key in ("step", "epoch") if key in row}, **counted, **row, **counted}
+        # Last: who reads the older columns by their places goes on.
+        return {**row, **dict(zip(COUNTED, (steps, steps / self._steps_per_epoch), strict=True))}
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self._path.with_suffix(".tmp")
