@@ -1,6 +1,7 @@
 """The README.md of a published encoder: a model hub's metadata, and what strangers ask of weights. Imports no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
