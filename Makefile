@@ -53,7 +53,7 @@ compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="
 
 report: env  ## results/report.html: what is finished, as one page to show to others; results/report/workflow.html: how it was made
 	$(BIN)/python workflow/scripts/config_as_run.py --output results/config.json
-	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json -- report
+	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --forcerun landing_page -- report
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
 test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes

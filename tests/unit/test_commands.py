@@ -1,6 +1,8 @@
 """What commands are told, and what tables and the report are made from: without Snakemake."""
 
+import os
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,3 +200,11 @@ def test_a_seed_is_one_that_config_yaml_lists_as_it_is_written_there(config):
         experiment_asked_for(config, "digits", "7")
     with pytest.raises(UserError, match=r"has no seed 00: .*; ask for seed0"):
         experiment_asked_for(config, "digits", "00")
+
+
+def test_a_line_that_is_no_text_hides_none_after_it(tmp_path):
+    """As of a folder's name in another encoding; details are in the log alone."""
+    script, utf8 = shlex.split(commands.TEE), {**os.environ, "LC_ALL": "C.UTF-8"}
+    said = b"one\0\n09:00:00 . a detail\nan \xff\nlast\n"
+    shown = subprocess.run([*script, tmp_path / "log"], input=said, capture_output=True, check=True, env=utf8).stdout
+    assert shown == said.replace(b"09:00:00 . a detail\n", b"") and (tmp_path / "log").read_bytes() == said

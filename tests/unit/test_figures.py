@@ -161,6 +161,11 @@ def test_published_figures_are_of_this_method_network_and_dataset(repository):
     assert known["published: Devillers & Lefort"] == 74.03 and known["published: Original"] == 74.3
     assert not [name for name in known if "SimCLR" in name]
     assert published(config, config.experiments["digits"]) == {}
+    raw = read_yaml(repository / "config.yaml")
+    of_others = {"publisher": "timm", "path": "/weights.pth", "backbone": "vit_small_patch16_224"}
+    raw["experiments"]["imagenet"]["published"] = of_others
+    config = check_config(raw)
+    assert published(config, config.experiments["imagenet"]) == {}  # by nobody's method that is told here
 
 
 def test_experiments_are_compared_in_what_several_of_them_have_measured(run):

@@ -3,10 +3,12 @@
 import re
 import sys
 
+import pandas as pd
 import pytest
 
 import landing_page
 from selfsup.config import check_config
+from selfsup.reports.landing import cost_table
 from selfsup.reports.landing import landing_page as made
 from selfsup.settings.yaml_reader import read_yaml
 
@@ -87,3 +89,19 @@ def test_a_name_that_config_yaml_lacks_is_one_line(results, repository, monkeypa
     monkeypatch.setattr(sys, "argv", [*command, "--results", str(results), "--output", str(tmp_path / "page.html")])
     with pytest.raises(landing_page.UserError, match=r"--experiment is 'digit', which config.yaml lacks.*digits"):
         landing_page.main()
+
+
+def test_of_weights_from_a_library_neither_method_nor_training_is_told(results, repository):
+    raw = read_yaml(repository / "config.yaml")
+    published = {"publisher": "torchvision", "path": "/weights.pth", "backbone": "resnet50"}
+    raw["experiments"]["given"] = {"recipe": "imagenet", "dataset": "imagenet", "published": published}
+    (results / "figures/given.svg").write_text("<svg/>")
+    (results / "figures/views_given.png").write_bytes(b"\x89PNG")
+    head, row = rows(made(check_config(raw), results, ["demo"], ["given"]), "What was run")
+    told = dict(zip(head, row, strict=True))
+    assert told["backbone"] == "resnet50" and not {"method", "epochs", "batch"} & set(told)
+
+
+def test_where_nothing_was_begun_the_costs_are_an_empty_table(results):
+    costs = pd.read_csv(results / "compute.csv", dtype=str).fillna("")
+    assert cost_table(costs[costs["attempts"] == "0"]).count("<tr>") <= 1

@@ -89,3 +89,10 @@ def test_the_end_is_the_table_that_was_asked_for_and_what_may_come_next(tmp_path
     assert lines[1:4] == ["| a |", "| - |", "| 1 |"] and "| details |" not in lines
     assert "make report" in lines[-2] and f"--encoder {tmp_path}/digits/seed1/encoder.safetensors" in lines[-1]
     assert list(closing_words({str(tmp_path / "other.csv"), "elsewhere.txt"}, tables, tmp_path)) == []
+
+
+def test_a_record_that_cannot_be_shown_ends_no_call(log, monkeypatch):
+    """As of another version of Snakemake, whose records lack what is asked for."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    assert log(Event.JOB_INFO, jobid=7) == []
+    assert log(message="and it goes on", event_of_none=1) == ["and it goes on"]

@@ -51,6 +51,7 @@ def test_timms_weights_are_a_row_whose_training_is_not_told(workflow):
     assert [row["evaluation"] for row in ours] == ["linear", "knn"]
     assert {row["backbone"] for row in ours} == {"timm/test_resnet"}
     assert {row[key] for row in ours for key in ("method", "epochs", "global_batch", "head")} == {""}
+    assert {row["verdict"] for row in ours} == {"no reference"}
     assert "Nothing to be done" in workflow.run("-n", "results/demo.csv")
     published["prefix"] = "ema."
     assert "no part" not in workflow.run("-n", "results/demo.csv")

@@ -16,12 +16,13 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from selfsup.config import Block, with_network
 from selfsup.errors import UserError, run_script
 from selfsup.grids import read_config_file
 from selfsup.recipe import load_recipe, recipe_names
 from selfsup.reports.explain import difference_table, differing, explained, explained_block, table, warnings
 from selfsup.settings.extensions import load_extensions
-from selfsup.settings.typed import suggest
+from selfsup.settings.typed import read, suggest
 from selfsup.settings.yaml_reader import parse_yaml
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         if len(names) == 0:
             own = explained_block(block, arguments.experiment)
             print(table(own, meanings=arguments.meanings))
-        names, overrides = [block["recipe"], *names], block.get("overrides") or {}
+        names, overrides = [block["recipe"], *names], overrides_of(block, arguments.experiment)
         overrides_from = f"{arguments.config}: {arguments.experiment}.overrides"
     if not names:
         print("\n".join(recipe_names()))
@@ -66,6 +67,12 @@ def experiment(config: Path, name: str) -> Mapping:
     if not isinstance(block, Mapping) or not isinstance(block.get("recipe"), str):
         raise UserError(f"{config}: experiments.{name} names no recipe, wanted for example recipe: cifar10")
     return block
+
+
+def overrides_of(block: Mapping, name: str) -> Mapping:
+    """Return an experiment's overrides, with the network of weights that others have published."""
+    known = read(Block, block, f"experiments.{name}")
+    return with_network(known.published, known.overrides) if known.published else known.overrides
 
 
 def parse_arguments() -> argparse.Namespace:

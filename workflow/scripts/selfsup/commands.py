@@ -25,7 +25,7 @@ TOLD = RESULTS / ".told"
 # Writes a job's log, and the screen without the details; signals to the job's processes are for the trainer, which
 # still has to tell what it does.
 _IGNORED = " ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)
-TEE = f"""bash -c 'trap "" {_IGNORED}; tee "$0" | (grep -a --line-buffered -v "{DETAIL}" || :)'"""
+TEE = f"""bash -c 'trap "" {_IGNORED} PIPE; tee "$0" | (grep -a --line-buffered -v "{DETAIL}" || :)'"""
 
 
 def told_file(name: str, content: Any, *, write: bool) -> str:

@@ -398,7 +398,7 @@ def _experiment(name: str, block: Block, datasets: Mapping, evaluations: Mapping
             f"config.yaml: experiments.{name}.dataset is {block.dataset!r}, which is not "
             f"defined{suggest(block.dataset, list(datasets))}"
         )
-    overrides = block.overrides if block.published is None else _of_network(block.published, block.overrides)
+    overrides = block.overrides if block.published is None else with_network(block.published, block.overrides)
     try:
         recipe = load_recipe(block.recipe, overrides)
     except RecipeError as error:
@@ -448,7 +448,7 @@ def _published(name: str, block: Published) -> Published:
     return block.changed(path=_expanded(block.path, f"experiments.{name}.published.path"))
 
 
-def _of_network(published: Published, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def with_network(published: Published, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's overrides with those of a published network, of which the experiment's own stand before."""
     network, own = published.model, overrides.get("model", {})
     return {**overrides, "model": {**network, **own}} if network and isinstance(own, Mapping) else dict(overrides)

@@ -30,6 +30,7 @@ OWN_FILES = (
     "results/evaluations.csv",
     "results/preflight.txt",
     "results/report.html",
+    "results/report/workflow.html",
     "<data_dir>/downloads",
 )
 

@@ -106,9 +106,9 @@ def _cost(path: Path) -> str:
 
 def cost_table(costs: pd.DataFrame) -> str:
     """Return compute.csv as a table that fits the screen: of what was begun, the columns that people ask for."""
-    begun = costs.loc[costs["attempts"] != "0", list(COST)].astype(object)  # texts, also where there is no row
+    begun = costs.loc[costs["attempts"] != "0", list(COST)].copy()
     for name in HOURS:
-        begun[name] = [cell and f"{float(cell) + 0:.4g}" for cell in begun[name]]  # + 0: no minus before a zero
+        begun[name] = begun[name].map(lambda cell: cell and f"{float(cell) + 0:.4g}")  # + 0: no minus before a zero
     return table(begun.rename(columns=COST))
 
 
