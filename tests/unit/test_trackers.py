@@ -13,8 +13,12 @@ from selfsup.training import sinks
 from selfsup.training.sinks import check_trackers, open_trackers
 
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
-HISTORY = "step,epoch,loss,feature_spread\n1,0,4.0,\n3,0,3.0,0.5\n5,1,2.0,\n7,1,1."  # the last row is being written
-KNN = "step,epoch,knn_top1,bank,queries\n6,1.0,87.5,40,10\n"
+HISTORY = """step,epoch,steps_done,epochs_done,loss,feature_spread
+1,0,2,0.4,4.0,
+3,0,4,0.8,3.0,0.5
+5,1,6,1.2,2.0,
+7,1,8,1.6,1."""  # the last row is being written
+KNN = "step,epoch,steps_done,epochs_done,knn_top1,bank,queries\n6,1.0,6,1.2,87.5,40,10\n"
 LOSS, TOP1 = [(1, 4.0), (3, 3.0), (5, 2.0)], [(5, 87.5)]
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from selfsup.layout import RunFolder
+from selfsup.training import sinks
 
 PANELS = {  # column of history.csv or knn.csv: title with unit
     "loss": "loss",
@@ -36,7 +37,7 @@ FROM_ZERO = (
     "projection_spread",
     "alignment",
 )  # their distance from 0 counts
-NOT_CURVES = ("step", "epoch", "steps_done", "epochs_done", "bank", "queries", "skipped")
+NOT_CURVES = (*sinks.NOT_CURVES, "skipped")
 LINEAR = "linear accuracy, test images (%)"
 UNTRAINED = "untrained"
 REFERENCE_LINES = (":", "--", "-.")
