@@ -145,6 +145,28 @@ def test_a_run_that_has_no_history_is_one_line(tmp_path, repository):
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("step,loss\n1,4.0\nx,3.0\n", "history.csv: line 3: step is 'x', wanted a number"),
+        ("step,loss\n1,four\n", "history.csv: line 2: loss is 'four', wanted a number"),
+        ("step,loss\n,4.0\n", "history.csv: line 2: step is '', wanted a number"),
+        ("loss\n4.0\n", "history.csv: line 2: step is '', wanted a number"),
+        ("step,loss\n1,4.0,5.0\n", "history.csv: line 2: more cells than columns"),
+        ("step,loss\n1,\udcff\n", "history.csv: no text"),
+    ],
+)
+def test_a_damaged_history_is_one_line(tmp_path, repository, content, words):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain/history.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    command = [sys.executable, repository / "workflow/scripts/track.py", "--run", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and words in line and "restore it" in line
+    assert not (tmp_path / "pretrain/tracked").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "package"),
     [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow-skinny"), ("trackio", "trackio")],
 )
