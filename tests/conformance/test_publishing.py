@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib.metadata import distribution
 
 import pytest
 import torch
@@ -157,6 +158,16 @@ def test_a_card_that_is_not_publishs_own_is_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=r"no folder of publish\.py's") as error:
         read_hub_folder(weights)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_that_sends_it_is_one_of_the_hubs_package(published, monkeypatch, caplog, repository):
+    hub = pytest.importorskip("huggingface_hub")
+    with caplog.at_level("INFO", logger="selfsup"):
+        make(monkeypatch, published[0])
+    (told,) = re.findall(r"To send it: (\S+ upload) YOUR_NAME/\S+ hub$", caplog.text, re.MULTILINE)
+    assert told in publish.__doc__ and told in (repository / "docs/results.md").read_text()
+    commands = distribution(hub.__name__).entry_points.select(group="console_scripts").names
+    assert told.split()[0] in commands
 
 
 def test_what_cannot_be_published_is_one_line(tmp_path, monkeypatch, repository):
