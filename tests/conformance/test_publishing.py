@@ -3,17 +3,21 @@
 import json
 import re
 import sys
+from importlib.metadata import distribution
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from test_export import lively
 
 import publish
 from selfsup.errors import UserError
 from selfsup.evaluation.encoder import encoder_card, load_encoder, save_encoder
 from selfsup.importing import imported_backbone
+from selfsup.importing.hub_folder import read_hub_folder
 from selfsup.models import initial_backbone
+from selfsup.provenance import sha256
 from selfsup.recipe import load_recipe
 
 TRAINING = {
@@ -130,6 +134,40 @@ def test_a_published_folder_is_imported_and_a_damaged_one_refused(published):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"its SHA-256 is [0-9a-f]{16}, [0-9a-f]{16} in its card"):
         imported_backbone(weights, "selfsup", recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoder_sha256": None}, "its encoder_sha256 is null"),
+        ({"encoder_sha256": 7}, "its encoder_sha256 is 7"),
+        ({"training": None}, "its training.epoch is null"),
+        ({"training": {"epoch": "all"}}, 'its training.epoch is "all"'),
+        ({"training": {"epoch": float("inf")}}, "infinity"),
+        ({"recipe": []}, "its recipe.method is null"),
+        ({"recipe": {"method": None}}, "its recipe.method is null"),
+    ],
+)
+def test_a_card_that_is_not_publishs_own_is_one_line(tmp_path, change, words):
+    weights = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(1)}, weights)
+    card = {"encoder_sha256": sha256(weights), "recipe": {"method": "byol"}, "training": {"epoch": 30.0}}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    assert read_hub_folder(weights).method == "byol"
+    weights.with_suffix(".json").write_text(json.dumps(card | change))
+    with pytest.raises(UserError, match=r"no folder of publish\.py's") as error:
+        read_hub_folder(weights)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_that_sends_it_is_one_of_the_hubs_package(published, monkeypatch, caplog, repository):
+    hub = pytest.importorskip("huggingface_hub")
+    with caplog.at_level("INFO", logger="selfsup"):
+        make(monkeypatch, published[0])
+    (told,) = re.findall(r"To send it: (\S+ upload) YOUR_NAME/\S+ hub$", caplog.text, re.MULTILINE)
+    assert told in publish.__doc__ and told in (repository / "docs/results.md").read_text()
+    commands = distribution(hub.__name__).entry_points.select(group="console_scripts").names
+    assert told.split()[0] in commands
 
 
 def test_what_cannot_be_published_is_one_line(tmp_path, monkeypatch, repository):

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from make_curves import published
 from selfsup.config import check_config
+from selfsup.errors import UserError
 from selfsup.reports.figures import (
     FROM_ZERO,
     LINEAR,
@@ -178,3 +179,19 @@ def test_experiments_are_compared_in_what_several_of_them_have_measured(run):
     lines = panels["loss"].lines
     assert [line.get_label() for line in lines] == ["one, seed 7", "two, seed 7"]  # and no segment's end
     assert [line.get_xdata()[-1] for line in lines] == [2.0, 1.0]
+
+
+def test_experiments_that_share_no_measured_quantity_are_one_line_that_names_them(run):
+    first, second = replace(run, experiment="one"), replace(run, experiment="two")
+    second = replace(second, history=second.history[["step", "epoch"]].assign(mine=1.0), knn=pd.DataFrame())
+    with pytest.raises(
+        UserError, match=r"^one, two: nothing in common to draw: .*none has a linear evaluation"
+    ) as error:
+        draw_comparison("both", [first, second])
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_has_measured_nothing_is_one_line(run):
+    nothing = replace(run, history=run.history[["step", "epoch"]], knn=pd.DataFrame())
+    with pytest.raises(UserError, match=r"^a run: nothing to draw"):
+        draw_curves("a run", [nothing], steps_per_epoch=5)

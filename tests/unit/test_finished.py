@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from frozen import settings_of
+from runs import TINY_TUNING
 from selfsup import finished
 from selfsup.config import Config, Experiment, load_config
 from selfsup.errors import UserError
 from selfsup.evaluation import record
+from selfsup.evaluation.fine_tune_settings import FineTuneSettings
+from selfsup.evaluation.task_settings import MEAN_PER_CLASS
 from selfsup.finished import Evaluated
 from selfsup.layout import EncoderPaths, RunFolder, data_of, store_in
+from selfsup.protocols import Evaluation
 from selfsup.recipe import canonical, fingerprint, load_recipe
 from selfsup.segments import record_run
 
@@ -166,6 +171,30 @@ def test_an_evaluation_is_finished_when_its_record_is_of_what_is_there(config, e
     assert evaluated(config, experiment, run, encoder) == Evaluated(finished=True, outdated=False)
     paths.metrics.unlink()  # is written anew from the record
     assert evaluated(config, experiment, run, encoder) == Evaluated(finished=True, outdated=False)
+
+
+@pytest.mark.parametrize("task", ["fine_tune", "logistic"])
+@pytest.mark.parametrize("told_by", ["identity", "files"])
+def test_a_choice_by_the_mean_of_the_classes_outlives_its_dataset_and_metrics(run, experiment, tmp_path, task, told_by):
+    """Snakemake deletes metrics.csv before the job that would write it again from the record."""
+    settings = {"fine_tune": FineTuneSettings(**TINY_TUNING), "logistic": settings_of("logistic")}[task]
+    evaluation, encoder, data = Evaluation(task, task, settings, "birds"), run.encoder, tmp_path / "data"
+    export(encoder, experiment)
+    write(store_in(data), {"fingerprint": "images", "measure": MEAN_PER_CLASS})
+    folder = encoder.evaluation(task).folder
+
+    def wanted() -> dict:
+        return record.identity(evaluation, experiment.recipe, 0, encoder.weights, data, folder)
+
+    before = wanted()
+    assert before["chosen_by"] == MEAN_PER_CLASS
+    known = before if told_by == "identity" else {key: before[key] for key in before if key != "chosen_by"}
+    files = {"metrics.csv": "top1\n50\n" if told_by == "identity" else f"top1,measure\n50,{MEAN_PER_CLASS}\n"}
+    record.keep(folder, known, files)
+    store_in(data).unlink()
+    (folder / "metrics.csv").unlink()
+    assert wanted() == before
+    assert record.recorded(folder, wanted()) == (files if told_by == "identity" else None)
 
 
 def test_figures_of_something_else_are_outdated(config, experiment, run):

@@ -1,5 +1,9 @@
 """Equal small image files are kept as their pixels, under the fingerprint of the files; others as before."""
 
+import json
+import zipfile
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,8 @@ from torchvision.io import encode_jpeg, encode_png
 from selfsup.data import decoded, packing
 from selfsup.data.loader import Batches, ViewMaker, fits_on
 from selfsup.data.preparing import Packing, prepare
-from selfsup.data.store import PackedStore, decode
+from selfsup.data.store import PackedStore, StoreWriter, decode
+from selfsup.errors import UserError
 from selfsup.recipe import load_recipe
 from tiny import TINY
 from trees import tar_of
@@ -119,6 +124,47 @@ def test_pictures_made_equal_by_resize_and_some_left_out_are_kept_as_pixels(tree
     store = PackedStore(tmp_path / "store")
     assert store.train.raw.shape == (29, 3, 48, 48) and store.skipped["train"] == 1
     assert len(store.train.labels) == 29
+
+
+def test_a_name_that_stands_twice_is_kept_once_and_each_picture_with_its_own_label(tree, tmp_path, monkeypatch):
+    root, pictures = tree("png")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for path in sorted(root.rglob("*.png")):
+            archive.write(path, path.relative_to(root))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.write(root / "train/bee/015.png", "train/ant/000.png")
+    pack = packing.pack
+    all_listed = len(pictures["train"]) + 1  # are held out, and so both of that name
+    monkeypatch.setattr(
+        packing, "pack", lambda listing, *to, **how: pack(replace(listing, validation=all_listed), *to, **how)
+    )
+    prepare("folder", tmp_path / "twice.zip", tmp_path / "store", Packing(skip_damaged=True))
+    store = PackedStore(tmp_path / "store")
+    assert np.array_equal(store.train.raw, torch.stack(pictures["train"]).numpy())
+    assert store.train.labels.tolist() == [0] * 15 + [1] * 15
+    assert (store.skipped["train"], store.validation) == (1, 30)
+
+
+def test_a_store_with_another_number_of_labels_than_of_images_is_not_read(tree, tmp_path):
+    root, _ = tree()
+    prepare("folder", root, tmp_path / "store")
+    labels, card = tmp_path / "store/train_labels.npy", tmp_path / "store/store.json"
+    np.save(labels, np.load(labels)[:-1])
+    told = json.loads(card.read_text())
+    told["files"][labels.name] = labels.stat().st_size
+    card.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"train has 30 images, but 29 labels, .* prepare the dataset again$") as error:
+        PackedStore(tmp_path / "store")
+    assert "\n" not in str(error.value)
+
+
+def test_pixels_of_more_images_than_were_added_are_not_kept(tmp_path):
+    writer, ones = StoreWriter(tmp_path, ["ant"]), np.ones((2, 2), np.int64)
+    np.save(writer.unfinished / "train_images.npy", np.zeros(2, np.uint8))
+    writer.add_encoded("train", ones, ones, np.zeros(2), np.zeros((2, 32), np.uint8))
+    np.save(writer.unfinished / "train_pixels.npy", np.zeros((3, 3, 1, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"train_pixels\.npy: found the pixels of 3 images, wanted those of 2"):
+        writer.keep_pixels("train", "train_pixels.npy")
 
 
 def test_a_step_sees_the_same_pictures_either_way(tree, tmp_path, monkeypatch):

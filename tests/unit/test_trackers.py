@@ -13,8 +13,12 @@ from selfsup.training import sinks
 from selfsup.training.sinks import check_trackers, open_trackers
 
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
-HISTORY = "step,epoch,loss,feature_spread\n1,0,4.0,\n3,0,3.0,0.5\n5,1,2.0,\n7,1,1."  # the last row is being written
-KNN = "step,epoch,knn_top1,bank,queries\n6,1.0,87.5,40,10\n"
+HISTORY = """step,epoch,steps_done,epochs_done,loss,feature_spread
+1,0,2,0.4,4.0,
+3,0,4,0.8,3.0,0.5
+5,1,6,1.2,2.0,
+7,1,8,1.6,1."""  # the last row is being written
+KNN = "step,epoch,steps_done,epochs_done,knn_top1,bank,queries\n6,1.0,6,1.2,87.5,40,10\n"
 LOSS, TOP1 = [(1, 4.0), (3, 3.0), (5, 2.0)], [(5, 87.5)]
 
 
@@ -138,6 +142,28 @@ def test_a_run_that_has_no_history_is_one_line(tmp_path, repository):
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "history.csv has no rows yet, or is not there" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("step,loss\n1,4.0\nx,3.0\n", "history.csv: line 3: step is 'x', wanted a number"),
+        ("step,loss\n1,four\n", "history.csv: line 2: loss is 'four', wanted a number"),
+        ("step,loss\n,4.0\n", "history.csv: line 2: step is '', wanted a number"),
+        ("loss\n4.0\n", "history.csv: line 2: step is '', wanted a number"),
+        ("step,loss\n1,4.0,5.0\n", "history.csv: line 2: more cells than columns"),
+        ("step,loss\n1,\udcff\n", "history.csv: no text"),
+    ],
+)
+def test_a_damaged_history_is_one_line(tmp_path, repository, content, words):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain/history.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    command = [sys.executable, repository / "workflow/scripts/track.py", "--run", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and words in line and "restore it" in line
+    assert not (tmp_path / "pretrain/tracked").exists()
 
 
 @pytest.mark.parametrize(

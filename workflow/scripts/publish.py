@@ -1,7 +1,7 @@
 """Make a folder of a finished run's encoder that is ready for a model hub. Nothing is sent anywhere.
 
     python workflow/scripts/publish.py --experiment digits --output results/published/digits_seed0
-    huggingface-cli upload YOUR_NAME/digits results/published/digits_seed0
+    hf upload YOUR_NAME/digits results/published/digits_seed0
 
 Reads config.yaml, how the run was called for, the encoder with its card, and under --results its figures and tables.
 Writes --output: model.safetensors under torchvision's or timm's names, README.md (the model card), model.json, figures
@@ -54,7 +54,7 @@ def main() -> None:
         "pictures": [one for one in PICTURES if one in copied],
     }
     write_atomically(output / "README.md", model_card(card, **told))
-    logger.info(f"{output} is ready. To send it: huggingface-cli upload YOUR_NAME/{told['name']} {output}")
+    logger.info(f"{output} is ready. To send it: hf upload YOUR_NAME/{told['name']} {output}")
 
 
 def card_of(path: Path, weights: Path) -> dict:

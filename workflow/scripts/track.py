@@ -42,13 +42,29 @@ def main() -> None:
 
 
 def rows_of(path: Path, counted_from: int = 0) -> Iterator[dict[str, float]]:
-    """Yield the complete rows of a CSV, without blank cells; none where there is none. counted_from: its first step."""
-    text = path.read_text() if path.exists() else ""
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+    """Yield the complete rows of a CSV, without blank cells; none where there is none. counted_from: its first step.
+
+    Raises UserError that names the line that is damaged.
+    """
+    try:
+        text = path.read_text() if path.exists() else ""
+    except ValueError as error:
+        raise UserError(f"{path}: no text ({error}): restore it") from error
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    for row in reader:
+        where = f"{path}: line {reader.line_num}"
+        if None in row:
+            raise UserError(f"{where}: more cells than columns: restore it, or delete the line")
         if None not in row.values():
-            yield {name: float(value) for name, value in row.items() if value} | {
-                "step": int(row["step"]) - counted_from
-            }
+            cells = {name: _number(where, name, value, float) for name, value in row.items() if value}
+            yield cells | {"step": _number(where, "step", row.get("step", ""), int) - counted_from}
+
+
+def _number(where: str, name: str, value: str, kind: type) -> float:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {name} is {value!r}, wanted a number: restore it, or delete the line") from error
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -111,12 +111,14 @@ def pack(
                 done[split] = file.done
                 file.complete()
     _report(folder, damaged, total, skip_damaged)
+    kept = {split: _kept(pictures, done[split]) for split, pictures in listing.splits.items()}
+    packed = {split: [done[split][picture.member.name] for picture in pictures] for split, pictures in kept.items()}
     for split, pictures in listing.splits.items():
-        _add(writer, listing.classes, split, pictures, done[split])
-    _keep_small_pixels(writer, listing, done, cpus)
+        _add(writer, listing.classes, split, pictures, kept[split], packed[split])
+    _keep_small_pixels(writer, packed, cpus)
     writer.note(**mean_and_std(Sums.read(one.sums, one.height * one.width) for one in done["train"].values()))
     writer.note(resize=resize, skipped={split: len(lost) for split, lost in damaged.items()})
-    writer.note(**_notes(listing, {picture.member.name for picture, _ in damaged["train"]}, measure))
+    writer.note(**_notes(listing, done["train"], measure))
     return writer.finish()
 
 
@@ -352,11 +354,20 @@ def _report(folder: Path, damaged: Mapping[str, list[tuple[Picture, str]]], tota
     )
 
 
+def _kept(pictures: list[Picture], done: Mapping[str, Packed]) -> list[Picture]:
+    """Return the pictures that the store holds. Of a name that stands twice the first is packed, and the second not."""
+    return [picture for picture in pictures if not picture.member.problem and picture.member.name in done]
+
+
 def _add(
-    writer: StoreWriter, classes: list[str], split: str, pictures: list[Picture], done: Mapping[str, Packed]
+    writer: StoreWriter,
+    classes: list[str],
+    split: str,
+    pictures: list[Picture],
+    kept: list[Picture],
+    packed: list[Packed],
 ) -> None:
-    """Hand a split's images over to the writer, in the order of the list."""
-    kept = [picture for picture in pictures if not picture.member.problem and picture.member.name in done]
+    """Hand a split's images over to the writer, in the order of the list. packed: of each of `kept`."""
     if pictures and not kept:
         raise UserError(f"{split}: all images are damaged: mend them; {DAMAGED} has the reason of each")
     single = {picture.label for picture in pictures if isinstance(picture.label, int)}
@@ -364,7 +375,6 @@ def _add(
         raise UserError(
             f"{split}: of class {classes[label]} all images are damaged: mend them, or remove the class's folder"
         )
-    packed = [done[picture.member.name] for picture in kept]
     writer.add_encoded(
         split,
         spans=np.array([(one.begin, one.end) for one in packed], np.int64),
@@ -375,14 +385,8 @@ def _add(
     )
 
 
-def _keep_small_pixels(
-    writer: StoreWriter, listing: Listing, done: Mapping[str, Mapping[str, Packed]], cpus: int
-) -> None:
+def _keep_small_pixels(writer: StoreWriter, packed: Mapping[str, list[Packed]], cpus: int) -> None:
     """Decode all splits where their pictures are equal and small, from the files that lie there packed."""
-    packed = {
-        split: [done[split][one.member.name] for one in pictures if one.member.name in done[split]]
-        for split, pictures in listing.splits.items()
-    }
     size = size_of_all(np.array([(one.height, one.width) for one in split]) for split in packed.values())
     if size is None:
         return
@@ -396,11 +400,10 @@ def _keep_small_pixels(
         writer.keep_pixels(split, f"{split}_pixels.npy")
 
 
-def _notes(listing: Listing, lost: Set[str], measure: str) -> dict:
-    """Return what store.json says of a source that is out of the ordinary. lost: names of damaged training pictures."""
+def _notes(listing: Listing, done: Mapping[str, Packed], measure: str) -> dict:
+    """Return what store.json says of a source that is out of the ordinary. done: the packed training pictures."""
     held_out = listing.splits["train"][len(listing.splits["train"]) - listing.validation :]
-    validation = sum(picture.member.name not in lost for picture in held_out)
-    notes = {"validation": validation, "multi_label": listing.multi_label, "measure": measure}
+    notes = {"validation": len(_kept(held_out, done)), "multi_label": listing.multi_label, "measure": measure}
     usual = {"validation": 0, "multi_label": False, "measure": TOP1}
     return {key: value for key, value in notes.items() if value != usual[key]}
 

@@ -62,6 +62,11 @@ class Split:
             self.sizes = np.broadcast_to(np.array(self.raw.shape[2:], np.int64), (len(self.raw), 2))
         else:
             self.sizes, self._spans = mapped("sizes"), mapped("spans")
+        if self.labels is not None and len(self.labels) != len(self):
+            raise UserError(
+                f"{self._folder}: {self._name} has {len(self):,} images, but {len(self.labels):,} labels, so that "
+                f"labels are not their images' own: delete {self._folder} and prepare the dataset again"
+            )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -274,7 +279,11 @@ class StoreWriter:
         """Let the store hold a split's pixels in place of the image files that were added.
 
         file: in `unfinished`, a .npy, uint8 [N, 3, H, W], in the files' order. The fingerprint stays that of the files.
+        Raises ValueError where there are more or fewer pixels than image files.
         """
+        found = np.load(self.unfinished / file, mmap_mode="r", allow_pickle=False).shape[0]
+        if found != (wanted := self._splits[split]["images"]):
+            raise ValueError(f"{file}: found the pixels of {found:,} images, wanted those of {wanted:,}")
         self._splits[split]["kind"] = "raw"
         self._files = [name for name in self._files if name not in (f"{split}_spans.npy", f"{split}_sizes.npy")]
         self._lies_as[f"{split}_images.npy"] = file

@@ -28,7 +28,7 @@ def identity(
     """Return all that the figures depend on. encoder: the weights, their card beside them; data: the store's folder;
     folder: of the results."""
     store = card_if_any(store_in(data))
-    measure = (store or _metrics(folder)).get("measure", "")  # a dataset may have been deleted since
+    measure = store.get("measure", "") if store else _measure_of(folder)  # a dataset may have been deleted since
     return {
         "evaluation": evaluation_part(recipe, evaluation.task, evaluation.settings),
         "seed": seed,
@@ -43,6 +43,15 @@ def _data_of(folder: Path) -> str | None:
     """Return the data that finished results were made from, for where it has been deleted since."""
     known = card_if_any(EvaluationPaths(folder).record).get("identity") or {}
     return known.get("data") or _metrics(folder).get("dataset_fingerprint")
+
+
+def _measure_of(folder: Path) -> str:
+    """Return the measure of the data that finished results were made from; "" where they do not tell."""
+    record = card_if_any(EvaluationPaths(folder).record)
+    chosen_by = (record.get("identity") or {}).get("chosen_by")
+    files = record.get("files") or {}
+    rows = (_row(files.get(EvaluationPaths(folder).metrics.name, "")), _metrics(folder))
+    return chosen_by or next((row["measure"] for row in rows if row.get("measure")), "")
 
 
 def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
@@ -147,6 +156,13 @@ def collect(encoder: Path) -> None:
 
 
 def _metrics(folder: Path) -> dict[str, str]:
-    with contextlib.suppress(OSError, ValueError, csv.Error, StopIteration):
-        return next(csv.DictReader(EvaluationPaths(folder).metrics.read_text(encoding="utf-8").splitlines()))
+    with contextlib.suppress(OSError, ValueError):
+        return _row(EvaluationPaths(folder).metrics.read_text(encoding="utf-8"))
+    return {}
+
+
+def _row(metrics: str) -> dict[str, str]:
+    """Return the row of a metrics.csv, given as its text; empty where it has none."""
+    with contextlib.suppress(csv.Error):
+        return next(csv.DictReader(metrics.splitlines()), {})
     return {}

@@ -1,6 +1,9 @@
 """Encoders that this workflow has published: folders of publish.py, model.safetensors with its card, model.json."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -14,10 +17,20 @@ def read_hub_folder(path: Path) -> Published:
     """Read a model.safetensors with its card. Raises UserError where they do not belong together, or one is damaged."""
     try:
         card = read_card(path.with_suffix(".json"))
-        found, wanted = provenance.sha256(path), card["encoder_sha256"]
-        method, epochs = card["recipe"]["method"], round(card["training"]["epoch"])
-    except (OSError, ValueError, KeyError) as error:
+        found, wanted = provenance.sha256(path), _told(card, "encoder_sha256", kind=str)
+        method, epochs = _told(card, "recipe", "method", kind=str), round(_told(card, "training", "epoch", kind=float))
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: no folder of publish.py's, model.safetensors beside model.json ({error})") from error
     if found != wanted:
         raise UserError(f"{path}: its SHA-256 is {found[:16]}, {wanted[:16]} in its card: download or publish it again")
     return Published(load_file(path), {"epochs": epochs}, method)
+
+
+def _told(card: Mapping, *keys: str, kind: type) -> Any:
+    """Return what a card has under a key, or under a key's key. Raises ValueError where it is of another kind."""
+    value: Any = card
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError(f"its {'.'.join(keys)} is {json.dumps(value)[:40]}")
+    return value

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from selfsup.errors import UserError
 from selfsup.layout import RunFolder
+from selfsup.training import sinks
 
 PANELS = {  # column of history.csv or knn.csv: title with unit
     "loss": "loss",
@@ -36,7 +38,7 @@ FROM_ZERO = (
     "projection_spread",
     "alignment",
 )  # their distance from 0 counts
-NOT_CURVES = ("step", "epoch", "steps_done", "epochs_done", "bank", "queries", "skipped")
+NOT_CURVES = (*sinks.NOT_CURVES, "skipped")
 LINEAR = "linear accuracy, test images (%)"
 UNTRAINED = "untrained"
 REFERENCE_LINES = (":", "--", "-.")
@@ -118,11 +120,13 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
     """Return the figure, as wide as a screen; a panel for each quantity that some run has, accuracies first.
 
     The horizontal axis is epochs. steps_per_epoch: None where the dataset does not tell; then the runs do, and in their
-    first epoch the axis is steps.
+    first epoch the axis is steps. Raises UserError where there is no panel.
     """
     told = [steps for run in runs if (steps := run.steps_per_epoch()) is not None]
     steps_per_epoch = steps_per_epoch or min([*told, *(run.steps for run in runs if run.steps)], default=None)
     drawings = [*_accuracies(runs), *_quantities(runs, steps_per_epoch)]
+    if not drawings:
+        raise UserError(_nothing_to_draw(title, [run.experiment for run in runs]))
     columns = min(COLUMNS, len(drawings))
     rows = -(-len(drawings) // columns)
     size = (max(columns, 2) * SIZE_INCHES[0], rows * SIZE_INCHES[1] + MARGIN_INCHES)
@@ -135,6 +139,16 @@ def draw_curves(title: str, runs: list[RunCurves], steps_per_epoch: float | None
         axis.remove()
     _add_legend(figure)
     return figure
+
+
+def _nothing_to_draw(title: str, experiments: list[str]) -> str:
+    names, without = list(dict.fromkeys(experiments)), "none has a linear evaluation or one at its boundaries"
+    if len(names) == 1:
+        return f"{title}: nothing to draw: no quantity is measured yet, and {without}: draw it later"
+    return (
+        f"{', '.join(names)}: nothing in common to draw: no quantity is measured by two of them, and {without}: draw "
+        "each alone, or evaluate one"
+    )
 
 
 def _accuracies(runs: list[RunCurves]) -> Iterator[Callable[[Axes], None]]:

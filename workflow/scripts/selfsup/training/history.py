@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.training.sinks import Sink
-
-COUNTED = ("steps_done", "epochs_done")  # of the run, when the row's figures were taken
+from selfsup.training.sinks import COUNTED, Sink
 
 
 class History:
     """A CSV file with a row per logged step. A resume removes the rows after the checkpoint's step.
 
     The columns are those of all rows, in the order of their first appearance; missing values are blank. Rows of
-    history.csv and of knn.csv count their steps differently; both get the columns of COUNTED, by which they join, and
-    rows of an older version get them too.
+    history.csv and of knn.csv count their steps differently; both get the columns of COUNTED, by which they join: what
+    was done of the run when the row's figures were taken. Rows of an older version get them too.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ from selfsup.errors import UserError
 from selfsup.settings.registries import TRACKERS
 from selfsup.settings.typed import suggest
 
-NOT_CURVES = ("step", "epoch", "bank", "queries")
+COUNTED = ("steps_done", "epochs_done")  # columns of the files, which a replay reads: rows as they are made lack them
+NOT_CURVES = ("step", "epoch", *COUNTED, "bank", "queries")
 PROJECT = "selfsup"
 
 
