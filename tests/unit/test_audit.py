@@ -15,7 +15,7 @@ from selfsup.provenance import sha256
 from selfsup.recipe import parse_recipe
 from selfsup.segments import recorded_cards
 from selfsup.training import audit as auditing
-from selfsup.training.audited import Audited, choose_segment, data_folder, run_folder
+from selfsup.training.audited import Audited, check_output, choose_segment, data_folder, run_folder
 from selfsup.training.pretraining import Run
 
 
@@ -131,6 +131,40 @@ def test_a_row_that_was_left_out_is_named(run, audit):
         audit(choose_segment(run, 2))
 
 
+def rewrite_history(run: Path, kept) -> None:
+    """Leave the columns of history.csv for whose name `kept` is true."""
+    path = RunFolder(run).pretrain.history
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    places = [place for place, name in enumerate(rows[0]) if kept(name)]
+    path.write_text("".join(",".join(row[place] for place in places) + "\n" for row in rows))
+
+
+def test_a_column_that_was_left_out_is_named(run, audit, tmp_path):
+    rewrite_history(run, lambda name: name != "loss")
+    with pytest.raises(
+        UserError, match="the same bits, but another history; from step 10 on: loss is missing in the run"
+    ):
+        audit(choose_segment(run, 2))
+    assert differs(tmp_path)["first_difference"]["run"] is None
+    rewrite_history(run, lambda name: name == "step")
+    with pytest.raises(UserError, match=r"but another history; from step 10 on: .* is missing in the run"):
+        audit(choose_segment(run, 2))
+
+
+def test_a_history_without_the_columns_that_older_runs_do_not_have_is_the_same(run, audit):
+    rewrite_history(run, lambda name: name not in ("steps_done", "epochs_done"))
+    assert audit(choose_segment(run, 2))["verdict"] == "the same bits"
+
+
+def test_conditions_of_an_audit_that_was_stopped_are_those_of_all_its_attempts(run, audit, tmp_path):
+    assert audit(choose_segment(run, 2), stop=StopAfter(3), threads=1) == {}
+    try:
+        found = audit(choose_segment(run, 2), threads=2)
+    except UserError:  # as it is with larger networks
+        found = differs(tmp_path)
+    assert found["conditions"] == ["threads: run 2, audit 1"]
+
+
 def test_another_thread_count_is_named(run, audit):
     try:
         assert (
@@ -242,3 +276,38 @@ def test_an_audit_has_a_folder_of_its_own(run):
     assert replace(choose_segment(run), run=Path("results/digits/seed3")).own_folder == Path(
         "results/audit/digits/seed3/epoch_0004"
     )
+
+
+@pytest.mark.parametrize("place", ["tiny/seed0", "tiny/seed0/pretrain", "tiny/seed0/new", "link"])
+def test_an_output_in_the_folder_of_the_run_is_refused(run, tmp_path, place):
+    (tmp_path / "link").symlink_to(run / "pretrain")
+    with pytest.raises(UserError, match=r"is in the folder of the audited run, .*: give --output a folder of its own"):
+        check_output(choose_segment(run), tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["epoch_0002.pt", "epoch_0002.json", "segments.json", "partial"])
+def test_an_output_with_what_is_not_of_an_audit_is_refused(run, tmp_path, name):
+    other, segment = tmp_path / "other", choose_segment(run)
+    check_output(segment, other)
+    other.mkdir()
+    check_output(segment, other)
+    (other / name).mkdir() if name == "partial" else (other / name).touch()
+    with pytest.raises(UserError, match=rf"holds {name}, which is not of an audit: give --output"):
+        check_output(segment, other)
+    for mark in ("begun.json", "audit.json", "differs.json"):
+        (other / mark).touch()
+        check_output(segment, other)
+        (other / mark).unlink()
+
+
+def test_an_audit_that_was_killed_while_it_copied_goes_on_in_its_folder(run, audit, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auditing.checkpoint, "take_over", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(choose_segment(run, 2))
+    assert (tmp_path / "audit/epoch_0002.json").exists()
+    check_output(choose_segment(run, 2), tmp_path / "audit")
+    assert audit(choose_segment(run, 2))["verdict"] == "the same bits"

@@ -311,6 +311,28 @@ def test_whatever_bytes_a_boundary_without_a_card_has(tmp_path, saved, data):
     checkpoint.known_card(folder / "epoch_0001.pt")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_boundary_without_a_card_is_not_set_aside_when_memory_is_short(tmp_path, saved, monkeypatch, error):
+    def short(*_, **__):
+        raise error
+
+    folder = copied(saved, tmp_path)
+    for name in ("epoch_0001.json", "segments.json"):
+        (folder / name).unlink()
+    path = folder / "epoch_0001.pt"
+    monkeypatch.setattr(torch, "load", short)
+    with pytest.raises(UserError, match=r"epoch_0001.pt: cannot be read now, memory is short") as told:
+        checkpoint.newest_checkpoint([path])
+    assert not isinstance(told.value, checkpoint.DamagedCheckpointError)
+    assert path.exists() and not path.with_suffix(".damaged").exists()
+
+
 @cases(40)
 @given(st.sampled_from([name for name in FILES if name.endswith("json")]), st.data())
 def test_whatever_a_card_or_a_record_says(tmp_path, saved, name, data):

@@ -82,7 +82,6 @@ rule audit_segment:
         "logs/audit/{experiment}_seed{seed}_epoch{epoch}.log",
     benchmark:
         "logs/benchmarks/audit/{experiment}_seed{seed}_epoch{epoch}.tsv"
-    retries: 0  # other bits stay other bits
     threads: threads_of("pretrain")
     resources:
         **resources_of("pretrain"),

@@ -23,6 +23,7 @@ from selfsup.logs import logger
 from selfsup.training.audited import (
     UNTOLD,
     Audited,
+    check_output,
     choose_segment,
     data_folder,
     extensions_of,
@@ -36,6 +37,7 @@ def main() -> int:
     segment = choose_segment(arguments.run, arguments.segment, arguments.until_epoch)
     arguments.data = arguments.data or data_folder(segment.run)
     arguments.output = arguments.output or segment.own_folder
+    check_output(segment, arguments.output)
     use_conditions_of(arguments, segment.card.get("numerics") or {})
     goal, name = f"epoch {segment.end}", segment.card.get("fingerprint", "unknown")
     with begin_attempt(arguments, arguments.output, stage="audit", goal=goal, fingerprint=name) as attempt:

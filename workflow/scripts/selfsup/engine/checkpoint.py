@@ -59,19 +59,29 @@ def known_card(path: Path) -> dict[str, Any] | None:
 
 
 def _card_from(path: Path) -> dict[str, Any]:
-    """Return a card made from a boundary's file, whose inner checksums must be right."""
+    """Return a card made from a boundary's file, whose inner checksums must be right.
+
+    Raises ValueError if they are not; OSError, or UserError where memory is short, which say nothing about the file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
         state = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
-    except (OSError, MemoryError):  # which say nothing about the file
+    except OSError:
         raise
     except Exception as error:  # damaged archives and pickles raise whatever their readers come across
+        if _is_short_of_memory(error):
+            raise UserError(f"{path}: cannot be read now, memory is short: start again when there is more") from error
         raise ValueError(f"the file is damaged, {type(error).__name__}") from error
     if not whole:
         raise ValueError("the file is damaged")
     keys = ("revision", "seed", "dataset_fingerprint", "fingerprint", "step", "epoch", "numerics", "format")
     return {**{key: state[key] for key in keys}, "sha256": sha256(path)}
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Return whether a reader got no memory: torch tells a failed allocation as a RuntimeError that names it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in str(error).lower())
 
 
 def save_checkpoint(

@@ -5,6 +5,7 @@ Only exact segments allow this: what a run of 1000 epochs claims is checked for 
 
 import csv
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,12 +26,14 @@ from selfsup.optim.parameter_groups import optimizer_groups
 from selfsup.recipe import fingerprint
 from selfsup.segments import write_card
 from selfsup.training.audited import Audited, seed_in_name
+from selfsup.training.history import COUNTED
 from selfsup.training.run import Run
 from selfsup.training.segment import IDENTITY, train_segment
 
 CLOCK = ("images_per_s", "data_wait")  # columns of history.csv that tell of the clock
 LISTED = 20  # tensors that differ, at most
 SAME = "the same bits"
+UNFINISHED = "{}\n"  # what begun.json says while checkpoints are deleted or copied: nothing to go on with
 
 
 def train_again(run: Run, segment: Audited, attempt: Attempt) -> bool:
@@ -47,6 +50,7 @@ def _prepare(own: AuditPaths, segment: Audited) -> None:
     if own.begun.exists() and own.begun.read_text() == content:
         return
     clear(own)
+    write_atomically(own.begun, UNFINISHED)
     own.verdict.unlink(missing_ok=True)
     own.differing.unlink(missing_ok=True)
     own.kept.unlink(missing_ok=True)
@@ -59,10 +63,11 @@ def _prepare(own: AuditPaths, segment: Audited) -> None:
 
 def clear(own: AuditPaths) -> None:
     """Delete the checkpoints of an audit and their records."""
-    own.begun.unlink(missing_ok=True)
+    write_atomically(own.begun, UNFINISHED)  # the folder stays known as an audit's, whenever this is killed
     for path in [*boundary_files(own.folder), *own.cards(), own.record]:
         path.unlink(missing_ok=True)
     shutil.rmtree(own.partial, ignore_errors=True)
+    own.begun.unlink()
 
 
 def read_ends(segment: Audited) -> dict[str, Any]:
@@ -109,9 +114,9 @@ def verdict(segment: Audited, claimed: Mapping[str, Any], run: Run) -> dict[str,
         part: {whose: _digest(state.get(part, {})) for whose, state in states.items()}
         for part in states["run"] | states["audit"]
     }
-    sums["history"] = {whose: _digest_of_rows(several, _shared_columns(rows)) for whose, several in rows.items()}
+    sums["history"] = {whose: _digest_of_rows(several, _compared_columns(rows)) for whose, several in rows.items()}
     differing = [part for part, pair in sums.items() if pair["run"] != pair["audit"]]
-    conditions = _conditions(claimed, start, found["numerics"])
+    conditions = _conditions(claimed, found, start)
     return {
         "verdict": _in_words(differing, conditions),
         "segment": {"number": segment.number, "epochs": [segment.start, segment.end], "steps": [start, found["step"]]},
@@ -138,13 +143,20 @@ def _in_words(differing: list[str], conditions: list[str]) -> str:
     return f"other bits in {', '.join(differing)}{under}"
 
 
-def _conditions(claimed: Mapping[str, Any], start: int, mine: Mapping[str, Any]) -> list[str]:
-    """Return a line for each condition of equal bits in which the audit, or a part of the segment, differs."""
-    attempts = claimed["attempts"]
-    ends = [*(one["start_step"] for one in attempts[1:]), claimed["step"]]
-    involved = [one for one, end in zip(attempts, ends, strict=True) if end > start] or [claimed["numerics"]]
-    lines = [line for one in involved for line in provenance.numerics_differences(one, mine)]
+def _conditions(claimed: Mapping[str, Any], found: Mapping[str, Any], start: int) -> list[str]:
+    """Return a line for each condition of equal bits in which an attempt of the run and one of the audit differ."""
+    pairs = itertools.product(_attempts_since(start, claimed), _attempts_since(start, found))
+    lines = [line for pair in pairs for line in provenance.numerics_differences(*pair)]
     return [line.replace("wanted", "run").replace("found", "audit") for line in dict.fromkeys(lines)]
+
+
+def _attempts_since(start: int, state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the conditions of each attempt that has trained a step from `start` on."""
+    attempts = state["attempts"]
+    ends = [*(one["start_step"] for one in attempts[1:]), state["step"]]
+    involved = [one for one, end in zip(attempts, ends, strict=True) if end > max(start, one["start_step"])]
+    when = ("start_step", "started")  # no conditions
+    return [{key: one[key] for key in one if key not in when} for one in involved] or [state["numerics"]]
 
 
 def _named(state: Mapping[str, Any], method: Method) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -206,10 +218,10 @@ def _rows(path: Path, start: int, end: int) -> dict[int, dict[str, str]]:
         raise UserError(f"{path}: no history of a pretraining ({error}): restore it") from error
 
 
-def _shared_columns(rows: Mapping[str, Mapping[int, Mapping[str, str]]]) -> set[str]:
-    """Return the columns that both histories have; one that a version did not know yet differs in nothing."""
-    columns = [{key for row in several.values() for key in row} for several in rows.values() if several]
-    return set.intersection(*columns) if columns else set()
+def _compared_columns(rows: Mapping[str, Mapping[int, Mapping[str, str]]]) -> set[str]:
+    """Return the columns of the audit's own rows, without those that the run's version did not know yet."""
+    told, mine = ({key for row in several.values() for key in row} for several in (rows["run"], rows["audit"]))
+    return mine - ({*COUNTED} - told)
 
 
 def _digest_of_rows(rows: Mapping[int, Mapping[str, str]], columns: set[str]) -> str:
@@ -219,14 +231,15 @@ def _digest_of_rows(rows: Mapping[int, Mapping[str, str]], columns: set[str]) ->
 
 def _first_difference(rows: Mapping[str, Mapping[int, Mapping[str, str]]]) -> dict[str, Any] | None:
     """Return the first step whose rows differ, with the first column; None where all are equal."""
-    columns = sorted(_shared_columns(rows))
+    columns = sorted(_compared_columns(rows))
     for step in sorted({*rows["run"], *rows["audit"]}):
         pair = {whose: several.get(step) for whose, several in rows.items()}
         if not all(pair.values()):
             return {"step": step, "column": None, **{whose: "a row" if row else "none" for whose, row in pair.items()}}
         for column in columns:
-            if pair["run"].get(column) != pair["audit"].get(column):
-                return {"step": step, "column": column, **{whose: row.get(column) for whose, row in pair.items()}}
+            told = {whose: row.get(column) for whose, row in pair.items()}
+            if told["run"] != told["audit"]:
+                return {"step": step, "column": column, **told}
     return None
 
 
@@ -249,7 +262,8 @@ def _since(found: Mapping[str, Any]) -> str:
     words = f"; first tensor: {tensors[0]}" if tensors else ""
     if first is None:
         return f"; all rows of history up to step {found['segment']['steps'][1]} are the same{words}"
-    what = f"{first['column'] or 'history'} is {first['run']} in the run, {first['audit']} here"
+    run, mine = ("missing" if first[whose] is None else first[whose] for whose in ("run", "audit"))
+    what = f"{first['column'] or 'history'} is {run} in the run, {mine} here"
     return f"; from step {first['step']} on: {what}{words}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from selfsup.cards import card_if_any
 from selfsup.errors import UserError
 from selfsup.jobs import SWITCHES
-from selfsup.layout import AuditPaths, PretrainPaths, RunFolder, RunPaths, data_of
+from selfsup.layout import AuditPaths, PretrainPaths, RunFolder, RunPaths, boundary_files, data_of
 from selfsup.segments import finished_boundaries, recorded_cards
 
 
@@ -73,6 +73,16 @@ def choose_segment(run: Path, number: int | None = None, end: int | None = None)
             f"{wanted[0]}: {' and '.join(path.name for path in missing)} is missing, deleted perhaps; {can}"
         )
     return wanted[0]
+
+
+def check_output(segment: Audited, output: Path) -> None:
+    """Raise UserError where an audit would work among files that are not an audit's: it deletes checkpoints there."""
+    own, advice = AuditPaths(output), f"give --output a folder of its own, such as {segment.own_folder}"
+    if output.resolve().is_relative_to(segment.run.resolve()):
+        raise UserError(f"--output {output} is in the folder of the audited run, {segment.run}: {advice}")
+    found = [path for path in (own.record, own.partial, *boundary_files(output), *own.cards()) if path.exists()]
+    if found and not any(path.exists() for path in (own.begun, own.verdict, own.differing)):
+        raise UserError(f"--output {output} holds {found[0].name}, which is not of an audit: {advice}")
 
 
 def segments(run: Path) -> list[Audited]:
