@@ -77,7 +77,9 @@ CHECK
     df -h /dev/shm | tail -n 1  # loader processes hand batches over through it: a container's 64 MB are too few
     return 0
 }
-facts() { nproc; uptime; head -n 1 /proc/stat; free -g 2>/dev/null | head -n 2; }  # the 8th of cpu's numbers: stolen
+facts() {  # what is not there (free, uptime: procps) is left out; the 8th of cpu's numbers: stolen
+    nproc; uptime 2> /dev/null; head -n 1 /proc/stat; free -g 2> /dev/null | head -n 2 || :
+}
 
 part() {  # name, seconds, command...: runs it when --only has it, for at most so long, with its time
     case ,$ONLY, in *,"${1%%-*}",*) ;; *) return ;; esac
@@ -111,6 +113,7 @@ older() {
 }
 measure() {  # 580 s at most, all limits together
     ONLY=${ONLY:-facts,tests,convolutions,steps,profile,run,resnet50}
+    rm -f "$WORK"/run_*.csv  # of an earlier call
     part facts 5 facts
     part tests 110 tests
     part convolutions 60 bench gpu_check convolutions --json "$OUT/convolutions.json"
@@ -142,21 +145,30 @@ all() {
 }
 
 begin() {  # the same call without --leave, in a session of its own, from a copy of the tree
+    local pid
+    pid=$(cat "$WORK/pid" 2> /dev/null)
+    if [ ! -e "$WORK/ended" ] && [ -n "$pid" ] && kill -0 "$pid" 2> /dev/null; then
+        echo "error: $WORK has work going on, process $pid: use --fetch to wait for its end, or another --work" >&2
+        return 2
+    fi
     rm -rf "$WORK/tree" "$WORK/out" "$WORK/ended"
     mkdir -p "$WORK/tree"
     cp -r benchmarks docs tests workflow pyproject.toml "$WORK/tree"
     : > "$WORK/log"
+    rm -f "$WORK/pid"
     (cd "$FROM" && LEFT=1 ENDED=$WORK/ended setsid nohup bash -c \
-        'bash "$0" "$@"; echo $? > "$ENDED.new"; mv "$ENDED.new" "$ENDED"' \
+        'echo $$ > "${ENDED%/*}/pid"; bash "$0" "$@"; echo $? > "$ENDED.new"; mv "$ENDED.new" "$ENDED"' \
         "$WORK/tree/benchmarks/gpu.sh" "$WORK/out" "${GIVEN[@]}" >> "$WORK/log" 2>&1 < /dev/null &)
 }
 wait_for_it() {
     [ -e "$WORK/log" ] || { echo "error: $WORK has no work that was left going on: start with --train and --leave" >&2; return 2; }
     while [ ! -e "$WORK/ended" ] && [ "$SECONDS" -lt "${LEAVE:-600}" ]; do sleep 1; done
+    local over=  # known before the copy: what ends during it is brought by the next call
+    [ ! -e "$WORK/ended" ] || over=1
     cp "$WORK"/out/* "$OUT" 2> /dev/null
     cp "$WORK/log" "$OUT/gpu.txt"
     tail -n 15 "$WORK/log"
-    if [ ! -e "$WORK/ended" ]; then
+    if [ -z "$over" ]; then
         echo "goes on: benchmarks/gpu.sh OUT --fetch --work $WORK"
         return 0
     fi
@@ -166,7 +178,7 @@ wait_for_it() {
 if [ "$MODE" = fetch ]; then wait_for_it; exit; fi
 if [ -n "$LEAVE" ] && [ -z "${LEFT:-}" ]; then
     case $MODE in train | arms) ;; *) refuse "--leave is for --train and --arms" ;; esac
-    begin
+    begin || exit
     wait_for_it
     exit
 fi

@@ -7,13 +7,15 @@
 The schedules have the length that is trained. Then the encoder is exported and judged by the whole linear protocol and
 by k-NN, beside the same encoder untrained by k-NN; a training that has overrun its time is judged as far as it came.
 OUT gets training.json, small.tar.gz (every CSV and card) and the encoder in pieces: `cat encoder.part* >
-encoder.safetensors`. What has been prepared in FOLDER is used again; finished work is not repeated there.
+encoder.safetensors`. What has been prepared in FOLDER is used again; finished work is not repeated there. A call with
+other pictures or other minutes begins anew, and what was trained before lies beside it, set aside.
 
 --arms trains docs/gpu/README.md's 40-epoch arms instead, each judged by the run's own k-NN at its end, D by its top-1.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -70,17 +72,37 @@ def main() -> None:
 
 
 def prepared(report: measuring.Report, options: argparse.Namespace) -> PackedStore:
-    """Return the packed pictures, packed once in the folder for work."""
-    folder, note = options.work / "data", options.work / "pictures.txt"
-    if not note.exists():
+    """Return the packed pictures, packed once in the folder for work; anew where other ones are asked for."""
+    note, asked = options.work / "pictures.json", {"cifar10": str(options.cifar10), "quick": options.quick}
+    known = noted(note, asked)
+    if known is None:
+        note.unlink(missing_ok=True)
+        for name in ("run", "arms"):
+            set_aside(report, options.work / name)
+        for name in ("data", "repeated"):
+            shutil.rmtree(options.work / name, ignore_errors=True)
         options.work.mkdir(parents=True, exist_ok=True)
-        store, meaning = pictures(options, folder)
-        note.write_text(f"{store.folder}\n{meaning}\n")
-    where, meaning = note.read_text().splitlines()
-    store = PackedStore(Path(where))
+        store, meaning = pictures(options, options.work / "data")
+        known = {"asked": asked, "folder": str(store.folder), "meaning": meaning}
+        note.write_text(json.dumps(known))
+    store, meaning = PackedStore(Path(known["folder"])), known["meaning"]
     form = "as they are" if store.train.raw is not None else "as files, which every step decodes"
     report.say(f"pictures: {meaning}, packed {form}", pictures=meaning, dataset=store.fingerprint)
     return store
+
+
+def noted(note: Path, asked: Mapping) -> dict | None:
+    """Return what an earlier call has noted, if it was asked the same."""
+    known = json.loads(note.read_text()) if note.exists() else {}
+    return known if known.get("asked") == asked else None
+
+
+def set_aside(report: measuring.Report, folder: Path) -> None:
+    """Rename a folder of trainings that this call does not go on with."""
+    if folder.exists():
+        number = len(list(folder.parent.glob(f"{folder.name}_before*")))
+        aside = folder.rename(folder.with_name(f"{folder.name}_before{number}"))
+        report.say(f"{folder} was trained with other pictures or another length: it is now {aside.name}")
 
 
 def table1(report: measuring.Report, store: PackedStore, options: argparse.Namespace) -> None:
@@ -89,10 +111,7 @@ def table1(report: measuring.Report, store: PackedStore, options: argparse.Names
     checkpoint = pretrained(report, recipe, store, run, options, limit)
     sources = {"trained": ["--checkpoint", str(checkpoint)], "untrained": ["--random-init"]}
     for name, source in sources.items():
-        encoder = run / name / "encoder.safetensors"
-        encoder.parent.mkdir(exist_ok=True)
-        if not encoder.exists():
-            script("export_encoder.py", "--recipe", canonical(recipe), *source, "--output", str(encoder))
+        export(recipe, source, run / name)
     # k-NN first: seconds, where the linear evaluation may be cut off.
     for name, protocol in (("trained", "knn"), ("untrained", "knn"), ("trained", "linear")):
         judge(report, run / name, protocol, recipe, store, options)
@@ -105,16 +124,20 @@ def chosen_recipe(
     if options.quick:
         own = {"epochs": 1, "optimizer": {"warmup_epochs": 0}, "linear": {"epochs": 1}, "model": {"width": 4}}
         return load_recipe("digits", own), None
-    note = options.work / "epochs.json"  # a second call goes on with what the first has chosen
-    if not note.exists():
+    note = options.work / "epochs.json"  # a second call goes on with what the first has chosen, if it asks the same
+    asked = {"minutes": options.minutes, "epoch_seconds": options.epoch_seconds, "dataset": store.fingerprint}
+    known = noted(note, asked)
+    if known is None:
+        set_aside(report, options.work / "run")
         timed = None if options.epoch_seconds else SLACK * timed_epoch(store, options)
         epoch = options.epoch_seconds or timed
         left = 60 * options.minutes - (time.monotonic() - options.began) - LINEAR_S - 2 * KNN_S - STARTS_S
         epochs = max(int(left / epoch), 1)
-        note.write_text(json.dumps({"epochs": epochs, "epoch_s": epoch}))
+        known = {"asked": asked, "epochs": epochs, "epoch_s": epoch}
+        note.write_text(json.dumps(known))
         how = "as told" if options.epoch_seconds else f"steps timed, times {SLACK}"
         report.say(f"an epoch of {epoch:.2f} s ({how}): {epochs} epochs in {left:.0f} s", epoch_s=epoch, epochs=epochs)
-    epochs = json.loads(note.read_text())["epochs"]
+    epochs = known["epochs"]
     limit = options.minutes - (time.monotonic() - options.began + LINEAR_S + 2 * KNN_S) / 60
     warm_up = min(round(WARM_UP_SHARE * epochs), 10)
     return load_recipe("cifar10", {"epochs": epochs, "optimizer": {"warmup_epochs": warm_up}}), max(limit, 0.5)
@@ -140,11 +163,29 @@ def pretrained(
     if boundary.exists():
         tell_training(report, folder, boundary)
         return boundary
-    newest, unfinished = rolling_files(folder / "partial")[-1], folder / "unfinished.pt"
-    unfinished.unlink(missing_ok=True)
-    unfinished.hardlink_to(newest)  # beside the ledger, where an export looks for it
+    rolling, unfinished = rolling_files(folder / "partial"), folder / "unfinished.pt"
+    if not rolling:
+        raise UserError(f"the time was over before the first checkpoint in {folder}: give it more --minutes")
+    newest = rolling[-1]
+    for suffix in (".pt", ".json"):  # the card too, without which no checkpoint is read
+        link = unfinished.with_suffix(suffix)
+        link.unlink(missing_ok=True)
+        link.hardlink_to(newest.with_suffix(suffix))  # beside the ledger, where an export looks for it
     report.say(f"the time was over before epoch {epochs}: judged as it stands in {newest.name}", unfinished=newest.name)
     return unfinished
+
+
+def export(recipe: Mapping, source: list[str], folder: Path) -> None:
+    """Export the encoder into a folder, unless it is there; one of another checkpoint goes with its evaluations."""
+    encoder, card = folder / "encoder.safetensors", folder / "encoder.json"
+    if source[0] == "--checkpoint":
+        known = json.loads(card.read_text())["training"] if card.exists() else {}
+        wanted = json.loads(Path(source[1]).with_suffix(".json").read_text())
+        if any(known.get(key) != wanted[key] for key in ("fingerprint", "step")):
+            shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not encoder.exists():
+        script("export_encoder.py", "--recipe", canonical(recipe), *source, "--output", str(encoder))
 
 
 def computing(store: PackedStore, options: argparse.Namespace) -> list[str]:

@@ -97,12 +97,18 @@ def _losses(name: str, store: PackedStore, folder: Path) -> list[float]:
 
 
 def machine() -> dict[str, str]:
-    """Return what the last losses depend on: on another processor, what is rounded otherwise has grown to percents."""
+    """Return what the last losses depend on: where sums have another order, a last digit grows to percents.
+
+    A virtual machine may hide the processor's name ("AMD EPYC"); its family, model and stepping tell generations apart.
+    """
     known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line for line in known if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    first = {}  # of the first processor
+    for key, _, value in (line.partition(":") for line in known):
+        first.setdefault(key.strip(), value.strip())
     return {
-        "processor": model,
+        "processor": first.get("model name", platform.machine()),
+        **{key: first.get(key, "") for key in ("cpu family", "model", "stepping")},
+        "threads": str(torch.get_num_threads()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }

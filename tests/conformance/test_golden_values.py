@@ -8,7 +8,7 @@ from golden_values import CHANGELOG, FILE, digest, exact, machine, rounded
 GOLDEN = json.loads(FILE.read_text())
 WAY = "if it is meant: python tests/conformance/golden_values.py '<words of docs/changelog.md that allow it>'"
 
-EQUAL_ANYWHERE = 6  # of the losses
+EQUAL_ANYWHERE = 4  # of the losses
 
 
 @pytest.mark.parametrize("part", GOLDEN["exact"])
@@ -17,10 +17,10 @@ def test_draws_and_orders_never_change(part):
 
 
 def test_initial_weights_and_losses_never_change():
-    """Weights to 1e-5 relative, the first losses to 1e-4; all to 1e-3 on the processor that they were recorded on.
+    """Weights to 1e-5 relative, the first four losses to 1e-4; all to 1e-3 on the machine that they were recorded on.
 
-    Each step carries on what processors sum in different orders: with AVX2 instead of AVX512 MoCo v3's and EquiMod's
-    losses are 6e-6 apart after six steps, and percents after ten.
+    Each step carries on what is summed in another order, by another processor or by other numbers of threads: EquiMod's
+    losses are within 4e-7 of each other in four steps, up to 1e-2 apart after six, and percents after ten.
     """
     found, steps = rounded(), None if machine() == GOLDEN["machine"] else EQUAL_ANYWHERE
     assert found.keys() == GOLDEN["rounded"].keys()

@@ -74,6 +74,29 @@ def test_table_1_is_trained_while_its_caller_is_away_and_comes_home_in_pieces(gp
         )
 
 
+def test_a_second_training_beside_a_living_one_is_refused(gpu_script, tmp_path):
+    work = tmp_path / "work"
+    (work / "tree").mkdir(parents=True)
+    (work / "pid").write_text(f"{os.getpid()}\n")  # a process that lives
+    status, said = gpu_script("--train", "1", "--smoke", "--leave", "1")
+    assert status == 2 and f"process {os.getpid()}: use --fetch" in said, said
+    assert list((work / "tree").iterdir()) == []  # the first one's, as it was
+
+
+def test_the_check_needs_no_procps_and_packs_no_earlier_run(gpu_script, tmp_path, monkeypatch):
+    for name in ("free", "uptime"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text("#!/bin/sh\nexit 127\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/run_history.csv").touch()
+    status, said = gpu_script("--check", "--smoke", "--only", "facts")
+    assert status == 0 and "all parts ran" in said, said
+    assert not (tmp_path / "out/run.tar.gz").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
