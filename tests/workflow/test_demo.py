@@ -21,10 +21,13 @@ def test_the_demo_learns_to_tell_digits_apart(workflow, repository):
     assert table.loc["This work", "top1"] - table.loc["Random initialisation", "top1"] >= 6
     assert table.loc["This work", "n_test"] == 360
     shown = printed.splitlines()
-    assert len(shown) < 60, printed
+    progress = [line for line in shown if " left" in line]  # as many as the machine is slow
+    assert len(shown) - len(progress) < 50, printed
     assert workflow.read("results/demo.md").splitlines()[2] in shown[-8:]
     assert "make report" in printed and "embed.py --encoder results/digits/seed0/encoder.safetensors" in shown[-1]
     assert workflow.run("results/demo.csv").splitlines()[-4:] == shown[-4:]  # also where nothing is left to do
     starts = [workflow.read(f"logs/pretrain/digits_seed0_epoch00{epoch}.log") for epoch in (10, 20, 30)]
     assert "from the beginning" in starts[0]
-    assert all("continuing after" in start and "left: segment" in start for start in starts[1:])
+    assert all("continuing after" in start for start in starts[1:])
+    ends = zip((10, 20, 30), starts, strict=True)
+    assert all(f"epoch  {epoch}.00/30  step {22 * epoch}/660" in start for epoch, start in ends)
