@@ -2,3 +2,7 @@
 
 
 include: "workflow/Snakefile"
+
+
+# What is made where nothing is asked for: of an included file Snakemake does not take it.
+workflow.default_target = "all"

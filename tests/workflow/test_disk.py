@@ -129,7 +129,7 @@ def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository,
     assert not list(folder.rglob("*.pt")) and not (folder / "lock.json").exists()
 
 
-def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_again(pretraining, tmp_path):
+def test_an_image_that_has_become_unreadable_is_named_and_no_retry_tries_it_again(pretraining, tmp_path, kept_as_files):
     from selfsup.data.preparing import Packing, prepare
 
     for place in range(20):

@@ -83,7 +83,7 @@ def typed():
 
 
 # A module is given its configuration by the workflow that uses it, whose own files and command line are none of its.
-IS_MODULE = workflow.modifier.is_module
+IS_MODULE = not workflow.modifier.is_main_snakefile()
 if not IS_MODULE:
     read_before_snakemake([Path("config.yaml"), *map(Path, workflow.configfiles)])
 TYPED = typed()
