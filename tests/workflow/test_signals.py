@@ -68,7 +68,7 @@ def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tm
     step = json.loads(card.read_text())["step"]
     assert step > logged_steps(tmp_path / "run")[4]
     again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    begins = next(line for line in again.stdout if ": steps " in line)  # after a note, where other work shares the cores
+    begins = next(line for line in again.stdout if ": steps " in line)
     assert f"steps {step} to 880 of 880, continuing after" in begins
     again.kill()
     again.communicate()
