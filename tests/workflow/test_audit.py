@@ -38,7 +38,7 @@ def test_an_audit_that_was_stopped_is_started_again_as_a_pretraining_is(finished
     run.path(f"{folder}/audit.json").unlink(missing_ok=True)
     run.path(f"{folder}/STOP").touch()
     run.run("--retries", "1", f"{folder}/audit.json", ok=False)
-    endings = [row["ending"] for row in csv.DictReader(run.read(f"{folder}/ledger.csv").splitlines())]
+    endings = [row["how_it_ended"] for row in csv.DictReader(run.read(f"{folder}/ledger.csv").splitlines())]
     assert [ending.startswith("refused: ") for ending in endings[-2:]] == [True] * 2
     run.path(f"{folder}/STOP").unlink()
 
