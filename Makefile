@@ -83,6 +83,7 @@ lint: env  ## style of Python and of the workflow
 	$(BIN)/snakefmt --check $(SMK)
 	PYTHONPATH=workflow/scripts $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python tests/workflow/lint.py
+	$(BIN)/pytest --collect-only -q -n0 > .collected || { cat .collected; exit 1; }; rm .collected  # of all folders together: two files of one name cannot be
 
 format: env  ## write the style that `make lint` wants
 	$(BIN)/ruff check --fix-only --quiet $(PY)
