@@ -8,7 +8,7 @@
 #
 # --check has the parts facts, tests, convolutions, steps, profile, run, resnet50, each with a limit of its own. FILE is
 # CIFAR-10's archive, its folder, or a tree of image files, in a folder or a tar. --smoke: tiny, on a CPU, to see that
-# the script works. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
+# the script works. After -- come further options of gpu_check.py's part steps, or of table1.py. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
 # epoch takes, all included, instead of timing steps. PYTHON chooses the interpreter.
 #
 # Where one command may take less time than the machine can be had: --leave SECONDS with --train or --arms returns then
@@ -21,12 +21,13 @@ set -uo pipefail
 usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
 refuse() { echo "error: $1" >&2; usage >&2; exit 2; }
 
-PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=()
+PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=() FURTHER=()
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || { usage >&2; exit 2; }
 GIVEN=("${@:2}") FROM=$PWD OUT=$1; shift
 while [ $# -gt 0 ]; do
     case $1 in
         --check | --arms | --fetch) MODE=${1#--} ;;
+        --) shift; FURTHER=("$@"); break ;;
         --smoke) QUICK=(--quick --threads 1) DEVICE=cpu ;;
         --train | --minutes | --cifar10 | --only | --work | --leave | --epoch-seconds)
             [ $# -gt 1 ] || refuse "$1 wants a value after it"
@@ -117,7 +118,7 @@ measure() {  # 580 s at most, all limits together
     part facts 5 facts
     part tests 110 tests
     part convolutions 60 bench gpu_check convolutions --json "$OUT/convolutions.json"
-    part steps 190 bench gpu_check steps --json "$OUT/steps.json"
+    part steps 190 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
     part profile 65 bench gpu_check profile --json "$OUT/profile.json"
     part run 90 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
     part resnet50 60 bench gpu_check resnet50 --json "$OUT/resnet50.json"
@@ -126,7 +127,7 @@ measure() {  # 580 s at most, all limits together
 table1() {
     ONLY=$MODE
     part "$MODE" 0 bench table1 "$@" ${CIFAR10[@]+"${CIFAR10[@]}"} --work "$WORK/table1" --results "$OUT" \
-        --json "$OUT/training.json"
+        --json "$OUT/training.json" ${FURTHER[@]+"${FURTHER[@]}"}
 }
 all() {
     failed=()

@@ -3,10 +3,10 @@
     python benchmarks/gpu_check.py convolutions|steps|resnet50|profile|run [--json FILE]
 
 convolutions   each shape of ResNet-18 at 32 pixels alone, forward and both gradients
-steps          a step of CIFAR-10's recipe: eager, fp16, compiled, and its networks as a CUDA graph, with the share of
-               the roofline sum that they reach
+steps          a step of CIFAR-10's recipe in the ways of WAYS, or those named by --ways, with the share of the roofline
+               sum that its networks reach (as one graph: that the whole step reaches)
 resnet50       the same step of ImageNet's recipe with 256 pictures, eager
-profile        the kernels of an eager and of a compiled step by their own time, and the host's operations
+profile        the kernels of an eager step and of one as a graph by their own time, and the host's operations
 run            pretrain.py itself: rows, health figures, milestones, a checkpoint after 4 of 40 epochs, and from it to 6
 """
 
@@ -15,7 +15,7 @@ import collections
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def main() -> None:
     parts = {"convolutions": convolutions, "steps": steps, "resnet50": resnet50, "profile": profiles, "run": run}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="+", choices=sorted(parts))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="of the part steps: only these")
     parser.add_argument("--cifar10", type=Path, help="of the part run: CIFAR-10's archive, folder or tree")
     parser.add_argument("--results", type=Path, help="of the part run: copy history.csv, knn.csv and ledger.csv there")
     with measuring.report("gpu_check", parser) as (report, options), tempfile.TemporaryDirectory() as folder:
@@ -143,14 +144,24 @@ def _of_convolution(shape: Convolution, images: int, dtype: torch.dtype, device:
     return [milliseconds(call, device) for call in calls]
 
 
+# The ways of computing a step, by how much they tell if the time is over.
+WAYS = {
+    "eager": {},
+    "one graph": {"one_graph": True},
+    "static views": {"static_views": True},
+    "compiled": {"compile": True},
+    "fp16": {},
+}
+
+
 def steps(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
-    kinds = ("eager",) if options.quick else ("eager", "fp16", "eager graph", "compiled", "compiled graph")
-    _tell_steps(report, options, _recipe(options), folder, kinds)
+    ways = list(WAYS)[: 1 if options.quick else None] if options.ways is None else options.ways
+    _tell_steps(report, options, _recipe(options), folder, ways)
 
 
 def resnet50(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
     recipe = _recipe(options, "imagenet", {"global_batch": 256, "micro_batches": 1})
-    _tell_steps(report, options, recipe, folder, ("eager",), turn=8)
+    _tell_steps(report, options, recipe, folder, ["eager"], turn=8)
 
 
 def _recipe(options: argparse.Namespace, name: str = "cifar10", changes: dict | None = None) -> Recipe:
@@ -163,64 +174,47 @@ def _tell_steps(
     options: argparse.Namespace,
     recipe: Recipe,
     folder: Path,
-    kinds: tuple[str, ...],
+    ways: Sequence[str],
     turn: int = 30,
 ) -> None:
     """Tell a step's time in each of several ways; one that fails is told, and the others go on."""
     store = _store(options, recipe, folder)
     peaks = least = None
-    for kind in kinds:
-        compute = as_shipped(options.device, "fp16" if kind == "fp16" else "auto")
-        compute = replace(compute, compile="compiled" in kind)
+    for way in ways:
+        compute = replace(as_shipped(options.device, "fp16" if way == "fp16" else "auto"), **WAYS[way])
         peaks = peaks or (None if options.quick else measured_peaks(options.device, compute.precision))
         try:
-            figures = _of_step(store, recipe, compute, folder, graph="graph" in kind, turn=2 if options.quick else turn)
+            figures = _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn)
         except Exception as error:  # of whatever kind: the others' figures are not lost for it
-            report.say(f"{kind}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+            report.say(f"{way}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue
         finally:
             torch.cuda.empty_cache()
         least = least or (1e3 * _least(store, recipe, compute, folder, peaks) if peaks else None)
         if least:
-            figures["roofline_share"] = least / figures["networks_ms"]
+            figures["roofline_share"] = least / figures.get("networks_ms", figures["step_ms"])
         images = f", {1e3 * recipe['global_batch'] / figures['step_ms']:,.0f} images/s" if "step_ms" in figures else ""
         told = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        report.say(f"{recipe['model']['backbone']}, {kind}: {told}{images}", **{kind: figures})
+        report.say(f"{recipe['model']['backbone']}, {way}: {told}{images}", **{way: figures})
 
 
 def _store(options: argparse.Namespace, recipe: Recipe, folder: Path) -> PackedStore:
-    return small_store(folder / "store", 40 if options.quick else 5_000, recipe["augment"]["size"])
+    small = recipe["augment"]["size"] == 32  # as many as CIFAR-10's, for which a compiled step is then kept
+    return small_store(folder / "store", 40 if options.quick else 50_000 if small else 5_000, recipe["augment"]["size"])
 
 
-def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, graph: bool, turn: int) -> dict[str, float]:
+def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, turn: int) -> dict[str, float]:
     began, device = time.perf_counter(), compute.device
     memory = measuring.PeakMemory(device)
     step = OurStep(store, recipe, replace(compute, workers=min(compute.workers, 8)), folder)
-    if graph:
-        return {"networks_ms": _as_graph(step.on_ready_views(), device)}
     step.turn(1)
     figures = {"start_s": time.perf_counter() - began}
     memory.reset()
     figures["step_ms"] = min(1e3 * step.turn(turn) / turn for _ in range(2))
-    figures |= {f"{name}_alone_ms": 1e3 * seconds for name, seconds in step.parts(min(turn, 10)).items()}
-    figures["networks_ms"] = milliseconds(step.on_ready_views(), device)
+    if not compute.one_graph:  # which has no views by themselves
+        figures |= {f"{name}_alone_ms": 1e3 * seconds for name, seconds in step.parts(min(turn, 10)).items()}
+        figures["networks_ms"] = milliseconds(step.on_ready_views(), device)
     return figures | {"peak_gb": memory.bytes() / 1e9}
-
-
-def _as_graph(call: Callable[[], object], device: torch.device) -> float:
-    """Return the milliseconds of a call, captured as a CUDA graph; on a CPU of the call itself."""
-    if device.type == "cpu":
-        return milliseconds(call, device)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return milliseconds(graph.replay, device)
 
 
 def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Peaks) -> float:
@@ -232,8 +226,8 @@ def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Pea
 def profiles(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
     recipe = _recipe(options)
     store = _store(options, recipe, folder)
-    for compiled in (False,) if options.quick else (False, True):
-        compute = replace(as_shipped(options.device), compile=compiled, workers=0)
+    for way in ("eager",) if options.quick else ("eager", "one graph"):
+        compute = replace(as_shipped(options.device), workers=0, **WAYS[way])
         step = OurStep(store, recipe, compute, folder)
         step.turn(3)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (options.device.type == "cuda")
@@ -243,7 +237,7 @@ def profiles(report: measuring.Report, options: argparse.Namespace, folder: Path
             table = list(_by_name(profiled, on_device))
             if not table:
                 continue
-            name = f"{where}, {'compiled' if compiled else 'eager'}"
+            name = f"{where}, {way}"
             whole, calls = sum(row[1] for row in table), sum(row[2] for row in table)
             report.say(f"{name}: {whole:.2f} ms a step in {calls:.0f} events")
             for kernel, ms, count in table[: PROFILE_ROWS // 2]:

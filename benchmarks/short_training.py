@@ -89,7 +89,7 @@ def recipe_for(report: measuring.Report, store: PackedStore, options: argparse.N
 
 def timed_epoch(store: PackedStore, options: argparse.Namespace) -> float:
     """Return the seconds of an epoch of CIFAR-10's recipe, from a few steps in a row."""
-    compute = replace(as_shipped(options.device), compile=getattr(options, "compile", False))
+    compute = replace(as_shipped(options.device), **dict.fromkeys(getattr(options, "switches", ()), True))
     with tempfile.TemporaryDirectory() as folder:
         step = OurStep(store, load_recipe("cifar10"), compute, Path(folder))
         step.turn(TIMED_STEPS)

@@ -18,6 +18,7 @@ from selfsup.models import BatchNorm
 from selfsup.models.batch_norm import _CpuKernels, _CudaKernels
 from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Pretraining, Run
+from selfsup.training.static_step import OneGraph
 from tiny import DROPPING_VIT, TINY
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the process's first matrix product
@@ -55,12 +56,15 @@ def repeatable():
     torch.backends.cudnn.benchmark = before
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_host_never_waits_in_a_step(run, precision):
-    training = Pretraining(run(on_gpu(precision)))
-    for step in range(2):  # the first steps set libraries up
+@pytest.mark.parametrize(
+    ("precision", "switches"),
+    [("fp32", {}), ("bf16", {}), ("fp16", {}), ("bf16", {"static_views": True}), ("bf16", {"one_graph": True})],
+)
+def test_the_host_never_waits_in_a_step(run, precision, switches):
+    training = Pretraining(run(on_gpu(precision, **switches)))
+    for step in range(4):  # the first steps set libraries up, compile, and record
         training.train_step(training.batches[step])
-    batch = training.batches[2]
+    batch = training.batches[4]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -95,6 +99,32 @@ def test_a_step_on_the_gpu_is_a_step_on_the_processor(run):
     (loss, gradient), (gpu_loss, gpu_gradient) = found
     assert gpu_loss == pytest.approx(loss, rel=1e-4)
     assert (gradient - gpu_gradient).norm() < 1e-3 * gradient.norm()
+
+
+def test_a_step_as_a_cuda_graph_has_the_bits_of_its_kernels_one_by_one(run, repeatable, monkeypatch):
+    """Six steps in bf16: one as it is, one recorded, four replayed, with the learning rates and averages of each."""
+    found = []
+    for replayed in (True, False):
+        monkeypatch.setattr(OneGraph, "_replays", staticmethod(lambda *_, replayed=replayed: replayed))
+        training = Pretraining(run(on_gpu("bf16", deterministic=True, one_graph=True)))
+        losses = [training.train_step(training.batches[step]) for step in range(6)]
+        found.append((torch.stack(losses), training.method.state_dict()))
+    (losses, weights), (replayed, found_weights) = found
+    assert replayed.equal(losses) and losses.unique().numel() > 1
+    assert all(found_weights[name].equal(value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("switches", [{"static_views": True}, {"one_graph": True}])
+def test_a_step_by_the_same_operators_is_the_step_as_it_was(run, switches):
+    """fp32: the loss to 1e-4, all gradients together to 1e-3: views may differ in their last digits."""
+    found = []
+    for own in ({}, switches):
+        training = Pretraining(run(on_gpu(**own)))
+        loss = training.train_step(training.batches[0])
+        found.append((float(loss), torch.cat([one.parameter.grad.flatten() for one in training.treatments])))
+    (loss, gradient), (other_loss, other) = found
+    assert other_loss == pytest.approx(loss, rel=1e-4)
+    assert (gradient - other).norm() < 1e-3 * gradient.norm()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])

@@ -28,7 +28,8 @@ class Said:
 
 
 def options(work, **others) -> Namespace:
-    given = {"quick": True, "cifar10": None, "minutes": 9, "epoch_seconds": None, "compile": False, "began": 0}
+    given = {"quick": True, "cifar10": None, "minutes": 9, "epoch_seconds": None, "switches": [], "began": 0}
+    given["as_far_as"] = None
     return Namespace(work=work, device=torch.device("cpu"), **{**given, **others})
 
 
@@ -89,3 +90,15 @@ def test_other_minutes_choose_the_epochs_anew(tiny_store, tmp_path):
     assert chosen(6) == few and (tmp_path / "run").exists()
     assert chosen(12) > few
     assert (tmp_path / "run_before0/pretrain").exists()
+
+
+def test_a_short_training_moves_as_far_as_a_long_one(tiny_store, tmp_path):
+    """Learning rate and 1 - tau, summed over the epochs, are those of the recipe's 800."""
+    given = options(tmp_path, quick=False, minutes=12, epoch_seconds=2, began=table1.time.monotonic())
+    plain, _ = table1.chosen_recipe(Said(), tiny_store, given)
+    given.as_far_as = 800
+    recipe, _ = table1.chosen_recipe(Said(), tiny_store, given)
+    epochs = recipe["epochs"]
+    assert epochs == plain["epochs"] < 800 and plain["optimizer"]["peak_lr"] == 2.0
+    assert epochs * recipe["optimizer"]["peak_lr"] == pytest.approx(800 * 2.0, rel=1e-3)
+    assert epochs * (1 - recipe["byol"]["tau_base"]) == pytest.approx(800 * 0.004, rel=1e-3)

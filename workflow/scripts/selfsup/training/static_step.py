@@ -54,6 +54,8 @@ class StaticViewMaker(ViewMaker):
     ):
         super().__init__(split, recipe, device, memory_format)
         self._views = StaticViews(self._recipe, self._recipe.augment.views, device)
+        if self._images is not None:
+            torch._dynamo.mark_static_address(self._images, guard=False)  # a CUDA graph need not copy it in every step
         self._send = PackedCopies(device)
 
     def views_of(self, pictures: Pictures, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,13 +110,24 @@ class OneGraph:
 
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
         self._method, self._make_views, self._compute = method, make_views, compute
-        self._compiled = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=BACKEND)
+        options = {"options": {"triton.cudagraphs": True}} if self._replays(method, compute) else {}
+        self._compiled = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=BACKEND, **options)
+
+    @staticmethod
+    def _replays(method: Method, compute: Compute) -> bool:
+        """Say whether the kernels are launched all at once, as a CUDA graph: same bits, and no waiting for the host.
+
+        The first step runs kernel by kernel, the second is recorded, all others are replayed. Not with micro-batches,
+        which nobody has seen replayed.
+        """
+        return compute.device.type == "cuda" and method.context.recipe.micro_batches == 1
 
     def losses(self, batch: LoadedBatch, step: Step, parts: int) -> Iterator[Callable[[], Output]]:
         """Yield for each micro-batch a function that returns its loss."""
         inputs, labels = self._make_views.inputs(batch), batch.labels
         labels = None if labels is None else labels.to(self._compute.device, non_blocking=True)
         rows = len(batch.indices) // parts
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph has returned may be overwritten
         for part in range(parts):
             mine = slice(part * rows, (part + 1) * rows)
             own = None if labels is None else labels[mine]
