@@ -32,6 +32,7 @@ BENCHMARKS = {
     "linear_evaluation": [],
     "packing": [],
     "ranks": [],
+    "scale": ["--images", "100000"],
     "precision_agreement": [],
 }
 

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from selfsup.data.loader import Batches
+from selfsup.errors import PermanentError
 from selfsup.random_draws import SHUFFLE_ROUNDS, Stream, shuffled, words
+from selfsup.recipe import load_recipe
 
 SIGNIFICANCE = 1e-3
 BLOCKS = 8  # that places and samples are counted in
@@ -110,3 +113,22 @@ def test_consecutive_orders_are_not_correlated(change, size, orders):
     pairs = list(itertools.pairwise(made))
     correlations = np.array([(one @ other) / (one @ one) for one, other in pairs])
     assert_by_chance((correlations**2).sum() * (size - 1), len(pairs))
+
+
+def test_a_split_has_as_many_images_as_draws_can_number():
+    """Beyond 2**32 two images would have the same draws, and nobody would see it."""
+
+    class Huge:
+        raw = labels = None
+        sizes = ()
+
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return self.images
+
+    recipe = load_recipe("imagenet")
+    assert Batches(Huge(2**32), recipe, seed=0, stage="pretrain").steps_per_epoch == 2**32 // recipe["global_batch"]
+    with pytest.raises(PermanentError, match="^a split of 4,294,967,297 images, wanted at most 4,294,967,296"):
+        Batches(Huge(2**32 + 1), recipe, seed=0, stage="pretrain")

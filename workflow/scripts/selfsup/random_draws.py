@@ -17,6 +17,7 @@ _SHIFT = np.uint64(32)
 # As in Thrust's shuffle (Mitchell et al., "Bandwidth-optimal random shuffling for GPUs", 2022). Each round halves the
 # distance from uniform: over the 6 orders of 3 samples it is 0.02 after 4 rounds and 2e-8 after 24, by enumeration.
 SHUFFLE_ROUNDS = 24
+MOST_IMAGES = 2**32  # of a split: an image's number is a word of the counter
 
 
 class Stream(IntEnum):

@@ -24,8 +24,8 @@ from selfsup.augment import Draws, Policies, Views, apply, augment_batch, crop_s
 from selfsup.augment.settings import Plain
 from selfsup.augment.transfer import sent
 from selfsup.data.store import Split
-from selfsup.errors import UserError
-from selfsup.random_draws import Stream, shuffled
+from selfsup.errors import PermanentError, UserError
+from selfsup.random_draws import MOST_IMAGES, Stream, shuffled
 from selfsup.recipe import Recipe
 from selfsup.signals import ignore_stop_signals
 
@@ -107,6 +107,8 @@ class Batches(Dataset):
         self._split, self._recipe, self._seed = split, recipe, seed
         self._reading = reading = stage if isinstance(stage, Reading) else reading_of(recipe, stage)
         self._resident = fits_on(device, split)
+        if len(split) > MOST_IMAGES:
+            raise PermanentError(f"a split of {len(split):,} images, wanted at most {MOST_IMAGES:,}: leave some out")
         if reading.policies.plain:
             _check_large_enough(split, reading.policies.plain)
         self._rank, self._world_size = rank, world_size
