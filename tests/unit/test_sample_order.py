@@ -130,5 +130,5 @@ def test_a_split_has_as_many_images_as_draws_can_number():
 
     recipe = load_recipe("imagenet")
     assert Batches(Huge(2**32), recipe, seed=0, stage="pretrain").steps_per_epoch == 2**32 // recipe["global_batch"]
-    with pytest.raises(PermanentError, match="^a split of 4,294,967,297 images, wanted at most 4,294,967,296"):
+    with pytest.raises(PermanentError, match=r"^a split of 4,294,967,297 images, wanted at most 4,294,967,296"):
         Batches(Huge(2**32 + 1), recipe, seed=0, stage="pretrain")
