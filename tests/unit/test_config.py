@@ -141,6 +141,8 @@ def test_an_experiment_with_a_reserved_name_is_refused(raw):
         ("datasets.birds", "datasets.Downloads", ["<data_dir>/Downloads, as the workflow itself does"]),
         ("experiments.x", "experiments.Report.HTML", ["results/Report.HTML, as the workflow itself does"]),
         ("experiments.x", "experiments.Figures", ["experiments.Figures has a reserved name"]),
+        ("experiments.x", "experiments.audit", ["would write results/audit, as the workflow itself does"]),
+        ("experiments.x", "experiments.Published", ["would write results/Published, as the workflow itself does"]),
     ],
 )
 def test_two_names_for_one_file_are_refused_on_every_file_system(raw, first, second, words):

@@ -173,6 +173,20 @@ def test_an_evaluation_is_finished_when_its_record_is_of_what_is_there(config, e
     assert evaluated(config, experiment, run, encoder) == Evaluated(finished=True, outdated=False)
 
 
+@pytest.mark.parametrize("content", ['{"identity": "x", "files": 3}', '{"identity": [1], "files": ["a"]}', "[]", "{"])
+def test_a_damaged_record_has_the_evaluation_made_again(config, experiment, run, content):
+    pack(config)
+    export(run.encoder, experiment)
+    paths = run.encoder.evaluation()
+    write(paths.record, content)
+    assert not evaluated(config, experiment, run, run.encoder).finished
+    store_in(data_of(config.data_dir, experiment.dataset)).unlink()
+    assert identity(config, experiment, run.encoder)["data"] is None
+    whole = identity(config, experiment, run.encoder)
+    write(paths.record, {"identity": whole, "files": {"metrics.csv": 3}})
+    assert record.recorded(paths.folder, whole) is None
+
+
 @pytest.mark.parametrize("task", ["fine_tune", "logistic"])
 @pytest.mark.parametrize("told_by", ["identity", "files"])
 def test_a_choice_by_the_mean_of_the_classes_outlives_its_dataset_and_metrics(run, experiment, tmp_path, task, told_by):

@@ -293,7 +293,7 @@ FINGERPRINTS = {
 FINGERPRINTS |= {
     "barlow_twins_cifar10_solo": "b25dbe02dd4c97cd840bd9bd9b85f590770c000695bce9cc713736b82d97fdcc",
     "barlow_twins_imagenet": "6b95cf655273c9126e7a84274050b743d92805284f76437b942d2b9c9f80bf3b",
-    "barlow_twins_digits": "a294b02e6dfde90616e35245b0c6d2370e5186e099668cffe22d29577df81f38",
+    "barlow_twins_digits": "669dcc67acdaa43e46472604869d765a25b362e65d42ee8fe63800bf00252e2c",
     "moco_v3_cifar10_solo": "e195e43b521e73a4fc2f8ac51fefa754617740756e049eb11f748978ddb8240c",
     "moco_v3_imagenet": "195f68170b8823fbeb98e2275ff22e57028b6a13d47c026d81d73176ac98d4d4",
     "moco_v3_vit_small_imagenet": "f5178ef9236f6c37f9a89e4e7a396beb27a2cd66890d9f1c908f9a88850b5b2a",

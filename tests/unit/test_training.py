@@ -27,7 +27,7 @@ from selfsup.methods import Output
 from selfsup.methods.byol import BYOL
 from selfsup.recipe import load_recipe
 from selfsup.segments import recorded_cards
-from selfsup.training.clock import Progress, duration
+from selfsup.training.clock import Due, Progress, duration
 from selfsup.training.history import History
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
@@ -633,8 +633,33 @@ def test_the_progress_line_tells_what_a_person_wants_to_know():
         "run",
     ):
         assert word in line
-    assert progress.due(50) and not progress.due(6)
     assert duration(3725.4) == "1:02:05"
+
+
+@pytest.mark.parametrize("seconds_a_step", [0.001, 5.0])
+def test_progress_lines_are_as_many_on_a_slow_machine_as_on_a_fast_one(monkeypatch, seconds_a_step):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def lines(until: int) -> list[int]:
+        progress, due = Progress(start=10, segment_end=until, run_end=100, steps_per_epoch=10, batch=8), []
+        for step in range(11, until + 1):
+            now[0] += seconds_a_step
+            due += [step] if progress.due(step) else []
+        return due
+
+    assert lines(50) == [30, 50]
+    assert lines(11) == [11] and lines(13) == [12, 13]
+
+
+def test_a_long_job_is_never_silent_for_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    due, shown = Due(0, 1000), []
+    for step in range(1, 1001):
+        now[0] += 10.0
+        shown += [step] if due.now(step) else []
+    assert shown == [*range(30, 500, 30), 500, *range(530, 1000, 30), 1000]  # five minutes, and each half
 
 
 def test_a_history_survives_a_half_written_row(tmp_path):

@@ -115,12 +115,30 @@ def metrics_of_curves(wildcards):
     return metrics_of_experiment(wildcards)
 
 
+def metrics_to_come():
+    """Metrics that this call makes, too: what is made of all that is there waits for them."""
+    return parts.metrics_asked_for(CONFIG, workflow.dag_settings.targets)
+
+
+@ends_on_error
 def existing_ledgers(wildcards):
-    return list(map(str, parts.ledgers(CONFIG)))
+    return list(map(str, [*parts.ledgers(CONFIG), *metrics_to_come()]))
 
 
+@ends_on_error
 def finished_metrics(wildcards):
-    return list(map(str, parts.finished_metrics(CONFIG)))
+    return list(map(str, dict.fromkeys([*parts.finished_metrics(CONFIG), *metrics_to_come()])))
+
+
+def tables_to_come(wildcards):
+    """The tables of an experiment that this call makes, too, for its verdict there."""
+    tables = parts.tables_asked_for(CONFIG, workflow.dag_settings.targets)
+    return [str(parts.files_of_table(one)[0]) for one in tables if wildcards.experiment in CONFIG.tables[one]]
+
+
+def verdict_so_far(wildcards):
+    """The verdict that a model card tells; another one makes the card anew."""
+    return parts.verdict(CONFIG, run_of(wildcards).encoder.card)
 
 
 @ends_on_error

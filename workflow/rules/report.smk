@@ -223,6 +223,7 @@ rule publish:
         card=RUN.encoder.card,
         metrics=metrics_of_experiment,
         curves="results/figures/{experiment}.png",
+        tables=tables_to_come,
     output:
         "results/published/{experiment}_seed{seed}/README.md",
     log:
@@ -230,6 +231,7 @@ rule publish:
     benchmark:
         "logs/benchmarks/publish/{experiment}_seed{seed}.tsv"
     params:
+        verdict=verdict_so_far,
         job=local_job("publish.py", config=whole_config),
     message:
         "Make a folder of {wildcards.experiment}, seed {wildcards.seed} for a model hub"

@@ -164,18 +164,18 @@ class Progress:
 
     def __init__(self, name: str, task):
         """The task: with what it continues from."""
+        from selfsup.training.clock import Due
+
         self._name, self._task, self._done = name, task, task.step
-        self._began = self._last = time.monotonic()
+        self._began, self._due = time.monotonic(), Due(task.step, task.total_steps)
 
     def log(self, row: dict) -> None:
-        from selfsup.training.clock import LINES_AT_FIRST_S, duration
+        from selfsup.training.clock import duration
 
-        task, now = self._task, time.monotonic()
-        left = (now - self._began) / max(task.step - self._done, 1) * (task.total_steps - task.step)
-        if not task.finished and (now - self._last < LINES_AT_FIRST_S or left < LINES_AT_FIRST_S / 2):
-            return
-        self._last = now
-        logger.info("%s %s  left %s", self._name, task.line(row), duration(left))
+        task = self._task
+        if task.finished or self._due.now(task.step):
+            left = (time.monotonic() - self._began) / max(task.step - self._done, 1) * (task.total_steps - task.step)
+            logger.info("%s %s  left %s", self._name, task.line(row), duration(left))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Print what experiments will cost: segments, GPU-hours, days, beside the paper's GPU-hours.
+"""Print what experiments will cost: segments, GPU-hours, days, memory and disk, beside the paper's GPU-hours.
 
     python workflow/scripts/plan.py
 
 The experiments are config.yaml's and what was run by --configfile. Reads them, the ledgers and probes under --results,
 and the packed datasets' numbers of images. Speed is what was measured there, on as many devices as the experiment asks
-for; where nothing was, it says how to measure it.
+for; where nothing was, it says how to measure it. Memory and disk are counted from the recipe, before anything has run,
+for torchvision's ResNets; for other networks they are not known. Needs no torch.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from selfsup.as_run import config_as_run
 from selfsup.errors import run_script
-from selfsup.reports.plan import costs, to_text
+from selfsup.reports.plan import costs, datasets_to_text, to_text
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="default results")
     arguments = parser.parse_args()
     config = config_as_run(arguments.config, arguments.results)
-    print(to_text(list(costs(config, arguments.results))), end="")
+    print(to_text(list(costs(config, arguments.results))) + datasets_to_text(config), end="")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
-
+from selfsup import parts
 from selfsup.as_run import config_as_run
 from selfsup.atomic_files import write_atomically
 from selfsup.cards import read_card
-from selfsup.config import Config
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.logs import logger
@@ -49,7 +47,7 @@ def main() -> None:
         "name": f"{name}_seed{arguments.seed}",
         "source": config.datasets[config.experiments[name].dataset]["source"],
         "license_name": arguments.license,
-        "verdict": verdict(config, results, card["encoder_sha256"]),
+        "verdict": parts.verdict(config, encoder.card, results),
         "library": "timm" if known_to_timm else "torchvision",
         "pictures": [one for one in PICTURES if one in copied],
     }
@@ -65,18 +63,6 @@ def card_of(path: Path, weights: Path) -> dict:
     if "training" not in card:
         raise UserError(f"{path}: the encoder was not trained here, so there is nothing of yours to publish")
     return card
-
-
-def verdict(config: Config, results: Path, checksum: str) -> str:
-    """Return the verdict of a table's row that rests on this encoder."""
-    for path in (results / f"{table}.csv" for table in config.tables):
-        rows = pd.read_csv(path, dtype=str).fillna("") if path.exists() else pd.DataFrame()
-        if {"task", "encoder_sha256", "verdict"} <= {*rows}:
-            for row in rows[(rows["task"] == "linear") & rows["encoder_sha256"].str.contains(checksum)].to_dict(
-                "records"
-            ):
-                return row["verdict"] + (f" ({row['verdict_reason']})" if row["verdict_reason"] else "")
-    return "none yet"
 
 
 def write_timm_config(folder: Path, recipe: Recipe) -> bool:

@@ -26,6 +26,8 @@ FILES = {
     "datasets": ("<data_dir>/{}",),
 }
 OWN_FILES = (
+    "results/audit",
+    "results/published",
     "results/compute.csv",
     "results/evaluations.csv",
     "results/preflight.txt",

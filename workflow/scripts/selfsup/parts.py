@@ -1,9 +1,11 @@
 """Which files tables, figures and the report are made from, and which part of config.yaml. Imports no torch."""
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfsup.cards import card_if_any
 from selfsup.config import Config, Experiment
 from selfsup.errors import UserError
 from selfsup.layout import LINEAR, RESULTS, RunPaths
@@ -47,6 +49,46 @@ def metrics_of_table(config: Config, table: str) -> list[Path]:
         for encoder in (run.encoder, run.random_init)
         for name in config.experiments[experiment].evaluations
     ]
+
+
+def tables_asked_for(config: Config, targets: Iterable[str]) -> list[str]:
+    """Return the tables among the targets of a call."""
+    asked = {Path(target) for target in targets}
+    return [table for table in config.tables if not asked.isdisjoint(files_of_table(table))]
+
+
+def metrics_asked_for(config: Config, targets: Iterable[str]) -> list[Path]:
+    """Return the metrics that a call makes for its targets: those of tables, and those that are targets themselves."""
+    asked = {Path(target) for target in targets}
+    known = [
+        encoder.evaluation(name).metrics
+        for experiment in config.experiments
+        for run in runs_of(config, experiment)
+        for encoder in (run.encoder, run.random_init)
+        for name in config.experiments[experiment].evaluations
+    ]
+    of_tables = [one for table in tables_asked_for(config, targets) for one in metrics_of_table(config, table)]
+    return list(dict.fromkeys([*of_tables, *(one for one in known if one in asked)]))
+
+
+def verdict(config: Config, card: Path, results: Path = RESULTS) -> str:
+    """Return the verdict of a table's row on the linear evaluation of an encoder; "none yet" where no table has it.
+
+    card: the encoder's.
+    """
+    checksum = card_if_any(card).get("encoder_sha256")
+    for path in (results / f"{table}.csv" for table in config.tables):
+        for row in _rows(path) if checksum else ():
+            if row.get("task") == LINEAR and checksum in row.get("encoder_sha256", "") and "verdict" in row:
+                return row["verdict"] + (f" ({row['verdict_reason']})" if row.get("verdict_reason") else "")
+    return "none yet"
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    if not table.exists():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def files_of_table(table: str) -> list[Path]:

@@ -18,6 +18,7 @@ class CIFARSource(TreeSource):
 
     dataset: ClassVar[str]
     downloads = True
+    packed_bytes = 3 * 32**2
 
     def pack(self, folder: Path) -> str:
         return self._pack_arrays(folder) if self._is_python() else super().pack(folder)

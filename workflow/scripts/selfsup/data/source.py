@@ -49,13 +49,15 @@ class Counts(NamedTuple):
 class Source:
     """A source of images, of a path and of how they are to be packed. A subclass has `listing`, or `pack`.
 
-    counts: what is known of the whole source, None for nothing. measure: by which papers compare: "top-1", "mean per
-    class" or "11-point mAP". keys: of a dataset in config.yaml that not every source has. files: whether it holds image
-    files, so that resize, skip_damaged and expect mean something. test_split: what its test set is. where: the files
-    are to be had. downloads: whether `download` can fetch them.
+    counts: what is known of the whole source, None for nothing. packed_bytes: of an image, about, None for not known.
+    measure: by which papers compare: "top-1", "mean per class" or "11-point mAP". keys: of a dataset in config.yaml
+    that not every source has. files: whether it holds image files, so that resize, skip_damaged and expect mean
+    something. test_split: what its test set is. where: the files are to be had. downloads: whether `download` can fetch
+    them.
     """
 
     counts: ClassVar[Counts | None] = None
+    packed_bytes: ClassVar[int | None] = None
     measure: ClassVar[str] = "top-1"
     keys: ClassVar[tuple[str, ...]] = ()
     files: ClassVar[bool] = True

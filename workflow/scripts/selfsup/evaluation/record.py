@@ -41,23 +41,29 @@ def identity(
 
 def _data_of(folder: Path) -> str | None:
     """Return the data that finished results were made from, for where it has been deleted since."""
-    known = card_if_any(EvaluationPaths(folder).record).get("identity") or {}
-    return known.get("data") or _metrics(folder).get("dataset_fingerprint")
+    return _recorded(folder, "identity").get("data") or _metrics(folder).get("dataset_fingerprint")
 
 
 def _measure_of(folder: Path) -> str:
     """Return the measure of the data that finished results were made from; "" where they do not tell."""
-    record = card_if_any(EvaluationPaths(folder).record)
-    chosen_by = (record.get("identity") or {}).get("chosen_by")
-    files = record.get("files") or {}
+    chosen_by = _recorded(folder, "identity").get("chosen_by")
+    files = _recorded(folder, "files")
     rows = (_row(files.get(EvaluationPaths(folder).metrics.name, "")), _metrics(folder))
     return chosen_by or next((row["measure"] for row in rows if row.get("measure")), "")
 
 
 def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
     """Return the result files, by name, if they were made from just what is wanted."""
-    record = card_if_any(EvaluationPaths(folder).record)
-    return record.get("files") if record.get("identity") == dict(wanted) else None
+    same = _recorded(folder, "identity") == dict(wanted)
+    return (_recorded(folder, "files") or None) if same else None
+
+
+def _recorded(folder: Path, part: str) -> dict[str, Any]:
+    """Return a part of the record; nothing of a damaged one, so that the evaluation is done again."""
+    found = card_if_any(EvaluationPaths(folder).record).get(part)
+    if part == "files" and isinstance(found, dict) and not all(isinstance(text, str) for text in found.values()):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def recorded_elsewhere(folder: Path, wanted: Mapping, experiment: str) -> dict[str, str] | None:

@@ -26,6 +26,11 @@ class BYOLSettings(Settings):
     loss_reduction: Literal["sum", "mean"]
     """the two directions' losses are added or averaged"""
 
+    @property
+    def moving_average(self) -> bool:
+        """Backbone and projector have a moving average."""
+        return True
+
     def problems(self) -> Iterator[str]:
         if self.projector.out != self.predictor.out:
             yield f"predictor.out is {self.predictor.out}, wanted {self.projector.out} as the projector's"

@@ -11,3 +11,8 @@ class MoCoV3Settings(PredictingSettings):
     """cosines are divided by it before the softmax"""
     momentum_base: Share
     """the momentum encoder's momentum at step 0; it rises to 1 along a cosine"""
+
+    @property
+    def moving_average(self) -> bool:
+        """Backbone and projector have a moving average."""
+        return True

@@ -14,12 +14,17 @@ from selfsup.config import Config, Experiment
 from selfsup.job.ledger import read_ledger
 from selfsup.layout import RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import RECIPES, Recipe, load_recipe, methods_of
-from selfsup.reports import explain
+from selfsup.reports import explain, needs
 from selfsup.segments import boundaries, finished_boundaries
 from selfsup.settings.registries import SOURCES
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
 FILL = 0.9  # of a time limit that a segment may take by its measured speed: nodes and file systems vary
+MEANINGS = (
+    "days: of one seed's pretraining, without the time in the queue",
+    "memory: of each device, counted from the recipe; buffers of kernels come on top, a fifth on an H100",
+    "disk: checkpoints and encoders of all seeds; those of finished segments but the last may be deleted",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Cost:
     hours: float | None  # of one seed's pretraining from its beginning to its end, without waiting in a queue
     device_hours: float | None  # of all seeds
     paper_gpu_hours: float | None
+    memory_bytes: int | None  # of each device, at least; None for a network that is not counted
+    disk_bytes: int | None  # of all seeds' checkpoints and encoders
     warnings: list[str]
 
     @property
@@ -64,6 +71,8 @@ def to_text(lines: list[Cost]) -> str:
         "GPU-hours",
         "the paper's",
         "days",
+        "memory",
+        "disk",
         "measured",
     ]
     rows = [head]
@@ -72,11 +81,29 @@ def to_text(lines: list[Cost]) -> str:
         days = None if line.hours is None else line.hours / 24
         gpu_hours = "none" if line.measured_on == "cpu" else _figure(line.gpu_hours)
         figures = [_figure(line.images_per_s), gpu_hours, _figure(line.paper_gpu_hours), _figure(days)]
+        figures += map(needs.size, (line.memory_bytes, line.disk_bytes))
         rows.append([line.experiment, *map(str, numbers), *figures, line.measured_on])
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"{line.experiment}: {warning}" for line in lines for warning in line.warnings]
-    return "\n".join([*table, "", "days: of one seed's pretraining, without the time in the queue", *notes]) + "\n"
+    return "\n".join([*table, "", *MEANINGS, *notes]) + "\n"
+
+
+def datasets_to_text(config: Config) -> str:
+    """Return what the experiments' packed datasets take on disk, for people: a line."""
+    names = dict.fromkeys(one.dataset for one in config.experiments.values())
+    sizes = [f"{name} {needs.size(_dataset_bytes(config, name))}" for name in names]
+    return f"datasets on disk, packed: {', '.join(sizes)}\n" if sizes else ""
+
+
+def _dataset_bytes(config: Config, dataset: str) -> int | None:
+    """Return the bytes of a packed dataset, or what its source's images will take; None where that is not known."""
+    store = store_in(data_of(config.data_dir, dataset))
+    if store.exists():
+        return sum(path.stat().st_size for path in store.parent.iterdir() if path.is_file())
+    source = SOURCES[config.datasets[dataset]["source"]]
+    known = source.counts and source.packed_bytes
+    return source.packed_bytes * (source.counts.train + source.counts.test) if known else None
 
 
 def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
@@ -112,6 +139,8 @@ def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
         hours=hours,
         device_hours=None if hours is None else hours * devices * len(experiment.seeds),
         paper_gpu_hours=paper_gpu_hours(config.datasets[experiment.dataset]["source"], experiment.recipe),
+        memory_bytes=needs.memory_bytes(experiment),
+        disk_bytes=needs.disk_bytes(experiment),
         warnings=warnings,
     )
 

@@ -4,8 +4,25 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # shown in another form, or only in the file
-LINES_AT_FIRST_S = 15.0  # between two progress lines in the first minute; after it one a minute is enough
-LINES_LATER_S = 60.0
+# Progress lines are as many on a slow machine as on a fast one, and a long job shows that it lives all the same.
+SHARES = 2  # of a job: a line at the end of each
+SILENCE_S = 300.0  # without a line at most
+
+
+class Due:
+    """When a job's progress lines are due. start, end: its steps."""
+
+    def __init__(self, start: int, end: int):
+        self._start, self._end, self._shown = start, end, 0
+        self._last = time.monotonic()
+
+    def now(self, step: int) -> bool:
+        """Return whether a line is due after `step` steps; the last step always gets one. The caller then writes it."""
+        share = (step - self._start) * SHARES // max(self._end - self._start, 1)
+        due = step == self._end or share > self._shown or time.monotonic() - self._last >= SILENCE_S
+        if due:
+            self._shown, self._last = share, time.monotonic()
+        return due
 
 
 class Progress:
@@ -14,7 +31,8 @@ class Progress:
     def __init__(self, *, start: int, segment_end: int, run_end: int, steps_per_epoch: int, batch: int):
         self._start, self._segment_end, self._run_end = start, segment_end, run_end
         self._steps_per_epoch, self._batch = steps_per_epoch, batch
-        self._began = self._last_line = self._last_rate = time.monotonic()
+        self._began = self._last_rate = time.monotonic()
+        self._due = Due(start, segment_end)
         self._rate_step, self._waited = start, 0.0
 
     def counted(self, batches: Iterable) -> Iterator:
@@ -42,16 +60,12 @@ class Progress:
         return rate
 
     def due(self, step: int) -> bool:
-        """Return whether a line is due; a segment's last step always gets one, and there is none shortly before."""
-        now = time.monotonic()
-        interval = LINES_AT_FIRST_S if now - self._began < LINES_LATER_S else LINES_LATER_S
-        left = (now - self._began) / max(step - self._start, 1) * (self._segment_end - step)
-        return step == self._segment_end or (now - self._last_line >= interval and left >= LINES_AT_FIRST_S / 2)
+        """Return whether a line is due; a segment's last step always gets one. The caller then writes it."""
+        return self._due.now(step)
 
     def line(self, step: int, row: Mapping[str, float]) -> str:
         """Return the progress line after `step` steps. row: the newest step's row of history.csv."""
-        self._last_line = time.monotonic()
-        per_step = (self._last_line - self._began) / max(step - self._start, 1)
+        per_step = (time.monotonic() - self._began) / max(step - self._start, 1)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in NOT_IN_LINES)
         epochs = f"{step / self._steps_per_epoch:6.2f}/{self._run_end // self._steps_per_epoch}"
         segment, run = (duration((end - step) * per_step) for end in (self._segment_end, self._run_end))

@@ -13,6 +13,7 @@ TEST_SHARE = 0.2
 
 class Source(source.Source):
     counts = source.Counts(1_437, 360, 10)
+    packed_bytes = 3 * PIXELS**2
     files = False
     test_split = "test (a fixed fifth)"
 
