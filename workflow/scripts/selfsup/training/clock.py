@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 NOT_IN_LINES = ("step", "epoch", "images_per_s", "data_wait")  # shown in another form, or only in the file
 # Progress lines are as many on a slow machine as on a fast one, and a long job shows that it lives all the same.
 SHARES = 2  # of a job: a line at the end of each
-SILENCE_S = 300.0  # without a line at most
+SILENCE_S = 120.0  # without a line at most
 
 
 class Due:
