@@ -659,7 +659,7 @@ def test_a_long_job_is_never_silent_for_long(monkeypatch):
     for step in range(1, 1001):
         now[0] += 10.0
         shown += [step] if due.now(step) else []
-    assert shown == [*range(30, 500, 30), 500, *range(530, 1000, 30), 1000]  # five minutes, and each half
+    assert shown == [*range(12, 500, 12), 500, *range(512, 1000, 12), 1000]  # two minutes, and each half
 
 
 def test_a_history_survives_a_half_written_row(tmp_path):
