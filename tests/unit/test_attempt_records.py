@@ -14,7 +14,7 @@ from selfsup.job import watchdog as watchdog_module
 from selfsup.job.attempt import Attempt
 from selfsup.job.ledger import Ledger, read_ledger
 from selfsup.job.local_ranks import LAUNCHER
-from selfsup.job.lock import this_process
+from selfsup.job.lock import Lock, living_holder, this_process
 from selfsup.job.stopping import LOOK_EVERY_S, StopRequest
 from selfsup.signals import take_stop_signals
 
@@ -29,7 +29,7 @@ def rows(folder: Path) -> list[dict]:
     return read_ledger(folder / "ledger.csv")
 
 
-def until(what, patience_s: float = 20) -> None:
+def until(what, patience_s: float = 8) -> None:
     end = time.monotonic() + patience_s
     while not what():
         assert time.monotonic() < end
@@ -77,6 +77,35 @@ def test_a_heartbeat_that_finds_the_lock_taken_asks_to_stop(tmp_path, monkeypatc
         (tmp_path / "lock.json").write_text(json.dumps(dataclasses.asdict(other)))
         until(lambda: attempt.stop.reason is not None)
         assert attempt.stop.reason == "another job, which has taken the run over"
+
+
+def of_another_host(folder: Path, silent_s: float) -> None:
+    other = dataclasses.replace(this_process("pretraining to epoch 7"), host="node7")
+    (folder / "lock.json").write_text(json.dumps(dataclasses.asdict(other)))
+    os.utime(folder / "lock.json", times=(time.time() - silent_s,) * 2)
+
+
+def test_who_has_lost_a_lock_neither_keeps_it_alive_nor_releases_it(tmp_path):
+    lock = Lock(tmp_path, "pretraining to epoch 4")
+    lock.acquire()
+    assert lock.beat()
+    of_another_host(tmp_path, silent_s=1000)
+    assert not lock.beat() and (tmp_path / "lock.json").stat().st_mtime < time.time() - 900
+    lock.release()
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+
+
+@pytest.mark.parametrize(("silent_s", "lives"), [(0, True), (60, True), (180, False)])
+def test_a_holder_on_another_host_lives_for_two_minutes_without_a_beat(tmp_path, silent_s, lives):
+    of_another_host(tmp_path, silent_s)
+    assert (living_holder(tmp_path) is not None) == lives
+
+
+def test_a_job_that_was_asked_to_stop_is_to_be_submitted_again(tmp_path):
+    """75 is EX_TEMPFAIL, which scripts around jobs know."""
+    stop = StopRequest(tmp_path, None, {})
+    stop.request("SIGTERM")
+    assert stop.exit_status == 75
 
 
 def test_a_job_stops_when_its_launcher_is_gone(tmp_path, monkeypatch):
