@@ -114,3 +114,16 @@ def test_a_file_system_that_cannot_flush_a_folder_is_written_to_all_the_same(tmp
     write_atomically(tmp_path / "some.json", json.dumps([1]))
     saved(tmp_path / "step_000000005.pt", 5)
     assert checkpoint.load_checkpoint(tmp_path / "step_000000005.pt")["step"] == 5
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_half_written(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "some.json", "old")
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "some.json", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+    assert (tmp_path / "some.json").read_text() == "old"
