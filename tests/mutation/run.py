@@ -222,6 +222,8 @@ def main() -> int:
         preload()
         waiting = [one for one in asked if one.digest(REPOSITORY) not in found]
         tests = sorted({test for one in waiting for test in one.tests})
+        if tests:
+            print(f"the tests of {len(waiting)} mutants, first without any", flush=True)
         if tests and run_tests(root, tests) != 0:
             print((root / "output.txt").read_text()[-3000:])
             print("error: without any mutant these tests have to pass")
