@@ -74,8 +74,12 @@ bench: env .venv/bench  ## measurements with their ratios, as text and JSON: mak
 	@touch $@
 
 .PHONY: fuzz
-fuzz: env  ## bad input by machine: 10,000 settings, pictures, archives, checkpoints and cards; a quarter of an hour
+fuzz: env  ## bad input by machine: 11,000 settings, pictures, archives, checkpoints and cards; minutes
 	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py
+
+.PHONY: mutants
+mutants: env  ## small wrong changes of the code, each of which a test has to find; half an hour, goes on where it was stopped
+	$(BIN)/python tests/mutation/run.py
 
 lint: env  ## style of Python and of the workflow
 	$(BIN)/ruff check $(PY)

@@ -113,6 +113,17 @@ def test_an_attempts_hours_are_devices_times_hours_and_gpu_hours_where_they_are_
     assert (totals["attempts"], totals["device_hours"], totals["gpu_hours"]) == (1, 6.0, 6.0 * share)
 
 
+@pytest.mark.parametrize(("ended", "seconds"), [("2026-01-01T00:00:10", 10), ("2026-01-03T01:00:00", 49 * 3600)])
+def test_hours_are_kept_to_the_second_and_beyond_a_day(tmp_path, ended, seconds):
+    times = {"started": "2026-01-01T00:00:00+00:00", "ended": f"{ended}+00:00"}
+    for _ in range(2):
+        Ledger(tmp_path).open({"stage": "pretraining", "device": "NVIDIA H100", "devices": 4, **times})
+    each = round(4 * seconds / 3600, 6)
+    assert [float(row["device_hours"]) for row in read_ledger(tmp_path / "ledger.csv")] == [each, each]
+    totals = ledger_totals(tmp_path / "ledger.csv")
+    assert (totals["device_hours"], totals["gpu_hours"]) == (2 * each, 2 * each)
+
+
 def test_the_tables_gpu_hours_are_the_mean_over_seeds_of_all_attempts(tmp_path):
     metrics, ledgers = [], []
     for seed, attempts in enumerate((ATTEMPTS, [LAST])):

@@ -74,3 +74,9 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "segments.json").write_text(json.dumps({"revision": 1})[:-3])
     with pytest.raises(UserError, match=r"segments\.json: damaged"):
         work_done(tmp_path, load_recipe("digits"), 1)
+
+
+def test_a_finished_boundary_does_not_take_back_what_was_reached(tmp_path, tiny_recipe):
+    record_run(tmp_path, tiny_recipe, 1, reached=3.5)
+    record_run(tmp_path, tiny_recipe, 1, boundary=2)
+    assert (work_done(tmp_path, tiny_recipe, 1).boundaries, work_done(tmp_path, tiny_recipe, 1).reached) == ([2], 3.5)

@@ -1,5 +1,6 @@
 """Writing files so that a reader, or a kill, never meets half of one."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -17,11 +18,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         error.filename = str(path)  # what the user knows
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file whose content is on disk; its new name is on disk too when this returns.
+
+    Without that a loss of power may undo the renaming, but not the deletion of older files that came after it.
+    """
+    os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # some network file systems refuse it, and keep their names themselves
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def named_by_content(folder: Path, name: str, content: str) -> Path:

@@ -172,7 +172,7 @@ class PackedStore:
         description = self._read_description()
         try:
             self._open(description)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
             what = f"{type(error).__name__} {error}".splitlines()[0]
             raise UserError(
                 f"{self.folder / 'store.json'}: damaged ({what}): delete {self.folder} and prepare the dataset again"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from selfsup import cards
+from selfsup.atomic_files import put_in_place
 from selfsup.errors import PermanentError, UserError, reason_of
 from selfsup.layout import boundary_name, epoch_of, is_boundary, rolling_files
 from selfsup.provenance import sha256
@@ -100,7 +101,7 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         note(path, {**card, "format": FORMAT, "sha256": sha256(temporary)})
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except (OSError, RuntimeError) as error:  # a full disk raises one or the other
         temporary.unlink(missing_ok=True)
         raise UserError(
@@ -181,7 +182,7 @@ def take_over(rolling: Path, boundary: Path) -> None:
     shutil.copy2(rolling, temporary)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, boundary)
+    put_in_place(temporary, boundary)
 
 
 def prune(partial: Path, keep: Path | None = None) -> None:

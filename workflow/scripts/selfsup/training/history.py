@@ -83,6 +83,8 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         rows = [row for row in reader if None not in row.values()]
         for row in rows:
             int(row["step"])
+            if None in row:
+                raise ValueError("a row has more values than there are columns")
     except FileNotFoundError:
         return [], []
     except (ValueError, KeyError, TypeError, csv.Error) as error:
