@@ -116,12 +116,12 @@ measure() {  # 580 s at most, all limits together
     ONLY=${ONLY:-facts,tests,convolutions,steps,profile,run,resnet50}
     rm -f "$WORK"/run_*.csv  # of an earlier call
     part facts 5 facts
-    part tests 110 tests
-    part convolutions 60 bench gpu_check convolutions --json "$OUT/convolutions.json"
-    part steps 190 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
-    part profile 65 bench gpu_check profile --json "$OUT/profile.json"
-    part run 90 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
-    part resnet50 60 bench gpu_check resnet50 --json "$OUT/resnet50.json"
+    part tests 200 tests
+    part convolutions 40 bench gpu_check convolutions --json "$OUT/convolutions.json"
+    part steps 150 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
+    part profile 45 bench gpu_check profile --json "$OUT/profile.json"
+    part run 80 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
+    part resnet50 50 bench gpu_check resnet50 --json "$OUT/resnet50.json"
     if [ -e "$WORK/run_history.csv" ]; then tar czf "$OUT/run.tar.gz" -C "$WORK" run_history.csv run_knn.csv run_ledger.csv; fi
 }
 table1() {

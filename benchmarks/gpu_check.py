@@ -219,7 +219,7 @@ def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, turn:
 
 def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Peaks) -> float:
     """Return the roofline sum of networks, loss, optimiser and average, in seconds."""
-    step = OurStep(store, recipe, replace(compute, compile=False, workers=0), folder)
+    step = OurStep(store, recipe, replace(compute, compile=False, one_graph=False, workers=0), folder)
     return roofline_sum(kernels_of(step.on_ready_views()), peaks)
 
 

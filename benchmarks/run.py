@@ -32,7 +32,7 @@ BENCHMARKS = {
     "linear_evaluation": [],
     "packing": [],
     "ranks": [],
-    "scale": ["--images", "100000"],
+    "scale": [],
     "precision_agreement": [],
 }
 

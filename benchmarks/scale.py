@@ -1,6 +1,6 @@
 """A dataset of ImageNet's size: 1,281,167 tiny JPEGs in 1,000 classes, packed, opened, read, and read on in mid-epoch.
 
-    python benchmarks/scale.py [--images 1281167] [--cpus 2] [--workers 8] [--folder FOLDER]
+    python benchmarks/scale.py --images 1281167 [--cpus 2] [--workers 8] [--folder FOLDER]
 
 The pictures are few and small, and repeated: their number is what is measured. They are made as one tar, which is
 packed as any dataset is. Says the seconds of packing, the bytes of what is not pictures, the seconds from a new process
@@ -29,19 +29,19 @@ from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore
 from selfsup.recipe import load_recipe
 
-IMAGES, CLASSES, PIXELS, KINDS = 1_281_167, 1_000, 16, 50
+CLASSES, PIXELS, KINDS = 1_000, 16, 50
 EPOCH = 3  # whose middle is read
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, help=f"training images; default {IMAGES}, quick 2000")
+    parser.add_argument("--images", type=int, help="training images; default 100000, quick 2000; 1281167: ImageNet's")
     parser.add_argument("--cpus", type=int, default=2, help="cores that pack; default 2")
     parser.add_argument("--workers", type=int, default=8, help="loader processes; default 8")
     parser.add_argument("--folder", type=Path, help="where to write 2 GB; default: the system's for temporary files")
     parser.add_argument("--first-batch", type=int, help=argparse.SUPPRESS)  # of this step: what the processes are told
     with measuring.report("scale", parser) as (report, options):
-        count = options.images or (2_000 if options.quick else IMAGES)
+        count = options.images or (2_000 if options.quick else 100_000)
         if options.first_batch is not None:
             first_batch(report, options)
             return
@@ -91,7 +91,7 @@ def first_batch(report: measuring.Report, options: argparse.Namespace) -> None:
         next(reading)
         seconds = time.perf_counter() - began
         workers = [own_mb(child) for child in psutil.Process().children()]
-    report.say(f"own_mb {own_mb(psutil.Process()):.1f} worker_mb {max(workers):.1f} batch_s {seconds:.3f}")
+    report.say(f"own_mb {own_mb(psutil.Process()):.1f} worker_mb {max(workers, default=0):.1f} batch_s {seconds:.3f}")
 
 
 def own_mb(process: psutil.Process) -> float:

@@ -159,7 +159,7 @@ def chosen_recipe(
         return load_recipe("digits", own), None
     note = options.work / "epochs.json"  # a second call goes on with what the first has chosen, if it asks the same
     asked = {"minutes": options.minutes, "epoch_seconds": options.epoch_seconds, "as_far_as": options.as_far_as}
-    asked["dataset"] = store.fingerprint
+    asked |= {"dataset": store.fingerprint, "switches": options.switches}
     known = noted(note, asked)
     if known is None:
         set_aside(report, options.work / "run")

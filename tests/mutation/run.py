@@ -5,7 +5,8 @@
 Takes each entry of mutants.yaml in turn: changes the file in a copy of the tree, runs the tests that the entry names
 and notes in logs/mutants.csv whether they fail. What has been found already is not asked again until the changed file,
 the tests or the entry are others, so a run that was stopped goes on; `--anew` asks everything. Ends with status 1 where
-fewer than 95 % are caught, where an entry does not fit the code, or where a test fails without any mutant.
+fewer than 95 % are caught, where one survives without a reason, where an entry does not fit the code, or where a test
+fails without any mutant.
 """
 
 import argparse
@@ -176,9 +177,9 @@ def known(anew: bool) -> dict[str, dict[str, str]]:
         return {row["digest"]: row for row in csv.DictReader(file)}
 
 
-def ask(asked: list[Mutant], found: dict[str, dict[str, str]], root: Path) -> Iterator[dict[str, str]]:
+def ask(waiting: list[Mutant], digests: dict[Mutant, str], root: Path) -> Iterator[dict[str, str]]:
     """Yield a row for each mutant, and print how far it is."""
-    began, waiting = time.monotonic(), [one for one in asked if one.digest(REPOSITORY) not in found]
+    began = time.monotonic()
     for number, mutant in enumerate(waiting, 1):
         start = time.monotonic()
         verdict = verdict_on(mutant, root)
@@ -188,12 +189,11 @@ def ask(asked: list[Mutant], found: dict[str, dict[str, str]], root: Path) -> It
         if verdict != CAUGHT:
             print((root / "output.txt").read_text()[-1500:], flush=True)
         row = {"mutant": str(mutant), "verdict": verdict, "seconds": f"{now - start:.1f}"}
-        yield {**row, "digest": mutant.digest(REPOSITORY)}
+        yield {**row, "digest": digests[mutant]}
 
 
-def report(asked: list[Mutant], found: dict[str, dict[str, str]]) -> int:
+def report(asked: list[Mutant], verdicts: dict[Mutant, str]) -> int:
     """Print the score and the survivors; return the exit status."""
-    verdicts = {mutant: found[mutant.digest(REPOSITORY)]["verdict"] for mutant in asked}
     for mutant, verdict in verdicts.items():
         if verdict != CAUGHT:
             print(f"{verdict}: {mutant}: {mutant.survives or 'no reason is given, so a test is missing'}")
@@ -220,7 +220,9 @@ def main() -> int:
         root = Path(scratch)
         copy_tree(root)
         preload()
-        waiting = [one for one in asked if one.digest(REPOSITORY) not in found]
+        # Of the copy, which nobody edits while the mutants are asked.
+        digests = {one: one.digest(root) for one in asked}
+        waiting = [one for one in asked if digests[one] not in found]
         tests = sorted({test for one in waiting for test in one.tests})
         if tests:
             print(f"the tests of {len(waiting)} mutants, first without any", flush=True)
@@ -234,11 +236,11 @@ def main() -> int:
             writer = csv.DictWriter(file, COLUMNS)
             if new:
                 writer.writeheader()
-            for row in ask(asked, found, root):
+            for row in ask(waiting, digests, root):
                 found[row["digest"]] = row
                 writer.writerow(row)
                 file.flush()
-    return report(asked, found)
+    return report(asked, {one: found[digests[one]]["verdict"] for one in asked})
 
 
 if __name__ == "__main__":

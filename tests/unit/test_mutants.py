@@ -56,10 +56,10 @@ ASKS = """
 import sys
 from pathlib import Path
 from mutation import run
-run.PATIENCE_S = 3
 root = Path(sys.argv[1])
 HANGS = "[1 for _ in iter(int, 1)]"
 for was, now in [("a + b", "a - b"), ("# sum", "# the sum"), ("a + b", HANGS), ("return", "return (")]:
+    run.PATIENCE_S = 3 if now == HANGS else 120
     print(run.verdict_on(run.Mutant("some.py", was, now, ("test_some.py::test_it",)), root))
 """
 

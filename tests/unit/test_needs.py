@@ -12,7 +12,7 @@ from runs import on_cpu
 from selfsup.config import load_config
 from selfsup.methods import Context
 from selfsup.recipe import load_recipe
-from selfsup.reports import needs
+from selfsup.reports import needs, plan
 from selfsup.reports.plan import datasets_to_text
 from selfsup.settings.registries import METHODS
 
@@ -99,3 +99,16 @@ def test_packed_datasets_are_told_by_their_files_and_others_by_their_source(repo
     assert "digits 5.5 MB" not in datasets_to_text(config)
     config.datasets["cifar10"] = config.datasets["cifar10"].changed(source="folder", path="/birds")
     assert "cifar10 ?" in datasets_to_text(config)
+
+
+def test_a_changed_dataset_has_no_known_size_and_a_file_that_goes_away_none(repository, tmp_path):
+    """Resized pictures, or a part of them, take less than the whole source as it is."""
+    config = load_config(repository / "config.yaml")
+
+    def told(**changes) -> int | None:
+        block = config.datasets["imagenet"]
+        return plan._dataset_bytes(replace(config, datasets={"imagenet": {**block, **changes}}), "imagenet")
+
+    assert told() > 100e9
+    assert told(resize=256) is None and told(expect={"train": 10}) is None
+    assert plan._bytes_of(tmp_path / "renamed_meanwhile.tmp") == 0 == plan._bytes_of(tmp_path)

@@ -130,12 +130,14 @@ def finished_metrics(wildcards):
     return list(map(str, dict.fromkeys([*parts.finished_metrics(CONFIG), *metrics_to_come()])))
 
 
+@ends_on_error
 def tables_to_come(wildcards):
     """The tables of an experiment that this call makes, too, for its verdict there."""
     tables = parts.tables_asked_for(CONFIG, workflow.dag_settings.targets)
     return [str(parts.files_of_table(one)[0]) for one in tables if wildcards.experiment in CONFIG.tables[one]]
 
 
+@ends_on_error
 def verdict_so_far(wildcards):
     """The verdict that a model card tells; another one makes the card anew."""
     return parts.verdict(CONFIG, run_of(wildcards).encoder.card)

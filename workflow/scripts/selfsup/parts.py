@@ -78,17 +78,19 @@ def verdict(config: Config, card: Path, results: Path = RESULTS) -> str:
     """
     checksum = card_if_any(card).get("encoder_sha256")
     for path in (results / f"{table}.csv" for table in config.tables):
-        for row in _rows(path) if checksum else ():
+        for row in _rows(path) if isinstance(checksum, str) else ():
             if row.get("task") == LINEAR and checksum in row.get("encoder_sha256", "") and "verdict" in row:
                 return row["verdict"] + (f" ({row['verdict_reason']})" if row.get("verdict_reason") else "")
     return "none yet"
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    if not table.exists():
+    """Return a table's rows; none of one that is not there or cannot be read, because its rule makes it anew."""
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
-    with open(table, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def files_of_table(table: str) -> list[Path]:

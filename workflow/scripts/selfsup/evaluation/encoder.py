@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from selfsup import models, provenance
-from selfsup.atomic_files import write_atomically
+from selfsup.atomic_files import put_in_place, write_atomically
 from selfsup.cards import read_card
 from selfsup.errors import UserError
 from selfsup.evaluation import record
@@ -65,7 +65,9 @@ def save_encoder(path: Path, encoder: nn.Module, card: Mapping[str, Any]) -> str
         ) from error
     temporary.chmod(0o666 & ~_umask())  # safetensors lets nobody else read what it writes
     checksum = provenance.sha256(temporary)
-    temporary.replace(path)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    put_in_place(temporary, path)  # on disk before the card that tells of it
     write_atomically(path.with_suffix(".json"), json.dumps({**card, "encoder_sha256": checksum}, indent=1) + "\n")
     record.collect(path)
     return checksum

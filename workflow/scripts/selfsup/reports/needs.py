@@ -136,7 +136,7 @@ def _kept_of_a_view(model: ResNetSettings, size: int, width: int, *, recompute: 
 def _parameters(recipe: Recipe) -> tuple[int, int]:
     """Return how many parameters learn, and how many follow them as a moving average."""
     backbone, heads = backbone_parameters(recipe.model), list(_heads(recipe))
-    averaging = [block for block in _blocks(recipe) if getattr(block, "moving_average", False)]
+    averaging = [block for block in _blocks(recipe) if getattr(block, "moving_average", None) is True]
     averaged = sum(backbone + _head_parameters(_features(recipe), block.projector) for block in averaging)
     return backbone + sum(_head_parameters(inner, head) for inner, head in heads), averaged
 
@@ -180,5 +180,5 @@ def size(count: int | None) -> str:
     """Return bytes for people: 53 MB, 1.5 GB, 150 GB; "?" for an unknown number."""
     if count is None:
         return "?"
-    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    unit, name = (1e9, "GB") if count >= 0.9995e9 else (1e6, "MB")
     return f"{count / unit:.2g} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"

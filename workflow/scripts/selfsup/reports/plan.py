@@ -3,6 +3,7 @@
 Imports no torch. Speed is what was measured: the newest attempts in the ledgers, or a probe; nothing is guessed.
 """
 
+import contextlib
 import csv
 import math
 from collections.abc import Iterator
@@ -100,10 +101,18 @@ def _dataset_bytes(config: Config, dataset: str) -> int | None:
     """Return the bytes of a packed dataset, or what its source's images will take; None where that is not known."""
     store = store_in(data_of(config.data_dir, dataset))
     if store.exists():
-        return sum(path.stat().st_size for path in store.parent.iterdir() if path.is_file())
-    source = SOURCES[config.datasets[dataset]["source"]]
-    known = source.counts and source.packed_bytes
+        return sum(map(_bytes_of, store.parent.iterdir()))
+    told = config.datasets[dataset]
+    source = SOURCES[told["source"]]
+    known = source.counts and source.packed_bytes and not (told.get("resize") or told.get("expect"))
     return source.packed_bytes * (source.counts.train + source.counts.test) if known else None
+
+
+def _bytes_of(path: Path) -> int:
+    """Return a file's size; 0 of a folder, and of what a job has renamed meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 def _cost(config: Config, experiment: Experiment, results: Path) -> Cost:
