@@ -39,6 +39,7 @@ OPTIONS_ONLY = {
     "linear_eval.py": "an encoder of CIFAR-10",
     "embed.py": "an encoder",
     "roofline.py": "minutes",
+    "scale.py": "minutes",
     "training_step.py": "minutes",
     "precision_agreement.py": "minutes",
     "prepare_dataset.py": "a dataset of an older version",
