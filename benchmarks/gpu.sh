@@ -8,8 +8,9 @@
 #
 # --check has the parts facts, tests, convolutions, steps, profile, run, resnet50, each with a limit of its own. FILE is
 # CIFAR-10's archive, its folder, or a tree of image files, in a folder or a tar. --smoke: tiny, on a CPU, to see that
-# the script works. After -- come further options of gpu_check.py's part steps, or of table1.py. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
-# epoch takes, all included, instead of timing steps. PYTHON chooses the interpreter.
+# the script works. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
+# epoch takes, all included, instead of timing steps. After -- come further options: with --check of gpu_check.py's part
+# steps, with --train and --arms of table1.py. PYTHON chooses the interpreter.
 #
 # Where one command may take less time than the machine can be had: --leave SECONDS with --train or --arms returns then
 # and leaves the work going on, from a copy of this tree; `benchmarks/gpu.sh OUT --fetch [--leave SECONDS]` waits for its
@@ -18,7 +19,7 @@
 # OUT gets at most 8 files of at most 16 MB: gpu.txt (all output), JSON and CSV, and with --train the encoder in pieces:
 # cat encoder.part* > encoder.safetensors
 set -uo pipefail
-usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
 refuse() { echo "error: $1" >&2; usage >&2; exit 2; }
 
 PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=() FURTHER=()

@@ -1,7 +1,9 @@
 """The workflow run as a user runs it, in a folder of its own with a configuration of its own."""
 
+import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -58,6 +60,13 @@ class Workflow:
         self.folder, self.repository = folder, repository
         folder.mkdir(exist_ok=True)
         self.config = shipped(repository)
+
+    def copied(self, folder: Path) -> "Workflow":
+        """A copy of all that stands here, with the same configuration, to be changed as one likes."""
+        shutil.copytree(self.folder, folder)
+        copy_of_it = Workflow(folder, self.repository)
+        copy_of_it.config = copy.deepcopy(self.config)
+        return copy_of_it
 
     @property
     def digits(self) -> dict:

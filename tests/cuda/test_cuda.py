@@ -104,6 +104,7 @@ def test_a_step_on_the_gpu_is_a_step_on_the_processor(run):
 def test_a_step_as_a_cuda_graph_has_the_bits_of_its_kernels_one_by_one(run, repeatable, monkeypatch):
     """Six steps in bf16: one as it is, one recorded, four replayed, with the learning rates and averages of each."""
     found = []
+    torch._dynamo.utils.counters.clear()
     for replayed in (True, False):
         monkeypatch.setattr(OneGraph, "_replays", staticmethod(lambda *_, replayed=replayed: replayed))
         training = Pretraining(run(on_gpu("bf16", deterministic=True, one_graph=True)))

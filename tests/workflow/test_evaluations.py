@@ -2,7 +2,6 @@
 
 import copy
 import re
-import shutil
 
 import pandas as pd
 import pytest
@@ -16,12 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def finished(finished_run, tmp_path, repository) -> Workflow:
+def finished(finished_run, tmp_path) -> Workflow:
     """A finished run that is now asked for a further evaluation, too."""
-    source = finished_run()
-    shutil.copytree(source.folder, tmp_path / "copy")
-    run = Workflow(tmp_path / "copy", repository)
-    run.config = copy.deepcopy(source.config)
+    run = finished_run().copied(tmp_path / "copy")
     run.config["evaluations"] = {"nearest": copy.deepcopy(KNN)}
     run.digits["evaluations"] = ["linear", "nearest"]
     return run

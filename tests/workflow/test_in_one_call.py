@@ -1,6 +1,5 @@
 """What is made of all that is there waits for what the same call makes, and what tells a verdict follows the table."""
 
-import copy
 import shutil
 
 import pandas as pd
@@ -15,12 +14,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def finished(finished_run, tmp_path, repository) -> Workflow:
+def finished(finished_run, tmp_path) -> Workflow:
     """A finished run without tables."""
-    source = finished_run()
-    shutil.copytree(source.folder, tmp_path / "copy")
-    run = Workflow(tmp_path / "copy", repository)
-    run.config = copy.deepcopy(source.config)
+    run = finished_run().copied(tmp_path / "copy")
     for path in (*run.path("results").glob("demo.*"), run.path("results/evaluations.csv")):
         path.unlink(missing_ok=True)
     return run
