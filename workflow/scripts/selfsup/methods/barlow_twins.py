@@ -8,6 +8,7 @@ all-reduce has no gradient. LARS hides that for weights; biases and norms feel i
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from selfsup.methods.joint_embedding import JointEmbedding, in_full, product
 from selfsup.methods.method import Batch, Output, Step
@@ -22,7 +23,7 @@ def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor, redundancy: flo
     first, second: projections [N, D] of the two views, of the whole global batch; computed with in float32 or wider.
     """
     first, second = map(standardised, in_full(first, second))
-    correlation = product(first.T, second) / len(first)
+    correlation = product(first.T / len(first), second)  # divided before it is D x D
     diagonal = correlation.diagonal()
     off_diagonal = correlation.square().sum() - diagonal.square().sum()
     return (diagonal - 1).square().sum() + redundancy * off_diagonal
@@ -30,7 +31,7 @@ def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor, redundancy: flo
 
 def standardised(z: torch.Tensor) -> torch.Tensor:
     """Return [N, D] with each dimension's mean 0 and variance 1 over the rows: a batch norm without affine."""
-    return (z - z.mean(0)) / (z.var(0, correction=0) + EPSILON).sqrt()
+    return nn.functional.batch_norm(z, None, None, training=True, eps=EPSILON)
 
 
 class BarlowTwins(JointEmbedding):

@@ -80,14 +80,19 @@ class LARS(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
 
     def _update(self, group: dict, parameters: list[torch.Tensor]) -> None:
-        updates, rate, momentum = [p.grad for p in parameters], group["lr"], group["momentum"]
+        updates = gradients = [p.grad for p in parameters]
+        rate, momentum = group["lr"], group["momentum"]
         if self.skipped is not None:
             updates = self._unscaled(updates)
             rate, momentum = torch.where(self.skipped, 0.0, rate), torch.where(self.skipped, 1.0, momentum)
         if group["weight_decay"]:
             updates = torch._foreach_add(updates, parameters, alpha=group["weight_decay"])
         if group["lars_weight"]:
-            updates = torch._foreach_mul(updates, _scales(group, parameters, updates))
+            scales = _scales(group, parameters, updates)
+            if updates is gradients:
+                updates = torch._foreach_mul(updates, scales)
+            else:  # in place: new memory of the weights' size costs a CPU more than the product
+                torch._foreach_mul_(updates, scales)
         buffers = [self._momentum_buffer(p) for p in parameters]
         torch._foreach_mul_(buffers, momentum)
         if group["lr_in_momentum"]:
