@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from selfsup.models.batch_norm import BatchNorm
 from selfsup.models.initial_weights import seeded_weights
+from selfsup.models.narrow_convolutions import take_pixels_first
 from selfsup.models.resnet_settings import ResNetSettings, Stem
 from selfsup.models.same_padding import pad_as_jax
 from selfsup.models.timm_settings import TimmSettings
@@ -77,7 +78,9 @@ def build_backbone(recipe: Mapping) -> nn.Module:
     From images [N, 3, H, W] to features [N, out_features].
     """
     recipe = Recipe.of(recipe)
-    return BACKBONES.component(recipe.model.backbone)(recipe)
+    backbone = BACKBONES.component(recipe.model.backbone)(recipe)
+    take_pixels_first(backbone)
+    return backbone
 
 
 def software(recipe: Mapping) -> dict[str, str]:
