@@ -19,10 +19,14 @@ def take_pixels_first(network: nn.Module) -> None:
     if platform.machine() not in ("x86_64", "AMD64") or "AVX512" in torch.backends.cpu.get_cpu_capability():
         return
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
-            if module.in_channels // module.groups < CHANNELS and module.padding == (0, 0):
-                module.register_forward_pre_hook(partial(_thinned_out, stride=module.stride))
-                module.stride = (1, 1)
+        if isinstance(module, nn.Conv2d) and _is_narrow(module):
+            module.register_forward_pre_hook(partial(_thinned_out, stride=module.stride))
+            module.stride = (1, 1)
+
+
+def _is_narrow(module: nn.Conv2d) -> bool:
+    strided = module.kernel_size == (1, 1) and module.stride != (1, 1) and module.padding == (0, 0)
+    return strided and module.in_channels // module.groups < CHANNELS
 
 
 def _thinned_out(module: nn.Conv2d, inputs: tuple[torch.Tensor], *, stride: tuple[int, int]) -> torch.Tensor:
