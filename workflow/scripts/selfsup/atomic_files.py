@@ -1,10 +1,17 @@
-"""Writing files so that a reader, or a kill, never meets half of one."""
+"""Writing files so that a reader, or a kill, never meets half of one, on network file systems too."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+STALE_PAUSES_S = (0.0, 0.05, 0.5)  # between the tries to read a file that was replaced
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -30,13 +37,56 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
     Without that a loss of power may undo the renaming, but not the deletion of older files that came after it.
     """
-    os.replace(temporary, path)
+    rename_over(temporary, path)
     with contextlib.suppress(OSError):  # some network file systems refuse it, and keep their names themselves
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def rename_over(temporary: Path, path: Path) -> None:
+    """Rename a file to `path`, whatever is there.
+
+    A network file system asks again if an answer is lost, and is then told that there is no such file: the renaming has
+    been done.
+    """
+    with open(temporary, "rb") as file:
+        mine = os.fstat(file.fileno()).st_ino
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        if _number_of(path) != mine:
+            raise
+
+
+def _number_of(path: Path) -> int | None:
+    """Return the number of the file at `path`, which is opened: stat() may answer from a cache."""
+
+    def opened() -> int:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_ino
+
+    try:
+        return read_replaceable(opened)
+    except FileNotFoundError:
+        return None
+
+
+def read_replaceable(read: Callable[[], T]) -> T:
+    """Return `read()`, which opens a file and reads it, after a further try or two if the file was replaced meanwhile.
+
+    On a network file system a reader who meets the replacing by another host is told that the file is stale.
+    """
+    for pause in STALE_PAUSES_S:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        time.sleep(pause)
+    return read()
 
 
 def named_by_content(folder: Path, name: str, content: str) -> Path:

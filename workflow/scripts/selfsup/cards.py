@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from selfsup.atomic_files import read_replaceable
 from selfsup.errors import UserError
 
 
@@ -14,7 +15,7 @@ class CardError(UserError, ValueError):
 def read_card(path: Path) -> dict[str, Any]:
     """Return what a card holds. Raises CardError where it is no JSON or no mapping, OSError where it cannot be read."""
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(read_replaceable(path.read_text))
     except ValueError as error:
         raise CardError(f"{path}: no JSON ({error}): delete it and have it written again") from error
     if not isinstance(card, dict):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from selfsup.logs import logger, start_logging
 from selfsup.signals import ignore_stop_signals
 
-# A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there.
+# A full disk, a quota, a limit on file sizes, missing permissions, a folder that is not there; a file server that is
+# away.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+DISK_ERRORS += (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
 
 FULL = {errno.ENOSPC: "the disk is full: ", errno.EDQUOT: "the quota is used up: "}
 

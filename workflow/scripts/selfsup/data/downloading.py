@@ -1,10 +1,10 @@
 """Downloads of a source's files, each whole or not there."""
 
-import os
 from pathlib import Path
 
 from torchvision.datasets.utils import check_integrity, download_url
 
+from selfsup.atomic_files import rename_over
 from selfsup.errors import UserError
 
 PARTIAL = "partial"  # folder in that of the downloads
@@ -25,5 +25,5 @@ def fetch(url: str, folder: Path, md5: str | None) -> Path:
             f"{name} could not be downloaded from {url} ({error}). Fetch it on a machine with a network and set the "
             "dataset's path in config.yaml to its folder"
         ) from error
-    os.replace(partial / name, path)
+    rename_over(partial / name, path)
     return path

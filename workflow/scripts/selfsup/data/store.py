@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
-from selfsup.atomic_files import write_atomically
+from selfsup.atomic_files import rename_over, write_atomically
 from selfsup.cards import read_card
 from selfsup.data.gif_frames import check_gif
 from selfsup.errors import PermanentError, UserError
@@ -304,7 +304,7 @@ class StoreWriter:
         }
         (self._folder / "store.json").unlink(missing_ok=True)
         for name in self._files:
-            os.replace(self._unfinished(name), self._folder / name)
+            rename_over(self._unfinished(name), self._folder / name)
         with named(self._folder / "store.json"):
             write_atomically(self._folder / "store.json", json.dumps(description, indent=1) + "\n")
         shutil.rmtree(self.unfinished, ignore_errors=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from selfsup.atomic_files import rename_over
 from selfsup.data.archives import UNPACK_ERRORS, ArchiveFolder, name_within, opener_of, tree_of
 from selfsup.data.listing import Member, Tree
 from selfsup.data.splits import Wanted
@@ -36,7 +37,7 @@ def plain_tar(archive: Path, folder: Path) -> Path:
             _copy(packed, out, archive)
             if file.read(COPY_BYTES).strip(b"\0"):  # bz2 and lzma end there without a word
                 raise UserError(f"{archive}: something else follows its compressed part: fetch the archive again")
-        os.replace(temporary, plain)
+        rename_over(temporary, plain)
     return plain
 
 

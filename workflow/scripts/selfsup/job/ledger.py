@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from selfsup.atomic_files import write_atomically
+from selfsup.atomic_files import read_replaceable, write_atomically
 from selfsup.layout import JobFolder
 
 RUNNING, KILLED = "running", "killed"
@@ -114,10 +114,10 @@ def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ledger, oldest first, with values as text; no rows if there is no ledger."""
     try:
-        with open(path, newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("attempt") or "").isdigit()]
+        text = read_replaceable(path.read_text)
     except FileNotFoundError:
         return []
+    return [row for row in csv.DictReader(io.StringIO(text)) if (row.get("attempt") or "").isdigit()]
 
 
 def begun(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

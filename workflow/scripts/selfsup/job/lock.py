@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from selfsup.atomic_files import read_replaceable
 from selfsup.errors import UserError
 
 LOCK_FILE = "lock.json"
@@ -93,9 +94,9 @@ class Lock:
             whole.write_text(json.dumps(asdict(self._me)))
             os.link(whole, self._path)  # atomic: only one of several processes succeeds
         except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            return self._create_in_place()
+            return self.is_mine()  # a network file system asks again if an answer is lost, and then finds the link
+        except OSError:  # a file system without hard links, or only the answer has failed
+            return self.is_mine() or self._create_in_place()
         finally:
             whole.unlink(missing_ok=True)
         return True
@@ -133,10 +134,8 @@ class Lock:
     def _set_aside(self, holder: Holder | None, beat: float) -> None:
         """Remove a dead holder's lock, but not the lock of another job that has taken it over meanwhile."""
         aside = self._path.with_name(f"{LOCK_FILE}.{self._me.token}")
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another job was first, or the answer of a renaming was lost
             os.rename(self._path, aside)
-        except FileNotFoundError:
-            return
         found = _read(aside)
         if found is not None and (found[0] != holder or found[1] > beat):
             with contextlib.suppress(OSError):  # a third job holds the lock already
@@ -203,14 +202,19 @@ def _lives(holder: Holder | None, me: Holder) -> bool | None:
 def _read(path: Path) -> tuple[Holder | None, float] | None:
     """Return holder and last beat; no holder if a killed process left the file empty; None if there is no file."""
     try:
-        with open(path) as file:  # opened, because a network file system would answer stat() from a cache
-            beat = os.fstat(file.fileno()).st_mtime
-            try:
-                return Holder(**json.load(file)), beat
-            except (ValueError, TypeError):
-                return None, beat
+        text, beat = read_replaceable(lambda: _opened(path))
     except FileNotFoundError:
         return None
+    try:
+        return Holder(**json.loads(text)), beat
+    except (ValueError, TypeError):
+        return None, beat
+
+
+def _opened(path: Path) -> tuple[str, float]:
+    """Return content and time of a file that is opened: a network file system would answer stat() from a cache."""
+    with open(path) as file:
+        return file.read(), os.fstat(file.fileno()).st_mtime
 
 
 def _host() -> str:

@@ -1,11 +1,11 @@
 """The rows of a run as a CSV file, which a resume cuts back to its checkpoint."""
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfsup.atomic_files import rename_over
 from selfsup.errors import UserError
 from selfsup.training.sinks import COUNTED, Sink
 
@@ -64,7 +64,7 @@ class History:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self._path)
+        rename_over(temporary, self._path)
 
 
 def steps_logged(path: Path) -> int:
