@@ -8,6 +8,7 @@ from snakemake.utils import update_config
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
 from selfsup.grids import without_grids
+from selfsup.job.executor import keep_jobs_without_news
 from selfsup.layout import LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.targets import evaluation_asked_for, evaluation_with_features, experiment_asked_for
@@ -21,6 +22,7 @@ def checked_config():
     return check_config(config)
 
 
+keep_jobs_without_news()
 CONFIG = checked_config()
 RUN = RunPaths(RESULTS, "{experiment}", "{seed}")  # the files of whatever run
 AUDIT = AuditPaths.of("{experiment}", "seed{seed}", "{epoch}")  # and of an audit of a segment of it
