@@ -17,7 +17,7 @@ from selfsup.errors import PermanentError, UserError
 from selfsup.job import attempt as attempt_module
 from selfsup.job import lock as lock_module
 from selfsup.job.attempt import Attempt
-from selfsup.job.ledger import Ledger, read_ledger
+from selfsup.job.ledger import Ledger, note_refused, read_ledger
 from selfsup.job.lock import STALE_S, Lock, living_holder, this_process
 from selfsup.job.slurm import holder_at_work
 from selfsup.job.stopping import StopRequest, stop_file
@@ -208,7 +208,7 @@ def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
         attempt.step_saved(50)
         attempt.set_ending("stopped by SIGTERM")
     # The next one is killed at step 120, its newest checkpoint that of step 90.
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path, began=time.monotonic() - 7200)
     ledger.open({"stage": "pretraining", "goal": "epoch 4", "started": "2026-01-01T00:00:00+00:00"})
     ledger.update(devices=4, device="NVIDIA H100", start_step=50, end_step=120, saved_step=90)
     assert rows(tmp_path)[1]["how_it_ended"] == "running"
@@ -225,7 +225,7 @@ def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
     assert [killed[key] for key in figures] == ["killed", "75", "35", "0"]
     assert [last[key] for key in figures] == ["reached its goal", "110", "0", "35"]
     assert (first["checkpoints"], first["stall_s"], first["ranks"]) == ("1", "0.25", "4")
-    assert float(killed["gpu_hours"]) == float(killed["device_hours"]) > 4  # four devices since the first of January
+    assert float(killed["gpu_hours"]) == float(killed["device_hours"]) == 8  # four devices for two hours
     assert float(last["gpu_hours"]) == 0  # devices unknown: none
 
 
@@ -238,8 +238,18 @@ def test_a_killed_attempt_has_done_at_least_what_it_saved(tmp_path):
     assert [rows(tmp_path)[0][key] for key in ("steps_done", "steps_lost")] == ["47", "0"]
 
 
+def test_a_clock_that_is_set_changes_no_attempts_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("selfsup.job.ledger.now", lambda: "2020-01-01T00:00:00+00:00")  # set back after the start
+    ledger = Ledger(tmp_path, began=time.monotonic() - 90)
+    ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00", "devices": 4})
+    ledger.update("reached its goal")
+    note_refused(tmp_path, {"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"}, "refused")
+    assert [row["ended"] for row in rows(tmp_path)] == ["2026-01-01T00:01:30+00:00", "2026-01-01T00:00:00+00:00"]
+    assert float(rows(tmp_path)[0]["device_hours"]) == 0.1
+
+
 def test_a_processors_hours_are_no_gpu_hours(tmp_path):
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path, began=time.monotonic() - 60)
     ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00", "device": "cpu", "devices": 2})
     ledger.update("reached its goal")
     assert float(rows(tmp_path)[0]["gpu_hours"]) == 0 < float(rows(tmp_path)[0]["device_hours"])
@@ -255,8 +265,6 @@ def test_a_refused_attempt_leaves_a_row_too(tmp_path, holder):
 
 
 def test_a_row_refused_meanwhile_survives_the_holders_updates(tmp_path):
-    from selfsup.job.ledger import note_refused
-
     with make_attempt(tmp_path) as attempt:
         attempt.begin_steps(0, 8)
         note_refused(tmp_path, {"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"}, "refused")

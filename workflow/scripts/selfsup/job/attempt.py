@@ -56,6 +56,7 @@ class Attempt:
         self._fingerprint, self.place, self._hang_s = fingerprint, place or Place(), hang_s
         self._time_limit_s, self._given_stop = time_limit_s, stop
         self._row = {"stage": stage, "goal": goal, "host": socket.gethostname(), "started": now()}
+        self._started = time.monotonic()
         self._row["job_id"] = os.environ.get("SLURM_JOB_ID", "")
         self._ending = "ended"
         self._columns: dict[str, Any] = {}  # of the ledger's row
@@ -78,7 +79,7 @@ class Attempt:
         if self.place.is_main:
             for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while writing
                 leftover.unlink(missing_ok=True)
-            self._ledger = Ledger(self.folder)
+            self._ledger = Ledger(self.folder, self._started)
             self._ledger.open(self._row)
             self._leaving = threading.Event()
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)

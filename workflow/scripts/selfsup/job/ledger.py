@@ -7,8 +7,9 @@ does. Columns not known at the start (devices, numerics) are filled later.
 import csv
 import io
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ COLUMNS = (
 class Ledger:
     """The ledger of a folder, for the job that holds the folder's lock."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, began: float | None = None):
+        """began: when the attempt started, by time.monotonic(); default now."""
         self._path, self._number = JobFolder(folder).ledger, 0
+        self._began = time.monotonic() if began is None else began
         self._busy = threading.Lock()  # the heartbeat writes too
         self._row: dict[str, Any] = {}
 
@@ -73,8 +76,13 @@ class Ledger:
         rows = read_ledger(self._path)
         earlier = [one for one in rows if int(one["attempt"]) < self._number]
         others = [one for one in rows if int(one["attempt"]) > self._number]  # refused meanwhile
-        self._row = _with_derived({**self._row, **known, "how_it_ended": how, "ended": now()}, earlier)
+        self._row = _with_derived({**self._row, **known, "how_it_ended": how, "ended": self._ended()}, earlier)
         self._write([*earlier, self._row, *others])
+
+    def _ended(self) -> str:
+        """Return the start and what has passed since: a clock that is set meanwhile changes no length."""
+        passed = timedelta(seconds=time.monotonic() - self._began)
+        return (datetime.fromisoformat(self._row["started"]) + passed).isoformat(timespec="seconds")
 
     def complete_killed(self, reached: int, continued_at: int) -> None:
         """Complete the row of the last attempt that did a step, if it was killed: it did at least `reached` steps.
@@ -105,7 +113,8 @@ def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
     """Add the row of an attempt that was refused before it began; another job may own the folder."""
     path = JobFolder(folder).ledger
     rows = read_ledger(path)
-    full = _with_derived({"attempt": len(rows) + 1, **row, "ended": now(), "how_it_ended": reason}, [])
+    ended = max(now(), row["started"])  # the clock may have been set back
+    full = _with_derived({"attempt": len(rows) + 1, **row, "ended": ended, "how_it_ended": reason}, [])
     text = _text([full]).split("\n", 1)[1] if rows else _text([full])
     with open(path, "a", newline="") as file:
         file.write(text)
