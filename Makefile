@@ -62,8 +62,16 @@ test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
 test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
 	$(BIN)/pytest tests/slurm
 
-chaos: env  ## kill the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
-	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos
+chaos: env  ## kill and disturb the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
+	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
+
+.PHONY: chaos-slurm
+chaos-slurm: env  ## the same on a real two-node Slurm with four ranks, 100 events: root, Debian or Ubuntu; most of an hour
+	$(BIN)/python tests/slurm/chaos_slurm.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
+
+.PHONY: ranks
+ranks: env  ## 32 ranks, 8 nodes x 4, on this machine: chain, kill, other numbers of ranks, collectives; 12 GB, ten minutes
+	$(BIN)/python tests/thirty_two_ranks.py --folder $$(mktemp -d)/ranks $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES))
 
 bench: env .venv/bench  ## measurements with their ratios, as text and JSON: make bench BENCH="training_step --quick" for a part
 	$(BIN)/python benchmarks/run.py $(BENCH)

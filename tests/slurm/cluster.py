@@ -89,8 +89,7 @@ class Cluster:
         with _alone():
             self._name_nodes()
         self._munged()
-        self._start("slurmctld", ["slurmctld", "-f", self.configuration])
-        wait_for("slurmctld", lambda: "is UP" in self.ask("scontrol", "ping"))
+        self.start_controller()
         for node in self.nodes:
             self.start_node(node)
         wait_for("idle nodes", lambda: len(set(self.ask("sinfo", "-hN", "-t", "idle", "-o", "%N").split())) == 2)
@@ -122,13 +121,34 @@ class Cluster:
             ).stdout
         return ""
 
+    def start_controller(self) -> None:
+        """Start slurmctld, and wait until it answers."""
+        self._start("slurmctld", ["slurmctld", "-f", self.configuration])
+        wait_for("slurmctld", lambda: "is UP" in self.ask("scontrol", "ping"))
+
     def start_node(self, node: str) -> None:
         """Start a node's daemon."""
         self._start(f"slurmd-{node}", ["slurmd", "-N", node, "-f", self.configuration])
 
+    def kill_daemon(self, name: str) -> None:
+        """End a daemon at once, slurmctld or slurmd-<node>; what runs under it goes on."""
+        _stop(self.lab / "run" / f"{name}.pid", signal.SIGKILL)
+
+    def processes(self, variable: str, word: str) -> list[int]:
+        """Return the processes in this cluster's jobs that have a variable, NAME=, and a word on their command line."""
+        mine = f"SLURM_CONF={self.configuration}\0"
+        found = [one for one in _processes() if word in _text(one / "cmdline")]
+        texts = {int(one.name): "\0" + _text(one / "environ") for one in found}
+        return sorted(pid for pid, text in texts.items() if f"\0{variable}" in text and mine in text)
+
+    def variable(self, pid: int, name: str) -> str:
+        """Return a variable of a process; "" if there is none."""
+        values = [one for one in _text(Path(f"/proc/{pid}/environ")).split("\0") if one.startswith(f"{name}=")]
+        return values[0].partition("=")[2] if values else ""
+
     def kill_node(self, node: str) -> None:
         """End a node at once, with the steps and tasks that run on it."""
-        _stop(self.lab / "run" / f"slurmd-{node}.pid", signal.SIGKILL)
+        self.kill_daemon(f"slurmd-{node}")
         tasks = [one for one in _processes() if f"SLURMD_NODENAME={node}\0" in _text(one / "environ")]
         parents = {Path("/proc") / _text(one / "stat").rsplit(")", 1)[-1].split()[1] for one in tasks}
         for one in [*(one for one in parents if "slurmstepd" in _text(one / "cmdline")), *tasks]:

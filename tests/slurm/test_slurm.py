@@ -1,11 +1,16 @@
 """What happens to jobs on a cluster, for real: each case ends with the encoder of an undisturbed run, to the bit."""
 
+import random
 import re
+import shutil
 import signal
 
 import pandas as pd
-from slurm_workflow import RUN, SlurmWorkflow
+import pytest
+from chaos_slurm import LocalRun, on_slurm, possible_events
+from slurm_workflow import LONG, RUN, SlurmWorkflow
 
+from chaos import Plan
 from selfsup.job.ledger import read_ledger
 from workflows import QUICK, Workflow, jobs
 
@@ -186,6 +191,22 @@ def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, un
     finish(slurm, slurm.start(f"{RUN}/encoder.safetensors"), undisturbed)
     rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
     assert [row["steps_done"] for row in rows] in (["132"], ["132", "0"])  # nothing was trained again
+
+
+CHAOS = ["SIGKILL of slurmctld", "disk full", "frozen for seconds", "clock jumps", "SIGKILL"]
+
+
+@pytest.mark.slow
+def test_five_events_one_after_the_other_change_no_bit_and_the_ledger_adds_up(tmp_path, cluster, undisturbed):
+    """`make chaos-slurm` in short; one of the five ends the job."""
+    seed, changes = random.randrange(10**6), {"overrides": LONG, "segment_epochs": 3}
+    plan = Plan(changes, len(CHAOS), seed, checkpoint_minutes=0.02, latest_s=4)
+    shutil.copytree(undisturbed.folder, tmp_path / "undisturbed")
+    left_alone = LocalRun(tmp_path / "undisturbed", plan, disturbed=False)
+    kinds = [kind for kind in CHAOS if kind in possible_events()]
+    runs = on_slurm(left_alone, tmp_path, plan, cluster, kinds)
+    ends = [row["how_it_ended"] for run in runs for row in read_ledger(run.pretrain / "ledger.csv")]
+    assert ends.count("reached its goal") >= 2 and len(ends) > 2
 
 
 def test_preflight_prints_a_verdict_a_line(slurm):

@@ -1,0 +1,85 @@
+"""What must hold of a disturbed run besides its bits: whole files, a ledger that adds up, one writer at a time."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from faults import Renaming
+from selfsup.engine.checkpoint import known_card
+from selfsup.job.ledger import RUNNING, begun, read_ledger
+from selfsup.provenance import sha256
+
+SAVED_FIRST = ("stopped by SIGTERM", "stopped by SIGUSR1", "stopped by the approaching time limit")
+SLACK_S = 1.0  # the ledger has whole seconds
+
+
+def check_files(pretrain: Path, damaged: set[str]) -> None:
+    """No checkpoint that stands under its name is damaged, but those that were damaged on purpose.
+
+    A boundary's card may be in the run's record alone: Snakemake deletes the card of a job that fails.
+    """
+    for path in pretrain.rglob("*.pt"):
+        try:
+            whole = sha256(path) == (known_card(path) or {}).get("sha256")
+        except FileNotFoundError:
+            whole = False
+        if not whole and path.exists() and path.stem not in damaged:  # else replaced by a newer one while we looked
+            raise AssertionError(f"{path} is damaged, or has no card")
+    found = {path.stem for path in pretrain.rglob("*.damaged")}
+    if found - damaged:
+        raise AssertionError(f"found damaged, and nobody had damaged them: {sorted(found - damaged)}")
+
+
+def check_ledger(path: Path, total_steps: int, damaged: bool = False) -> list[dict]:
+    """Each attempt has a closed row, and their steps and seconds add up. Returns the rows.
+
+    damaged: whether checkpoints were damaged: then more is done again than the attempts had left unsaved.
+    """
+    rows = read_ledger(path)
+    numbers = [int(row["attempt"]) for row in rows]
+    if numbers != list(range(1, len(rows) + 1)):
+        raise AssertionError(f"{path}: the attempts are numbered {numbers}")
+    if any(row["how_it_ended"] == RUNNING for row in rows):
+        raise AssertionError(f"{path}: a row is still open")
+    done, redone, lost = (sum(int(row[f"steps_{key}"] or 0) for row in rows) for key in ("done", "redone", "lost"))
+    if done - redone != total_steps or redone < lost or (redone > lost and not damaged):
+        told = f"{done} steps done, {redone} of them again, {lost} lost"
+        raise AssertionError(f"{path}: {told}, wanted {total_steps} new ones, and as many lost as done again")
+    for row in rows:
+        _check_row(path, row)
+    return rows
+
+
+def _check_row(path: Path, row: Mapping[str, str]) -> None:
+    seconds = (datetime.fromisoformat(row["ended"]) - datetime.fromisoformat(row["started"])).total_seconds()
+    computed = float(row["device_hours"] or 0) * 3600
+    if seconds < 0 or abs(computed - int(row["devices"] or 0) * seconds) > SLACK_S:
+        raise AssertionError(f"{path}: attempt {row['attempt']} took {seconds} s, its devices {computed} s")
+    if row["how_it_ended"] in SAVED_FIRST and int(row["steps_lost"] or 0):
+        raise AssertionError(f"{path}: attempt {row['attempt']} was asked to stop and lost {row['steps_lost']} steps")
+
+
+def check_seconds(rows: Sequence[Mapping[str, str]], wall_s: float) -> None:
+    """Attempts that one after the other held a run cannot have taken longer together than the clock on the wall."""
+    used = sum(float(row["device_hours"] or 0) * 3600 / int(row["devices"]) for row in begun(rows) if row["devices"])
+    if used > wall_s + SLACK_S * len(rows):
+        raise AssertionError(f"{len(rows)} attempts took {used:.0f} s together, in {wall_s:.0f} s")
+
+
+def check_writers(renamings: Sequence[Renaming], rows: Sequence[Mapping[str, str]]) -> int:
+    """Once another process has written a run, a former one never does again. Returns how many wrote.
+
+    A process opens the ledger before it writes anything else: as many have written it as it has rows of attempts that
+    were not refused.
+    """
+    order = []
+    for one in renamings:
+        if not order or order[-1] != one.pid:
+            order.append(one.pid)
+    again = {pid for pid in order if order.count(pid) > 1}
+    if again:
+        raise AssertionError(f"processes {sorted(again)} wrote a run that another had taken: {order}")
+    admitted = [row for row in rows if not row["how_it_ended"].startswith("refused")]
+    if len(admitted) != len(order):
+        raise AssertionError(f"{len(order)} processes wrote the ledger, which has {len(admitted)} attempts")
+    return len(order)
