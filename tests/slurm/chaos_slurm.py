@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS.parent / "workflow" / "scripts"), str(TESTS), str(TESTS / "slurm")]
 
 from cluster import Cluster, wait_for  # noqa: E402
 from slurm_workflow import LONG  # noqa: E402
@@ -129,9 +130,9 @@ ON_SLURM: dict[str, Event] = {
     "time limit": time_limit,
     FROZEN_FOR_GOOD: frozen_for_good,
 }
-# Most of those that end a job cost the better part of a minute, until the next one trains: they are drawn less often.
-WEIGHTS = {FROZEN_FOR_GOOD: 0.2, "time limit": 0.3, "SIGKILL of a node": 0.5, "newest checkpoint damaged": 0.5}
-WEIGHTS |= {"SIGKILL": 0.7, "SIGTERM": 0.7, "SIGKILL while it writes": 0.6, "SIGKILL of Snakemake": 0.7}
+# Those that end a job cost the better part of a minute, until the next one trains: they are drawn less often.
+ENDS_A_JOB = ("SIGKILL", "SIGTERM", "SIGKILL while it writes", "SIGKILL of Snakemake", "newest checkpoint damaged")
+WEIGHTS = dict.fromkeys((*ENDS_A_JOB, "SIGKILL of a node", "time limit", FROZEN_FOR_GOOD), 0.15)
 
 
 def possible_events() -> dict[str, Event]:
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a random one, printed")
     parser.add_argument("--folder", type=Path, required=True, help="a folder to make")
     arguments = parser.parse_args()
-    plan = Plan(CHANGES, arguments.events, arguments.seed, checkpoint_minutes=0.02, latest_s=8)
+    plan = Plan(CHANGES, arguments.events, arguments.seed, checkpoint_minutes=0.02, latest_s=5)
     weights = {name: WEIGHTS.get(name, 1.0) for name in possible_events()}
     kinds = chaos.drawn(weights, plan.events, random.Random(plan.seed))
     folder, cluster = arguments.folder.resolve(), Cluster()
