@@ -11,6 +11,7 @@ seed, which is printed.
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -120,7 +121,7 @@ def time_limit(run: SlurmRun, pid: int, draw: random.Random) -> bool:
 def frozen_for_good(run: SlurmRun, pid: int, draw: random.Random) -> bool:
     """A rank never goes on: the watchdogs of the others end the job."""
     ranks = run.ranks(pid)
-    return bool(ranks) and send(run, draw.choice(ranks), 19) and gone(run, pid)
+    return bool(ranks) and send(run, draw.choice(ranks), signal.SIGSTOP) and gone(run, pid)
 
 
 ON_SLURM: dict[str, Event] = {
