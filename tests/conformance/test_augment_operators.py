@@ -168,7 +168,8 @@ def test_three_boxes_have_together_the_variance_that_is_asked_for():
 
 
 def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random):
-    """Means of 2,000 views each way, their own random draws: within five standard errors of the difference.
+    """Means of 2,000 views each way, their own random draws: within seven standard errors of the difference, which
+    eight comparisons leave by chance once in 1e10 runs.
 
     Of each view: mean, standard deviation, and the mean difference between neighbours, which blur and crop change.
     """
@@ -202,4 +203,4 @@ def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random)
             lambda x: x.amax(1).sub(x.amin(1)).mean((1, 2)),
         ):
             a, b = measure(ours[number]).double(), measure(theirs).double()
-            assert abs(a.mean() - b.mean()) < 5 * ((a.var() + b.var()) / 2000) ** 0.5
+            assert abs(a.mean() - b.mean()) < 7 * ((a.var() + b.var()) / 2000) ** 0.5

@@ -29,7 +29,7 @@ def rows(folder: Path) -> list[dict]:
     return read_ledger(folder / "ledger.csv")
 
 
-def until(what, patience_s: float = 8) -> None:
+def until(what, patience_s: float = 120) -> None:
     end = time.monotonic() + patience_s
     while not what():
         assert time.monotonic() < end

@@ -157,8 +157,8 @@ def test_a_job_with_gpus_does_not_fall_back_to_the_processor(monkeypatch):
 def test_ranks_meet_at_an_ipv6_address(free_port):
     place = {"address": "::1", "port": free_port}
     with ThreadPoolExecutor() as side_by_side:
-        other = side_by_side.submit(subprocess.run, [sys.executable, "-c", JOIN.format(**place, rank=1)], timeout=60)
-        first = subprocess.run([sys.executable, "-c", JOIN.format(**place, rank=0)], timeout=60)
+        other = side_by_side.submit(subprocess.run, [sys.executable, "-c", JOIN.format(**place, rank=1)], timeout=300)
+        first = subprocess.run([sys.executable, "-c", JOIN.format(**place, rank=0)], timeout=300)
     assert (first.returncode, other.result().returncode) == (0, 0)
 
 

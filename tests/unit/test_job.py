@@ -278,7 +278,7 @@ def test_the_heartbeat_keeps_the_row_and_the_lock_alive(tmp_path, monkeypatch):
         os.utime(tmp_path / "lock.json", (0, 0))
         attempt.begin_steps(0, 8)
         attempt.step_done(7)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while rows(tmp_path)[0]["end_step"] != "7" and time.monotonic() < deadline:
             time.sleep(0.02)
         assert rows(tmp_path)[0]["how_it_ended"] == "running" and rows(tmp_path)[0]["steps_lost"] == "7"
@@ -352,7 +352,7 @@ module.LINGER_S = 0.2
 start_logging(3, 8, "node7")
 watchdog = Watchdog(float(sys.argv[1]))
 for step in range(4):
-    time.sleep(0.3)
+    time.sleep(0.05)
     watchdog.beat(f"step {step}")
 def waiting_for_the_others():
     if sys.argv[2] == "lock":
@@ -366,9 +366,9 @@ waiting_for_the_others()
 @pytest.mark.parametrize("kind", ["sleep", "lock"])
 def test_a_job_that_stands_still_ends_with_its_stacks(kind):
     began = time.monotonic()
-    process = python(HANG, 1.0, kind)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - began < 20
+    process = python(HANG, 3.0, kind)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode != 0 and time.monotonic() - began < 300  # it would sleep for 600
     assert "waiting_for_the_others" in told
     if kind == "sleep":
         assert process.returncode == 70
@@ -376,13 +376,16 @@ def test_a_job_that_stands_still_ends_with_its_stacks(kind):
 
 
 WAIT = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from selfsup.job import waiting
 from selfsup.job.stopping import StopRequest
 waiting.PATIENCE_S, waiting.POLL_S = 2.0, 0.05
 
+leaving, others_come_s = threading.Event(), {"before it began": 120, "while it computed": 0.1}.get(sys.argv[1], 3)
+
 def leave(seconds):
-    time.sleep(3)  # its last writings; meanwhile the others come
+    leaving.set()
+    time.sleep(2)  # its last writings; meanwhile the others come
     os._exit(75)
 
 listener = waiting.Listener(StopRequest(), leave, is_main=True)
@@ -395,9 +398,9 @@ if sys.argv[1] == "while it computed":
 with waiting.waiting_for_ranks():
     if sys.argv[1] == "before it began":
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.5 if sys.argv[1] == "while it computed" else 3)
+    leaving.wait(others_come_s)
 print("went on", flush=True)
-time.sleep(4)
+time.sleep(3)
 """
 
 
@@ -407,7 +410,7 @@ time.sleep(4)
 def test_who_leaves_because_others_do_not_come_is_not_let_out_of_the_wait_any_more(asked, leaves):
     """Else the main thread would begin to save what the other thread is just about to end."""
     process = python(WAIT, asked)
-    told, problem = process.communicate(timeout=60)
+    told, problem = process.communicate(timeout=300)
     assert (process.returncode, told) == ((75, "") if leaves else (0, "went on\n")), problem
 
 
@@ -436,7 +439,7 @@ def test_a_stop_is_heard_while_it_is_not_known_whether_another_job_lives(tmp_pat
     process = python(ATTEMPT, tmp_path)
     assert process.stdout.readline() == "waits\n"
     process.send_signal(signal.SIGUSR2)
-    told, _ = process.communicate(timeout=20)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == 75
     last = "stopped by SIGUSR2 before the first step (waiting for the lock of another job)"
     assert re.fullmatch(rf"(waits\n)*\d\d:\d\d:\d\d \| {re.escape(last)}\n", told)
@@ -453,7 +456,7 @@ def test_a_refusal_takes_no_torch(tmp_path):
     )
     code += "print('torch' in sys.modules)"
     arguments = ["pretrain.py", "--recipe", "digits", "--data", "none", "--run-folder", tmp_path / "run"]
-    told, _ = python(code, *arguments, "--until-epoch", "2").communicate(timeout=60)
+    told, _ = python(code, *arguments, "--until-epoch", "2").communicate(timeout=300)
     assert "STOP is there" in told and told.endswith("False\n")
 
 
@@ -503,7 +506,7 @@ def rank_script(tmp_path):
 )
 def test_local_ranks_end_together_with_the_status_of_the_one_that_failed(rank_script, what, status):
     process = rank_script(what)
-    told, _ = process.communicate(timeout=30)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == status
     assert sorted(told.splitlines()) == [f"rank {rank} of 3" for rank in range(3)]
 
@@ -513,5 +516,5 @@ def test_a_signal_to_the_launcher_reaches_all_ranks_and_75_comes_back(rank_scrip
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == 75

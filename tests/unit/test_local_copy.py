@@ -4,7 +4,6 @@ import fcntl
 import logging
 import shutil
 import threading
-import time
 from collections import namedtuple
 
 import pytest
@@ -14,6 +13,7 @@ from selfsup.data import local_copy
 from selfsup.data.local_copy import open_store
 from selfsup.data.store import PackedStore
 from selfsup.errors import UserError
+from workflows import wait_until
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_process_waits_for_another_that_copies(opened, tmp_path, told, tiny_st
             target=lambda: copied.append(open_store(tiny_store.folder, str(tmp_path / "disk"), heartbeat=alive.append))
         )
         waiting.start()
-        time.sleep(0.5)
+        wait_until(lambda: alive, "the one that waits")
         assert not copied and not copy.exists() and "waiting for another process" in alive[0]
-    waiting.join(30)
+    waiting.join()
     assert copied[0].folder == copy
 
 

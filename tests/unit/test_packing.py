@@ -87,7 +87,14 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from selfsup.data import packing, preparing
 packing.COMMIT_S, read = 0.02, packing.Reader.read
-packing.Reader.read = lambda self, member: time.sleep(0.01) or read(self, member)
+left = [int(sys.argv[4])]
+
+def read_slowly(self, member):
+    left[0] -= 1
+    time.sleep(0.01 if left[0] > 0 else 600)  # whoever is to kill it may come late
+    return read(self, member)
+
+packing.Reader.read = read_slowly
 preparing.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
@@ -96,9 +103,9 @@ def test_sigkill_at_any_moment_costs_seconds_at_most(tmp_path, tree, repository,
     wanted = prepare("folder", tree, tmp_path / "a")
     journal = tmp_path / "b/packing/train_journal.jsonl"
     for lines in (10, 60):
-        command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_until(lambda: journal.exists() and journal.read_text().count("\n") > lines, f"{lines} images", 60)  # noqa: B023
+        command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b", "90"]
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+        wait_until(lambda: journal.exists() and journal.read_text().count("\n") > lines, f"{lines} images")  # noqa: B023
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "b/store.json").exists()
@@ -151,10 +158,10 @@ def test_a_store_in_use_is_replaced_whole_and_its_readers_keep_what_they_have(tm
 
 
 def test_two_packings_do_not_write_one_store(tmp_path, tree, repository):
-    command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b", "90"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: (tmp_path / "b/packing/train_journal.jsonl").exists(), "the first packing", 60)
+        wait_until(lambda: (tmp_path / "b/packing/train_journal.jsonl").exists(), "the first packing")
         with pytest.raises(UserError, match=f"is in use by process {process.pid}"):
             prepare("folder", tree, tmp_path / "b")
     finally:

@@ -703,15 +703,22 @@ def test_both_files_of_a_run_count_what_was_done_alike_and_those_of_older_versio
     assert (tmp_path / "knn.csv").read_text() == kept
 
 
-def test_the_share_of_the_time_that_batches_were_waited_for_is_told():
+def test_the_share_of_the_time_that_batches_were_waited_for_is_told(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("selfsup.training.clock.time.monotonic", lambda: now[0])
+
+    def take(seconds: float) -> None:
+        now[0] += seconds
+
     progress = Progress(start=0, segment_end=50, run_end=100, steps_per_epoch=10, batch=8)
 
     def slow():
         for _ in range(2):
-            time.sleep(0.05)
+            take(3.0)
             yield None
 
-    list(progress.counted(slow()))
-    assert progress.since_last_row(2)["data_wait"] > 0.9  # all that was done was to wait
-    time.sleep(0.05)
+    for _ in progress.counted(slow()):
+        take(1.0)
+    assert progress.since_last_row(2)["data_wait"] == 0.75
+    take(1.0)
     assert progress.since_last_row(2)["data_wait"] == 0

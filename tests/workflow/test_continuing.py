@@ -95,7 +95,7 @@ def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflo
     history = run.path(f"{RUN}/pretrain/history.csv")
     wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 5, "some steps")
     run.path(f"{RUN}/STOP").touch()
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=6000)
     assert process.returncode != 0
     step = int(re.search(r"stopped by the file .*STOP, for good after step (\d+): saved", printed)[1])
     assert printed.count("STOP is there, so the run stays stopped") == 4  # by three retries, and by the last words
@@ -129,8 +129,8 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.json")
     wait_until(run.path("logs/prepare_dataset").exists, "a plan that is made, and busy with another rule")
     first = by_hand(run.digits["overrides"], until=10)
-    printed, _ = process.communicate(timeout=180)
-    first.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=6000)
+    first.communicate(timeout=600)
     assert first.returncode == 0 and process.returncode == 0, printed
     assert re.search(rf"error: .*pretrain is in use by process {first.pid} on ", printed)
     ends = endings(run)
@@ -177,7 +177,7 @@ def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     wait_until(lambda: any(run.path(f"{RUN}/linear/partial").glob("*.pt")), "its first saved state")
     lock = json.loads(run.read(f"{RUN}/linear/lock.json"))
     subprocess.run(["kill", "-USR1", str(lock["pid"])], check=True)
-    printed, _ = process.communicate(timeout=180)
+    printed, _ = process.communicate(timeout=6000)
     assert process.returncode == 0, printed
     step = re.search(r"stopped by SIGUSR1 after step (\d+)", printed)[1]
     assert f"continuing after results/digits/seed0/linear/partial/step_{int(step):09d}.pt" in printed
