@@ -14,6 +14,8 @@ import yaml
 
 from selfsup.settings.yaml_reader import read_yaml
 
+STARTER = Path(__file__).parent / "warm" / "workflow.py"
+
 # A run of seconds: 3 epochs of a narrow network, in three segments.
 QUICK = {
     "epochs": 3,
@@ -56,15 +58,17 @@ class Workflow:
 
     snakemake = ("-m", "snakemake")
 
-    def __init__(self, folder: Path, repository: Path):
+    def __init__(self, folder: Path, repository: Path, python: Path | None = None):
+        """python: what starts the scripts of jobs, of tests/warm; None: a process for each, as users have it."""
         self.folder, self.repository = folder, repository
+        self.python = python
         folder.mkdir(exist_ok=True)
         self.config = shipped(repository)
 
     def copied(self, folder: Path) -> "Workflow":
         """A copy of all that stands here, with the same configuration, to be changed as one likes."""
         shutil.copytree(self.folder, folder)
-        copy_of_it = Workflow(folder, self.repository)
+        copy_of_it = Workflow(folder, self.repository, self.python)
         copy_of_it.config = copy.deepcopy(self.config)
         return copy_of_it
 
@@ -82,7 +86,9 @@ class Workflow:
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start snakemake; its standard output has all that it prints."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
-        command = [sys.executable, *self.snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
+        python = str(self.python or sys.executable)
+        snakemake = [str(STARTER), python] if self.python else self.snakemake
+        command = [python, *snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*command, *arguments], cwd=self.folder, env=self.environment(), **pipes)
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def by_hand(run, *arguments: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable,
+        str(run.python or sys.executable),
         run.repository / "workflow/scripts/audit.py",
         "--run",
         "results/digits/seed0",

@@ -16,7 +16,11 @@ ONE_EPOCH = {**QUICK, "epochs": 1, "optimizer": {"warmup_epochs": 0}}
 
 
 def script(workflow: Workflow, name: str, *arguments: str) -> str:
-    command = [sys.executable, str(workflow.repository / "workflow/scripts" / f"{name}.py"), *arguments]
+    command = [
+        str(workflow.python or sys.executable),
+        str(workflow.repository / "workflow/scripts" / f"{name}.py"),
+        *arguments,
+    ]
     done = subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

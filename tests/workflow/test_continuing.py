@@ -41,7 +41,7 @@ def test_another_segment_length_cuts_only_the_epochs_that_remain(workflow):
     assert planned(printed) == [11, 12] and "steps 40 to 55 of 60" in printed
     run.digits["segment_epochs"] = 5
     assert planned(run.run(f"{RUN}/encoder.safetensors")) == []
-    whole = Workflow(workflow.folder / "whole", workflow.repository)
+    whole = Workflow(workflow.folder / "whole", workflow.repository, workflow.python)
     quick(whole, epochs=12).digits["segment_epochs"] = 12
     whole.run(f"{RUN}/encoder.safetensors")
     encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, whole)]
@@ -122,6 +122,7 @@ def by_hand(workflow, repository):
     return start
 
 
+@pytest.mark.cold
 def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(workflow, by_hand):
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
     run = quick(workflow, epochs=20)
@@ -144,6 +145,7 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     ]
 
 
+@pytest.mark.cold
 def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, by_hand):
     run = quick(workflow)
     first = by_hand({**run.digits["overrides"], "epochs": 300}, until=300)
@@ -167,6 +169,7 @@ def test_a_change_of_numerics_is_counted_in_the_table(workflow):
     assert table["numerics_changes"].to_dict() == {"This work": 1, "Random initialisation": 0}
 
 
+@pytest.mark.cold
 def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
     run = quick(workflow)

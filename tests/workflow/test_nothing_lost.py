@@ -32,7 +32,7 @@ def finished(finished_run, tmp_path, repository) -> Workflow:
     """A finished run as `cp -r` leaves it: the files have other times, in whatever order."""
     source = finished_run()
     shutil.copytree(source.folder, tmp_path / "copy", copy_function=shutil.copy)
-    copied = Workflow(tmp_path / "copy", repository)
+    copied = Workflow(tmp_path / "copy", repository, source.python)
     copied.config = copy.deepcopy(source.config)
     return copied
 

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def older(tmp_path, repository) -> Workflow:
+def older(tmp_path, repository, python) -> Workflow:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path / "older", filter="data")
-    workflow = Workflow(tmp_path / "older", repository)
+    workflow = Workflow(tmp_path / "older", repository, python)
     workflow.config = read_yaml(workflow.path("config.yaml"))
     return workflow
 

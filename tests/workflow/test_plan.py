@@ -241,6 +241,7 @@ def cluster(workflow, tmp_path, monkeypatch):
 SITE = "--reservation=lab --hint=nomultithread"
 
 
+@pytest.mark.cold
 def test_a_plan_for_slurm_shows_what_sbatch_and_srun_will_be_asked_for(cluster):
     printed = cluster.run("-n", "-p", "results/imagenet/seed0/linear/metrics.csv")
     lines = [line.strip() for line in printed.splitlines()]

@@ -18,11 +18,11 @@ RUN = "results/digits/seed0"
 
 
 @pytest.fixture(scope="module")
-def three_seeds(tmp_path_factory):
+def three_seeds(tmp_path_factory, warm_python):
     """A finished quick run with three seeds; tests that use it leave it finished."""
     from pathlib import Path
 
-    run = Workflow(tmp_path_factory.mktemp("seeds"), Path(__file__).parents[2])
+    run = Workflow(tmp_path_factory.mktemp("seeds"), Path(__file__).parents[2], warm_python)
     run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
     run.run("results/demo.csv")
     return run

@@ -1,0 +1,29 @@
+"""The executable that tests give to Snakemake, and start scripts by, in place of `python`."""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def python_in(folder: Path, scripts: Path, owner: int) -> Path:
+    """Write client.py into a new folder as an executable, for as long as the process `owner` lives; return its path."""
+    folder.mkdir()
+    settings = {
+        "python": sys.executable,
+        "server": str(HERE / "server.py"),
+        "scripts": {str(scripts.resolve()): "torch", str(HERE): "snakemake"},
+        "folder": str(folder),
+        "owner": owner,
+    }
+    python = folder / "python"
+    # Isolated and without site-packages it starts in some 20 ms.
+    python.write_text(f"#!{sys.executable} -IS\n{(HERE / 'client.py').read_text()}\n\nmain({settings!r})\n")
+    python.chmod(0o755)
+    return python
+
+
+def can_fork() -> bool:
+    """Whether this system has what client and server are made of: Linux does."""
+    return hasattr(os, "pidfd_open") and hasattr(os, "sched_getaffinity")
