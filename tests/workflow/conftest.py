@@ -1,5 +1,7 @@
 import copy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,18 @@ def python(request) -> Path | None:
 @pytest.fixture
 def workflow(tmp_path, repository, python) -> Workflow:
     return Workflow(tmp_path, repository, python)
+
+
+@pytest.fixture(scope="session")
+def packed_digits(made_once) -> Path:
+    """The demo's packed dataset, made by a process as users start it."""
+
+    def pack(folder: Path) -> None:
+        script = REPOSITORY / "workflow" / "scripts" / "prepare_dataset.py"
+        command = [sys.executable, script, "--source", "digits", "--output", folder]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return made_once("packed_digits", pack)
 
 
 @pytest.fixture(scope="module")

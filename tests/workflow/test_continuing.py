@@ -106,16 +106,13 @@ def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflo
 
 
 @pytest.fixture
-def by_hand(workflow, repository):
+def by_hand(workflow, repository, packed_digits):
     """Start the first segment of the quick run without Snakemake, as an earlier job that is still running."""
     scripts = repository / "workflow" / "scripts"
-    data = workflow.folder / "elsewhere"
-    prepare = [sys.executable, scripts / "prepare_dataset.py", "--source", "digits", "--output", data]
-    subprocess.run(prepare, check=True, capture_output=True)
 
     def start(overrides: dict, until: int) -> subprocess.Popen:
         recipe = canonical(load_recipe("digits", overrides))
-        command = [sys.executable, scripts / "pretrain.py", "--recipe", recipe, "--data", data, "--cpus", "2"]
+        command = [sys.executable, scripts / "pretrain.py", "--recipe", recipe, "--data", packed_digits, "--cpus", "2"]
         command += ["--run-folder", f"{RUN}/pretrain", "--until-epoch", str(until), "--device", "cpu"]
         return subprocess.Popen([*map(str, command)], cwd=workflow.folder, stdout=subprocess.PIPE, text=True)
 

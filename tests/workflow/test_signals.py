@@ -26,10 +26,9 @@ ENDLESS = ["--recipe", canonical(load_recipe("digits", {**LONG, "epochs": 4000})
 
 
 @pytest.fixture
-def command(repository, tmp_path) -> list[str]:
+def command(repository, tmp_path, packed_digits) -> list[str]:
     scripts = repository / "workflow" / "scripts"
-    prepare = [sys.executable, scripts / "prepare_dataset.py", "--source", "digits", "--output", tmp_path / "digits"]
-    subprocess.run(prepare, check=True, capture_output=True)
+    shutil.copytree(packed_digits, tmp_path / "digits")
     recipe = canonical(load_recipe("digits", LONG))
     arguments = [
         "--recipe",
