@@ -49,7 +49,7 @@ from pathlib import Path
 import os
 signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(75))
 Path("pid").write_text(str(os.getpid()))
-time.sleep(100)
+time.sleep(300)
 """
 
 
@@ -137,7 +137,7 @@ def test_signals_errors_and_ends_are_those_of_the_script(forking, tmp_path, owne
     process, pid = waiting()
     process.kill()
     process.wait(60)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what was forked for a process that is killed")
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what was forked for it", 60)
     raised = subprocess.run([forking, "scripts/raises.py"], cwd=tmp_path, capture_output=True, text=True)
     assert raised.returncode == 1 and raised.stderr.endswith("\nZeroDivisionError: division by zero\n")
     other = subprocess.run([forking, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
