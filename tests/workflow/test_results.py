@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,14 +20,16 @@ RUN = "results/digits/seed0"
 
 
 @pytest.fixture(scope="module")
-def three_seeds(tmp_path_factory, warm_python):
-    """A finished quick run with three seeds; tests that use it leave it finished."""
-    from pathlib import Path
+def three_seeds(made_once, tmp_path_factory, warm_python):
+    """A copy of a finished quick run with three seeds; tests that use it leave it finished."""
 
-    run = Workflow(tmp_path_factory.mktemp("seeds"), Path(__file__).parents[2], warm_python)
-    run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
-    run.run("results/demo.csv")
-    return run
+    def quick(folder: Path) -> Workflow:
+        run = Workflow(folder, Path(__file__).parents[2], warm_python)
+        run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
+        return run
+
+    made = made_once("three_seeds", lambda folder: quick(folder).run("results/demo.csv"))
+    return quick(shutil.copytree(made, tmp_path_factory.mktemp("seeds") / "copy"))
 
 
 @together
