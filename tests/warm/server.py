@@ -46,8 +46,9 @@ class Server:
         self.listener.listen(100)
         self.events = selectors.DefaultSelector()
         self.events.register(self.listener, selectors.EVENT_READ, self.accept)
-        self.events.register(os.pidfd_open(owner), selectors.EVENT_READ, lambda: os._exit(0))
+        self.events.register(os.pidfd_open(owner), selectors.EVENT_READ, self.end)
         self.clients: set[socket.socket] = set()
+        self.children: set[int] = set()
         self.child: tuple[dict, list[int]] | None = None
 
     def serve(self) -> tuple[dict, list[int]]:
@@ -77,6 +78,7 @@ class Server:
         for file in files:
             os.close(file)
         ended = os.pidfd_open(pid)
+        self.children.add(ended)
         self.events.register(client, selectors.EVENT_READ, lambda: self.heard(client, ended))
         self.events.register(ended, selectors.EVENT_READ, lambda: self.ended(client, ended, pid))
 
@@ -99,9 +101,17 @@ class Server:
         with contextlib.suppress(KeyError):
             self.events.unregister(client)
         self.events.unregister(child)
+        self.children.remove(child)
         os.close(child)
         self.clients.remove(client)
         client.close()
+
+    def end(self) -> None:
+        """End with the owner, and with all that runs for it."""
+        for child in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+        os._exit(0)
 
     def close(self) -> None:
         """In a child: close all that is the server's."""

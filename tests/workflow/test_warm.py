@@ -142,6 +142,9 @@ def test_signals_errors_and_ends_are_those_of_the_script(forking, tmp_path, owne
     assert raised.returncode == 1 and raised.stderr.endswith("\nZeroDivisionError: division by zero\n")
     other = subprocess.run([forking, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
     assert other.stdout.strip() == sys.executable and len(servers(forking.parent)) == 1
+    process, pid = waiting()
     owner.kill()
     owner.wait()
+    assert process.wait(60) != 0
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what is forked for an owner that has ended", 60)
     wait_until(lambda: not servers(forking.parent), "the end of the processes that forks are made of")
