@@ -91,6 +91,7 @@ def start_server(settings: dict, path: str, imported: str) -> None:
             os.dup2(nothing, number)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         words = [path, imported, str(settings["owner"]), str(told)]
         os.execv(settings["python"], [settings["python"], settings["server"], *words])
     os.close(told)
@@ -117,6 +118,7 @@ def this_process(arguments: list[str]) -> dict:
         "umask": umask,
         "nice": os.nice(0),
         "limits": limits(),
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         "ignored": [int(number) for number in catchable if signal.getsignal(number) is signal.SIG_IGN],
     }
 

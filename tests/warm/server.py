@@ -129,6 +129,7 @@ def become(process: dict, files: list[int]) -> str:
         signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     if signal.SIGINT not in process["ignored"]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, process["blocked"])
     os.setpgid(0, 0)
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -144,8 +145,11 @@ def become(process: dict, files: list[int]) -> str:
     sys.orig_argv = [sys.executable, *sys.argv]
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
     tempfile.tempdir = None  # it may be another one here
+    # A process that is started draws its own numbers, and so must a forked one, or what depends on them looked repeatable.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     return sys.argv[0]
 
 

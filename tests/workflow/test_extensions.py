@@ -30,9 +30,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def outside(tmp_path, repository) -> Workflow:
+def outside(tmp_path, repository, python) -> Workflow:
     """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml."""
-    workflow = Workflow(tmp_path / "outside", repository)
+    workflow = Workflow(tmp_path / "outside", repository, python)
     shutil.copytree(EXTENSION, workflow.path("mine"))
     block = yaml.safe_load(yaml.safe_dump(workflow.digits))
     block |= {"recipe": "mine/outside.yaml", "overrides": OVERRIDES, "segment_epochs": 2}

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="a Linux of 2019 or later
 
 # What a script can see of the process that it is run in.
 PROBE = """
-import json, os, resource, signal, sys, tempfile
-import torch, selfsup
+import json, os, random, resource, signal, sys, tempfile
+import numpy, torch, selfsup
 seen = {
     "words": sys.argv,
     "file": __file__,
@@ -33,6 +33,9 @@ seen = {
     "umask": os.umask(0),
     "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
     "signals": [str(signal.getsignal(number)).split(" at ")[0] for number in sorted(signal.valid_signals())],
+    "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
+    "files": sorted(one for one in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{one}")),
+    "drawn": [random.random(), numpy.random.random(), torch.rand(()).item()],
     "stdin": sys.stdin.read(),
     "temporary": tempfile.gettempdir(),
     "threads": torch.get_num_threads(),
@@ -108,13 +111,15 @@ def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path):
     folder.mkdir()
     for more in ({"OWN": "1"}, {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}):
         seen = []
-        for python in (sys.executable, forking):
+        for python in (sys.executable, forking, forking):
             command = f"umask 027; ulimit -n 200; trap '' HUP; exec {python} ../scripts/probe.py a 'b c'"
             process = {"cwd": folder, "env": {**os.environ, **more}, "input": "given", "start_new_session": True}
+            process["preexec_fn"] = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
             done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, **process)
             assert (done.returncode, done.stderr) == (7, "told\n")
             seen.append(json.loads(done.stdout))
-        assert seen[0] == seen[1]
+        drawn = [number for one in seen for number in one.pop("drawn")]
+        assert seen[0] == seen[1] == seen[2] and len(set(drawn)) == 9
     assert seen[1]["threads"] == 1 and len(servers(forking.parent)) == 2
 
 
