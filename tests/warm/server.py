@@ -145,7 +145,7 @@ def become(process: dict, files: list[int]) -> str:
     sys.orig_argv = [sys.executable, *sys.argv]
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
     tempfile.tempdir = None  # it may be another one here
-    # A process that is started draws its own numbers, and so must a forked one, or what depends on them looked repeatable.
+    # As a process that is started: numbers that all draw alike would make look repeatable what is not.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
