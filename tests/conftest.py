@@ -25,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(config, items):
     """Give out the long tests first, where several processes share them, so that all have work to the end."""
@@ -97,12 +100,16 @@ def forgotten(monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    """Tests compute as a run with cpus_per_device: 2 does, and give the setting back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+def one_thread():
+    """No test leaves another number of threads to the next."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_threads(one_thread):
+    """A test computes as a run with cpus_per_device: 2 does."""
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from selfsup.training.segment import train_segment
 
 
 def on_cpu(
-    ranks: Ranks | None = None, *, threads: int = 2, precision: str = "fp32", workers: int = 0, **switches: bool
+    ranks: Ranks | None = None, *, threads: int = 1, precision: str = "fp32", workers: int = 0, **switches: bool
 ) -> Compute:
     return Compute(ranks or Ranks(), torch.device("cpu"), precision, threads, workers, **switches)
 

@@ -24,12 +24,6 @@ from tiny import DROPPING_VIT, TINY
 DECAYED = {"weight_decays": [1e-4, 3e-4], "decay_over_lr": True, "batch_norm_momentum": "by_steps", "unit": "steps"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(two_threads):
-    """Networks of four channels are slower with two."""
-    torch.set_num_threads(1)
-
-
 def frozen(recipe) -> nn.Module:
     return initial_backbone(recipe, 0).eval().requires_grad_(False)
 
@@ -214,7 +208,6 @@ def test_a_fine_tuning_that_was_stopped_and_continued_equals_an_uninterrupted_on
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_store, tmp_path_factory):
-    torch.set_num_threads(1)
     recipe = load_recipe("digits", TINY)
     task = fine_tuning(frozen(recipe), tiny_store, recipe)
     evaluate(task, tmp_path_factory.mktemp("whole"))

@@ -5,6 +5,8 @@ import json
 import pytest
 from golden_values import CHANGELOG, FILE, digest, exact, machine, rounded
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 GOLDEN = json.loads(FILE.read_text())
 WAY = "if it is meant: python tests/conformance/golden_values.py '<words of docs/changelog.md that allow it>'"
 

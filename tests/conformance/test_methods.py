@@ -36,7 +36,6 @@ def _weights_of_all(ranks: Ranks, store, folder) -> dict[str, list[float]]:
 @pytest.mark.parametrize("size", [2, 4])
 def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     """float64, to 1e-9 relative, equal to the bit between the ranks."""
-    torch.set_num_threads(1)
     wanted = _weights_of_all(Ranks(), tiny_store, tmp_path)
     first, *others = on_ranks(_weights_of_all, size, tiny_store, tmp_path)
     assert all(other == first for other in others)

@@ -125,7 +125,6 @@ def _weights_of_all(ranks: Ranks, store, folder) -> dict[str, list[float]]:
 def test_two_ranks_train_a_transformer_as_one_does(tiny_store, tmp_path):
     """float64. AdamW divides by the root of squared gradients: where those are rounding alone, as of a bias before a
     batch norm, a step is of any sign; hence 1e-7 of all weights, not 1e-9."""
-    torch.set_num_threads(1)
     wanted = _weights_of_all(Ranks(), tiny_store, tmp_path)
     for found in on_ranks(_weights_of_all, 2, tiny_store, tmp_path):
         for name, weights in wanted.items():

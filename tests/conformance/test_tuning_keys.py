@@ -64,7 +64,6 @@ class Watched(FineTuning):
 
 def computed(ranks: Ranks, store, folder, settings: dict) -> str:
     """The digest of all rows and logits of a fine-tuning."""
-    torch.set_num_threads(1)
     encoder = initial_backbone(RECIPE, 0).eval().requires_grad_(False)
     task = fine_tuning(encoder, store, RECIPE, settings, compute=on_cpu(ranks, threads=1))
     task.__class__ = Watched

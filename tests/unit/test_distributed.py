@@ -280,7 +280,6 @@ def _train_steps(ranks: Ranks, store, folder, dtype: torch.dtype, steps: int) ->
 @pytest.mark.parametrize("size", [2, 4])
 def test_one_steps_gradient_is_that_of_the_global_batch(tiny_store, tmp_path, size):
     """float32, to 1e-5 relative in the norm; a single tensor's, in which terms may cancel, to 3e-5."""
-    torch.set_num_threads(1)
     losses, gradients, _ = _train_steps(Ranks(), tiny_store, tmp_path, torch.float32, 1)
     for other_losses, other_gradients, _ in on_ranks(_train_steps, size, tiny_store, tmp_path, torch.float32, 1):
         assert other_losses == pytest.approx(losses, rel=1e-6)
@@ -294,7 +293,6 @@ def test_one_steps_gradient_is_that_of_the_global_batch(tiny_store, tmp_path, si
 @pytest.mark.parametrize("size", [2, 4])
 def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     """float64, 20 steps, four epochs: weights to 1e-9 relative, equal to the bit between the ranks."""
-    torch.set_num_threads(1)
     _, _, weights = _train_steps(Ranks(), tiny_store, tmp_path, torch.float64, 20)
     parts = on_ranks(_train_steps, size, tiny_store, tmp_path, torch.float64, 20)
     assert all(part[2] == parts[0][2] for part in parts)
@@ -319,7 +317,6 @@ def _train_part(ranks: Ranks, store, path, until: int) -> list[float]:
 
 def test_a_run_may_change_its_number_of_ranks_at_any_resume(tiny_store, tmp_path):
     """7 steps on one rank, 6 on four, 7 on two, in float64: the weights of 20 steps on one, to 1e-9 relative."""
-    torch.set_num_threads(1)
     wanted = as_double(_train_part(Ranks(), tiny_store, tmp_path / "whole.pt", 20))
     path = tmp_path / "changing.pt"
     _train_part(Ranks(), tiny_store, path, 7)
@@ -391,7 +388,6 @@ def _train_until_killed(run: Run, steps: int) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_segments_stops_and_kills_change_no_bit(tiny_store, tmp_path, size):
     """Weights, buffers and momenta of 14 steps: in 1, 2, 3 and 7 segments, stopped five times, killed five times."""
-    torch.set_num_threads(1)
     found = (
         on_ranks(_in_every_way, size, tiny_store, tmp_path)
         if size > 1

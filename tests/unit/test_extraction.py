@@ -61,7 +61,6 @@ def test_the_bits_are_the_same_on_1_2_and_4_ranks_and_with_a_loader_process(tiny
         size: on_ranks(on_a_rank, size, tmp_path / str(size), recipe, tiny_store.folder)[0] for size in (1, 2, 4)
     }
     assert len(set(digests.values())) == 1
-    torch.set_num_threads(1)
     extracted(judged_of(recipe, tiny_store, compute=on_cpu(threads=1, workers=1)), tmp_path / "loader")
     assert digest(tmp_path / "loader") == digests[1]
 

@@ -112,7 +112,6 @@ def _evaluated(ranks: Ranks, store, folder) -> tuple:
 
 def test_ranks_evaluate_as_one_does(tiny_store, tmp_path):
     """Two ranks; in an epoch's last batch, of one image, the second has none. Equal bits on both, 1e-5 beside one's."""
-    torch.set_num_threads(1)
     rows, further, weights = _evaluated(Ranks(), tiny_store, tmp_path)
     first, second = on_ranks(_evaluated, 2, tiny_store, tmp_path)
     assert first == second

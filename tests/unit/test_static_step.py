@@ -80,18 +80,9 @@ def sequences_of(training: Pretraining) -> list[list[str]]:
     return sequences
 
 
-@pytest.fixture
-def one_thread():
-    """So that views are made in the thread that is watched."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(run, one_thread, precision, micro_batches):
+def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(run, precision, micro_batches):
     overrides = {**TINY, "micro_batches": micro_batches}
     sequences = sequences_of(Pretraining(run(overrides, precision=precision, static_views=True)))
     assert len(sequences[0]) > 500

@@ -223,7 +223,6 @@ def _steps(ranks: Ranks, store, folder, overrides: dict, steps: int) -> list[flo
 @pytest.mark.parametrize("name", BATCH_NORMS.values(), ids=BATCH_NORMS)
 def test_two_ranks_train_as_one_does(tiny_store, tmp_path, name):
     """float64, 10 steps: weights and running statistics to 1e-9 relative, equal to the bit between the ranks."""
-    torch.set_num_threads(1)
     wanted = torch.tensor(_steps(Ranks(), tiny_store, tmp_path, with_timm(name), 10), dtype=torch.float64)
     first, second = on_ranks(_steps, 2, tiny_store, tmp_path, with_timm(name), 10)
     assert first == second

@@ -270,7 +270,7 @@ def test_an_encoder_is_at_random_initialisation_what_training_starts_from(run, t
 
 def test_a_change_of_numerics_is_told(run, log):
     assert not train(run(), 4, stop=StopAfter(2))
-    assert train(run(compute=on_cpu(threads=1)), 1)
+    assert train(run(compute=on_cpu(threads=2)), 1)
     assert "other numerics" in log.text
 
 

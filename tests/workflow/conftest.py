@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 def quick(folder: Path, python: Path | None) -> Workflow:
     run = Workflow(folder, REPOSITORY, python)
     run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1)
+    run.on_one_thread()
     return run
 
 

@@ -62,7 +62,7 @@ def pretraining(repository, tmp_path, tiny_store):
     """The command of a tiny pretraining, with a checkpoint after every step, and its environment."""
     scripts = repository / "workflow" / "scripts"
     command = [sys.executable, scripts / "pretrain.py", "--recipe", canonical(load_recipe("digits", TINY))]
-    command += ["--data", tiny_store.folder, "--run-folder", tmp_path / "run", "--device", "cpu", "--cpus", "2"]
+    command += ["--data", tiny_store.folder, "--run-folder", tmp_path / "run", "--device", "cpu", "--cpus", "1"]
     return [*map(str, [*command, "--checkpoint-minutes", "1e-9"])]
 
 

@@ -26,6 +26,7 @@ def three_seeds(made_once, tmp_path_factory, warm_python):
     def quick(folder: Path) -> Workflow:
         run = Workflow(folder, Path(__file__).parents[2], warm_python)
         run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
+        run.on_one_thread()
         return run
 
     made = made_once("three_seeds", lambda folder: quick(folder).run("results/demo.csv"))
