@@ -80,6 +80,12 @@ def warm_python(made_once) -> Path | None:
     return python if os.access(python, os.X_OK) else None  # where temporary folders hold nothing that may be run
 
 
+@pytest.fixture(scope="session")
+def starter(warm_python) -> str:
+    """What starts a script of workflow/scripts, given by its path."""
+    return str(warm_python or sys.executable)
+
+
 @pytest.fixture
 def forgotten(monkeypatch, tmp_path):
     """What a test adds to the registries, and imports from its own folder, is gone after it.

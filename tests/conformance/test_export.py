@@ -157,7 +157,7 @@ def test_totals_of_a_ledger_count_what_was_lost_and_done_again(tmp_path):
 
 
 def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
-    repository, tiny_recipe, tiny_store, tmp_path
+    repository, tiny_recipe, tiny_store, tmp_path, starter
 ):
     folder, output = tmp_path / "pretrain", tmp_path / "encoder.safetensors"
     run = Run(tiny_recipe, 0, 1, tiny_store, folder, on_cpu(), 60)
@@ -166,7 +166,7 @@ def test_the_card_of_a_trained_encoder_tells_data_protocol_ledger_and_accuracy(
     common = ["--recipe", canonical(tiny_recipe), "--output"]
 
     def script(name, *arguments):
-        command = [sys.executable, f"workflow/scripts/{name}.py", *common, *map(str, arguments)]
+        command = [starter, f"workflow/scripts/{name}.py", *common, *map(str, arguments)]
         done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

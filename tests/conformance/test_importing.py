@@ -427,12 +427,12 @@ def test_wrong_files_for_the_authors_are_named(tmp_path):
     assert not (tmp_path / "sign").exists()
 
 
-def test_the_command_writes_an_encoder_that_the_linear_evaluation_reads(repository, tmp_path):
+def test_the_command_writes_an_encoder_that_the_linear_evaluation_reads(repository, tmp_path, starter):
     small = {"model": {"width": 8}, "augment": {"size": 16}, "linear": {"test": {"crop": 16}}}
     recipe, output = load_recipe("cifar10_authors", small), tmp_path / "published" / "encoder.safetensors"
     backbone, checkpoint = authors_checkpoint(recipe)
     torch.save(checkpoint, tmp_path / "weights.pt")
-    script = [sys.executable, "workflow/scripts/import_encoder.py", "--publisher", "authors"]
+    script = [starter, "workflow/scripts/import_encoder.py", "--publisher", "authors"]
     files = ["--weights", tmp_path / "weights.pt", "--output", output]
     command = [*script, *files, "--recipe", canonical(recipe)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)

@@ -4,7 +4,6 @@ import argparse
 import os
 import pickle
 import subprocess
-import sys
 
 import pytest
 import timm
@@ -193,11 +192,11 @@ def test_what_config_says_of_a_network_is_checked_before_anything_starts(reposit
         assert "experiments.cifar10" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_command_tells_no_training_that_it_does_not_know(repository, tmp_path):
+def test_the_command_tells_no_training_that_it_does_not_know(repository, tmp_path, starter):
     network, weights = torchvision_network("resnet18")
     torch.save(weights, tmp_path / "resnet18.pth")
     recipe, output = recipe_with("torchvision", "resnet18"), tmp_path / "encoder.safetensors"
-    command = [sys.executable, "workflow/scripts/import_encoder.py", "--publisher", "torchvision", "--weights"]
+    command = [starter, "workflow/scripts/import_encoder.py", "--publisher", "torchvision", "--weights"]
     command += [tmp_path / "resnet18.pth", "--recipe", canonical(recipe), "--output", output]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,6 +1,7 @@
 """Classes: names in any letters, a class however it is spelled, and one class that is none."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -48,21 +49,23 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from selfsup.data.preparing import prepare
-print(prepare("folder", Path(sys.argv[2]), Path(sys.argv[3])))
+print(*[prepare("folder", Path(tree), Path(output)) for tree, output in zip(sys.argv[2::2], sys.argv[3::2])])
 """
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_a_locale_of_other_letters_changes_no_class(tmp_path, repository, kind):
+def test_a_locale_of_other_letters_changes_no_class(tmp_path, repository):
     tree = tree_of(tmp_path / "tree", ["ant", "日本", COMPOSED], ["ant", COMPOSED])
-    path = tree if kind == "folder" else tar_of(tree, tmp_path / "t.tar")
-    wanted = prepare("folder", path, tmp_path / "a")
-    command = [sys.executable, "-X", "utf8=0", "-c", PACK, repository / "workflow/scripts", path, tmp_path / "b"]
+    tar, packed = tar_of(tree, tmp_path / "t.tar"), {kind: tmp_path / kind for kind in ("folder", "tar")}
+    wanted = [prepare("folder", one, tmp_path / f"here{number}") for number, one in enumerate((tree, tar))]
+    command = [sys.executable, "-X", "utf8=0", "-c", PACK, repository / "workflow/scripts"]
+    command += [tree, packed["folder"], tar, packed["tar"]]
     for locale in ("C.UTF-8", "en_US.ISO-8859-1"):
         environment = os.environ | {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"}
         done = subprocess.run(command, env=environment, capture_output=True, check=True)
-        assert done.stdout.split()[-1].decode() == wanted
-    assert PackedStore(tmp_path / "b").classes == ["ant", COMPOSED, "日本"]
+        assert done.stdout.decode().split()[-2:] == wanted
+        for path in packed.values():
+            assert PackedStore(path).classes == ["ant", COMPOSED, "日本"]
+            shutil.rmtree(path)
 
 
 @pytest.mark.parametrize("spellings", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -49,7 +48,7 @@ def test_a_name_of_a_picture_is_escaped_on_the_map():
     assert "&lt;b&gt;.png" in page and "<b>" not in page
 
 
-def test_a_folder_of_pictures_goes_through_an_encoder(tmp_path, repository):
+def test_a_folder_of_pictures_goes_through_an_encoder(tmp_path, repository, starter):
     """Pictures of any size and mode; what cannot be read is left out and told."""
     recipe = load_recipe("digits", TINY)
     weights, folder = tmp_path / "encoder.safetensors", tmp_path / "mine"
@@ -59,7 +58,7 @@ def test_a_folder_of_pictures_goes_through_an_encoder(tmp_path, repository):
         Image.new("L" if number else "RGB", size, number * 80).save(folder / "deep" / f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     script = repository / "workflow/scripts/embed.py"
-    command = [sys.executable, str(script), "--encoder", str(weights), "--output", str(tmp_path / "out")]
+    command = [starter, str(script), "--encoder", str(weights), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--pictures", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0 and "broken.jpg is left out" in done.stderr + done.stdout, done.stderr
     paths = EmbeddedPaths(tmp_path / "out")

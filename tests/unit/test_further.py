@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -132,12 +131,12 @@ def test_recipes_from_before_the_key_have_the_same_evaluation():
         load_recipe("cifar10_authors", {"linear": {"further": [{"peak_lr": 1}, {"peak_lr": 1e-5}]}})
 
 
-def test_the_script_writes_further_csv_and_takes_it_away(repository, tiny_store, tiny_recipe, tmp_path):
+def test_the_script_writes_further_csv_and_takes_it_away(repository, tiny_store, tiny_recipe, tmp_path, starter):
     encoder = tmp_path / "encoder.safetensors"
     save_encoder(encoder, frozen(tiny_recipe), encoder_card("untrained", tiny_recipe, 0))
 
     def script(recipe: dict) -> str:
-        told = [sys.executable, "workflow/scripts/linear_eval.py", "--recipe", canonical(recipe), "--device", "cpu"]
+        told = [starter, "workflow/scripts/linear_eval.py", "--recipe", canonical(recipe), "--device", "cpu"]
         told += ["--data", tiny_store.folder, "--encoder", encoder, "--output", tmp_path / "linear"]
         done = subprocess.run([*map(str, told)], cwd=repository, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

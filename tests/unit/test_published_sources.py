@@ -302,13 +302,13 @@ SOURCES.added["flat"] = "flat_source:Flat"
 """
 
 
-def test_a_source_from_outside_is_packed_and_chosen_in_config_yaml(tmp_path, repository):
+def test_a_source_from_outside_is_packed_and_chosen_in_config_yaml(tmp_path, repository, starter):
     (tmp_path / "flat_source.py").write_text(OUTSIDE)
     for name in ("0_a.jpg", "1_b.jpg", "1_c.jpg"):
         picture(tmp_path / "pictures" / name)
     scripts = repository / "workflow" / "scripts"
     words = ["--source", "flat", "--path", str(tmp_path / "pictures"), "--output", str(tmp_path / "store")]
-    command = [sys.executable, str(scripts / "prepare_dataset.py"), *words]
+    command = [starter, str(scripts / "prepare_dataset.py"), *words]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.startswith("error: --source is flat, which does not exist")
     subprocess.run([*command, "--extension", str(tmp_path / "flat_source.py")], check=True, capture_output=True)

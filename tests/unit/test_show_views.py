@@ -19,11 +19,11 @@ def tiles_of(grid, columns):
     return grid.reshape(8, side, columns, side, 3).swapaxes(1, 2)[:, :, 4:-4, 4:-4]
 
 
-def test_the_grid_shows_each_image_and_its_views(tiny_store, repository, tmp_path):
+def test_the_grid_shows_each_image_and_its_views(tiny_store, repository, tmp_path, starter):
     """A row an image: itself in the first column, unchanged where it is as large as a view; then other pictures."""
     script = repository / "workflow" / "scripts" / "show_views.py"
     output = tmp_path / "figures" / "views.png"
-    command = [sys.executable, script, "--recipe", "digits", "--data", tiny_store.folder, "--output", output]
+    command = [starter, script, "--recipe", "digits", "--data", tiny_store.folder, "--output", output]
     subprocess.run(command, check=True, capture_output=True)
     grid = np.asarray(Image.open(output))
     tiles = tiles_of(grid, columns=5)
