@@ -30,9 +30,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def outside(tmp_path, repository, python) -> Workflow:
-    """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml."""
-    workflow = Workflow(tmp_path / "outside", repository, python)
+def outside(tmp_path, repository) -> Workflow:
+    """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml.
+
+    Started as users do: a test looks for the trainer among the processes below Snakemake."""
+    workflow = Workflow(tmp_path / "outside", repository)
     shutil.copytree(EXTENSION, workflow.path("mine"))
     block = yaml.safe_load(yaml.safe_dump(workflow.digits))
     block |= {"recipe": "mine/outside.yaml", "overrides": OVERRIDES, "segment_epochs": 2}
