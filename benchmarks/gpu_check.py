@@ -25,6 +25,7 @@ from our_byol import OurStep, as_shipped
 from pictures import small_store
 from roofline import Peaks, kernels_of, measured_peaks, roofline_sum, tell_peaks
 from short_training import pictures, rows, script
+from torch._inductor import config as inductor
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -151,6 +152,7 @@ WAYS = {
     "static views": {"static_views": True},
     "compiled": {"compile": True},
     "fp16": {},
+    "one graph, combined kernels": {"one_graph": True},
 }
 
 
@@ -184,7 +186,8 @@ def _tell_steps(
         compute = replace(as_shipped(options.device, "fp16" if way == "fp16" else "auto"), **WAYS[way])
         peaks = peaks or (None if options.quick else measured_peaks(options.device, compute.precision))
         try:
-            figures = _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn)
+            with inductor.patch(combo_kernels="combined" in way):  # one launch for kernels that can run side by side
+                figures = _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn)
         except Exception as error:  # of whatever kind: the others' figures are not lost for it
             report.say(f"{way}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
             continue

@@ -73,6 +73,23 @@ def test_the_host_never_waits_in_a_step(run, precision, switches):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_the_host_never_waits_to_note_a_row(run):
+    """The numbers are those of the step that was the newest, whatever follows before they are read."""
+    training = Pretraining(run(on_gpu("bf16")))
+    training.note_row(training.train_step(training.batches[0]))  # takes the memory
+    loss = training.train_step(training.batches[1])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        read = training.note_row(loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for step in (2, 3):
+        training.train_step(training.batches[step])
+    row = read(None)
+    assert row["step"] == 1 and row["loss"] == float(loss)
+
+
 def test_a_stopped_run_continues_to_the_bit(run, repeatable):
     whole, parts = run(on_gpu("bf16", deterministic=True), "whole"), run(on_gpu("bf16", deterministic=True), "parts")
     assert train(whole, 4) and train(parts, 1, 3, 4)

@@ -1,9 +1,15 @@
 """A static step: the same operators on the same shapes from the first step on, compiled as one graph if asked for."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from many_ranks import on_ranks
@@ -11,6 +17,7 @@ from runs import on_cpu
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError, UserError
+from selfsup.methods import Output
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
@@ -91,6 +98,25 @@ def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(run, precision, m
     assert any(sequence != others[0] for sequence in others)  # what was drawn decides: the test can see it
 
 
+def test_the_batches_that_batch_norms_have_seen_are_counted_in_one_launch(run, one_thread):
+    """Of a method that looks at each view by itself too: what is passed twice counts twice."""
+
+    def counts_after_a_step(training: Pretraining, shared: bool) -> tuple[list[str], list[int]]:
+        encoder = training.method.encoder()
+        if shared:
+            training.method.loss = lambda batch, step: Output(sum(encoder(view).sum() for view in batch.views))
+        with Operators() as operators:
+            training.train_step(training.batches[0])
+        state = training.method.networks.state_dict()
+        counted = [one for one in operators.seen if "torch.int64" in one and "add_" in one]
+        return counted, [int(value) for name, value in state.items() if name.endswith("num_batches_tracked")]
+
+    counted, counts = counts_after_a_step(Pretraining(run()), shared=False)
+    assert len(counted) == 1 and counted[0].startswith("aten._foreach_add_") and set(counts) == {1}
+    counted, counts = counts_after_a_step(Pretraining(run()), shared=True)
+    assert len(counted) == 1 and set(counts) == {0, 2}
+
+
 def _sequences_on_a_rank(ranks: Ranks, run: Run) -> list[list[str]]:
     compute = on_cpu(ranks, threads=1, static_views=True)
     return sequences_of(Pretraining(Run(run.recipe, 0, 1, run.store, run.folder, compute, 60)))
@@ -143,9 +169,51 @@ def test_micro_batches_are_one_graph_too(run, graphs):
     assert graphs.frame_count == 1 and found == pytest.approx(wanted, rel=1e-5)
 
 
+def test_one_graph_counts_batches_as_an_eager_step_does(run, graphs):
+    counts = []
+    for one_graph in (True, False):
+        training = Pretraining(run(one_graph=one_graph))
+        for step in range(3):
+            training.train_step(training.batches[step])
+        state = training.method.networks.state_dict()
+        counts.append({name: int(value) for name, value in state.items() if name.endswith("num_batches_tracked")})
+    assert counts[0] == counts[1] and set(counts[0].values()) == {3} and graphs.frame_count == 1
+
+
+@pytest.mark.slow
+def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
+    """In Inductor's code for CIFAR-10's step; the same count was seen on an H200, with 42 for batch norms' numbers."""
+    pytest.importorskip("triton")
+    script = Path(__file__).parents[2] / "benchmarks" / "launches.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 20 < found["views"]["all"] <= 28
+    assert 400 < found["forward"]["all"] + found["backward"]["all"] <= 434
+
+
 def test_a_loss_that_is_no_graph_is_refused_in_one_line(run, graphs):
     training = Pretraining(run(EQUIMOD, "equimod_digits", one_graph=True))
     with pytest.raises(PermanentError, match=r"^compute.one_graph is true, but the loss of EquiMod [^\n]*$"):
+        training.train_step(training.batches[0])
+
+
+@pytest.mark.parametrize("hook", ["before_step", "after_backward", "after_step"])
+def test_what_a_method_keeps_of_a_graph_that_wrote_it_over_is_told_in_one_line(run, hook):
+    """With torch's own message, which a GPU alone gives rise to; another error stays what it is."""
+    said = CUDAGraphTreeManager.format_dealloc_msg(None)
+
+    def reads(step):
+        raise RuntimeError(said)
+
+    training = Pretraining(run(one_graph=True))
+    weights = list(training.method.encoder().parameters())
+    training._outputs = lambda batch, parts: [lambda: Output(sum(one.sum() for one in weights))]
+    setattr(training.method, hook, reads)
+    with pytest.raises(PermanentError, match=r"^compute.one_graph is true, and BYOL reads what its loss [^\n]*$"):
+        training.train_step(training.batches[0])
+    said = "another"
+    with pytest.raises(RuntimeError, match=r"^another$"):
         training.train_step(training.batches[0])
 
 

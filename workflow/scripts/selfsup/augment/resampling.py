@@ -103,8 +103,15 @@ def blur(pictures: torch.Tensor, sigma: torch.Tensor, kernel: int, padding: str)
     kernel: taps, odd; padding: "reflect" (torchvision's), "zero" or "edge". The matrices have a band of `kernel` only,
     so large pictures are multiplied in strips of them: a quarter of the work at 224 pixels and 23 taps.
     """
-    rows, columns = (blur_matrix(sigma, size, kernel, padding) for size in pictures.shape[2:])
+    rows, columns = _both_ways(lambda size: blur_matrix(sigma, size, kernel, padding), pictures)
     return _down(_across(pictures, columns, kernel), rows, kernel)
+
+
+def _both_ways(matrix: Callable[[int], torch.Tensor], pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the matrices of a picture's height and width, one where these are equal."""
+    height, width = pictures.shape[2:]
+    rows = matrix(height)
+    return rows, rows if width == height else matrix(width)
 
 
 def three_boxes(
@@ -117,7 +124,7 @@ def three_boxes(
     """
     reach = _box_reach(largest)
     kernel, weights = 2 * reach + 1, _box(sigma, reach)
-    rows, columns = (_band(weights, size, padding) for size in pictures.shape[2:])
+    rows, columns = _both_ways(lambda size: _band(weights, size, padding), pictures)
     for _ in range(BOXES):
         pictures = rounded(_across(pictures, columns, kernel))
     for _ in range(BOXES):

@@ -84,8 +84,14 @@ class _Alike:
             grays=any(policy.grayscale > 0 for policy in own),
             solarizes=any(policy.solarize is not None for policy in own),
             blurs=[None if policy.blur is None else blur_by(policy.blur, colours) for policy in own],
-            one_blur=all(policy.blur == own[0].blur for policy in own),
+            one_blur=len({_blur_alone(policy) for policy in own}) == 1,
         )
+
+
+def _blur_alone(policy: View) -> tuple | None:
+    """Return what says how a policy blurs, but not how many pictures."""
+    blur = policy.blur
+    return None if blur is None else (blur.kernel, blur.padding, *blur.sigma)
 
 
 class StaticViews:

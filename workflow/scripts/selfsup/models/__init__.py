@@ -6,7 +6,7 @@ __getattr__, __all__ = lazily(
     __name__,
     {
         "backbone": ("Backbone", "build_backbone", "initial_backbone", "software"),
-        "batch_norm": ("BatchNorm", "configure_batch_norm"),
+        "batch_norm": ("BatchNorm", "configure_batch_norm", "counted_together"),
         "folding": ("fold_batch_norms",),
         "heads": ("build_head",),
         "initial_weights": ("seeded_weights",),

@@ -41,8 +41,10 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         momentum = self.momentum
         if BatchNorm.recomputing or (self.recomputed and torch._C._current_graph_task_id() != -1):
             momentum = 0.0
-        else:
+        elif _passes is None:
             self.num_batches_tracked.add_(1)
+        else:
+            _passes.append(self)
         running = self.running_mean, self.running_var
         if self.ranks is None or self.ranks.size == 1:
             return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
@@ -64,6 +66,25 @@ def recomputation() -> Iterator[None]:
         yield
     finally:
         BatchNorm.recomputing = False
+
+
+_passes: list[BatchNorm] | None = None  # whose number of batches is counted at the end of `counted_together`
+
+
+@contextmanager
+def counted_together() -> Iterator[None]:
+    """Around a forward pass: batch norms count it at its end, all in one kernel, where each would launch its own."""
+    global _passes
+    _passes, passes = [], _passes
+    try:
+        yield
+    finally:
+        _passes, passes = passes, _passes
+    times: dict[BatchNorm, int] = {}
+    for norm in passes:
+        times[norm] = times.get(norm, 0) + 1
+    for number in sorted(set(times.values())):
+        torch._foreach_add_([norm.num_batches_tracked for norm, own in times.items() if own == number], number)
 
 
 def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,15 +39,21 @@ def train_until(training: Pretraining, end: int, boundary: Path, attempt: Attemp
             figures = records.after_step(loss, saver)
             if training.step == end:
                 training.save(boundary, loss, saver, wait=True, health=figures)
-            elif _save_if_due(training, loss, saver) is Decision.STOP:
+            elif _save_if_due(training, records, loss, saver) is Decision.STOP:
                 return _stopped(training, attempt)
     return True
 
 
-def _save_if_due(training: Pretraining, loss: torch.Tensor, saver: Saver) -> Decision:
+def reads_late(device: torch.device) -> bool:
+    """Say whether a row of history.csv is written when the next is due, because reading it waits for the device."""
+    return device.type == "cuda"
+
+
+def _save_if_due(training: Pretraining, records: "_Records", loss: torch.Tensor, saver: Saver) -> Decision:
     """Write a rolling checkpoint if one is due or the job has to stop, and return what all ranks decided."""
     decision = saver.decide()
     if decision is not Decision.GO_ON:
+        records.write_noted(saver)  # a row that a checkpoint lies behind is never made again
         path = training.run.partial / rolling_name(training.step)
         training.save(path, loss, saver, wait=decision is Decision.STOP)
     return decision
@@ -66,7 +73,8 @@ class _Records:
     def __init__(self, training: Pretraining, end: int, attempt: Attempt):
         run, start, spe = training.run, training.step, training.steps_per_epoch
         is_main, self._interval = training.ranks.is_main, training.row_interval
-        self._training, self._end = training, end
+        self._training, self._end, self._late = training, end, reads_late(run.compute.device)
+        self._noted: tuple[int, Callable[[Saver], dict[str, float]], dict[str, float]] | None = None
         self.progress = Progress(
             start=start,
             segment_end=end,
@@ -91,16 +99,22 @@ class _Records:
         last = done == self._end
         figures = self._health.figures(done, last=last)
         if last or done % self._interval == 0:
-            self._tell(done, loss, saver, figures)
+            self.write_noted(saver)
+            self._noted = done, self._training.note_row(loss), self.progress.since_last_row(done) | figures
+        if last or self._health.is_milestone(done) or not self._late:
+            self.write_noted(saver)  # before the milestone's: trackers take rows in the order of steps
         if last or self._health.is_milestone(done):
             figures |= self._health.milestone(done)
         return figures
 
-    def _tell(self, done: int, loss: torch.Tensor, saver: Saver, figures: dict[str, float]) -> None:
-        row = self._training.row(done - 1, loss, saver)
+    def write_noted(self, saver: Saver) -> None:
+        """Write the row that was noted last, if it is not written yet, and its progress line. Collective."""
+        if self._noted is None:
+            return
+        done, read, more = self._noted
+        self._noted, row = None, read(saver) | more
         if self._history is None:
             return
-        row |= self.progress.since_last_row(done) | figures
         if done % self._interval == 0:
             self._history.append(row)
         if self.progress.due(done):

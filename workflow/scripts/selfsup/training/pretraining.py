@@ -19,11 +19,13 @@ from selfsup.engine import checkpoint
 from selfsup.engine.device import autocast
 from selfsup.engine.equal_ranks import check_equal_on_all_ranks
 from selfsup.engine.gradients import GradientAverager
+from selfsup.engine.late_numbers import LateNumbers
 from selfsup.engine.network_draws import NetworkDraws
 from selfsup.engine.saving import Saver
 from selfsup.errors import PermanentError, UserError
+from selfsup.job.waiting import waiting_for_ranks
 from selfsup.methods import Batch, Output, Step, build_method
-from selfsup.models import recompute_activations, software
+from selfsup.models import counted_together, recompute_activations, software
 from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
 from selfsup.training.finite import FiniteGuard
@@ -123,6 +125,12 @@ class Pretraining:
 
     def train_step(self, batch: LoadedBatch) -> torch.Tensor:
         """Do one optimiser step and return this rank's loss, a scalar still on the device."""
+        with self._one_graph.explained() if self._one_graph else contextlib.nullcontext():
+            loss = self._attempted(batch)
+        self.step += 1
+        return loss
+
+    def _attempted(self, batch: LoadedBatch) -> torch.Tensor:
         self.method.before_step(self._step_for_method())
         self._set_schedules()
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +139,6 @@ class Pretraining:
         self.method.after_backward(self._step_for_method())
         self._update_weights()
         self.method.after_step(self._step_for_method())
-        self.step += 1
         return loss
 
     def _step_for_method(self) -> Step:
@@ -176,8 +183,11 @@ class Pretraining:
             yield from self._one_graph.losses(batch, step, parts)
             return
 
+        # Not of compiled networks, whose graphs would depend on how many batch norms came before.
+        counting = contextlib.nullcontext if compute.compile else counted_together
+
         def loss_of(piece: Batch) -> Output:
-            with autocast(compute.device, compute.precision):
+            with autocast(compute.device, compute.precision), counting():
                 return self.method.loss(piece, step)
 
         for piece in Batch.of(self.make_views(batch), batch.indices, batch.labels).chunk(parts):
@@ -229,19 +239,21 @@ class Pretraining:
         if self.scaler.is_enabled():
             self._last_skipped = torch.tensor(state["last_skipped"], device=self.run.compute.device)
 
-    def checked_loss(self, loss: torch.Tensor, saver: Saver | None = None, *, weights: bool) -> float:
-        """Return the mean over ranks of this step's loss, after checking that all losses (and the weights) are finite.
+    def checked_loss(self, loss: torch.Tensor, saver: Saver | None = None) -> float:
+        """Return the mean over ranks of this step's loss, after checking that all losses and the weights are finite.
 
         Collective; waits for the device. Raises PermanentError on every rank, with the first bad step and the last good
         checkpoint.
         """
-        examined = self.method.networks.parameters() if weights else ()
-        bad_step = self._finite.first_bad_step(self.step - 1, examined)
+        examined = self.method.networks.parameters()
+        self._check_finite(self._finite.first_bad_step(self.step - 1, examined), saver)
+        return float(self.ranks.mean(loss))
+
+    def _check_finite(self, bad_step: int | None, saver: Saver | None) -> None:
         if bad_step is not None:
             if saver:
                 saver.finish()  # the checkpoint being written is good, and may be the last
             raise self._not_finite(bad_step)
-        return float(self.ranks.mean(loss))
 
     def _not_finite(self, step: int) -> PermanentError:
         good = checkpoint.newest_by_card(self.run.checkpoints())
@@ -252,17 +264,26 @@ class Pretraining:
             f"{precision}"
         )
 
-    def row(self, step: int, loss: torch.Tensor, saver: Saver) -> dict[str, float]:
-        """Return the row of history.csv for `step`, the newest: means over ranks. Collective; waits for the device."""
-        row = {
-            "step": step,
-            "epoch": step // self.steps_per_epoch,
-            "loss": self.checked_loss(loss, saver, weights=False),
-            "lr": self.learning_rate(step),
-            **self.method.schedules(step),
-            **{name: float(self.ranks.mean(value)) for name, value in sorted(self._scalars.items())},
-        }
-        return row | ({"skipped": self.skipped} if self.scaler.is_enabled() else {})
+    def note_row(self, loss: torch.Tensor) -> Callable[[Saver], dict[str, float]]:
+        """Note the row of history.csv for the newest step: means over ranks. Collective; does not wait for the device.
+
+        Returns a function that returns the row, collective too. It waits until the device has come as far as now, and
+        raises PermanentError on every rank if a loss until now was not finite.
+        """
+        step, names = self.step - 1, sorted(self._scalars)
+        means = [self.ranks.mean(one) for one in (loss, *(self._scalars[name] for name in names))]
+        late = LateNumbers([self._finite.bad_step, self._skipped, *means], self.run.compute.device)
+        row = {"step": step, "epoch": step // self.steps_per_epoch, "loss": 0.0}
+        row |= {"lr": self.learning_rate(step), **self.method.schedules(step)}
+
+        def read(saver: Saver) -> dict[str, float]:
+            with waiting_for_ranks():
+                bad_step, skipped, *values = late.read()
+            self._check_finite(self._finite.first_of_ranks(bad_step), saver)
+            numbers = dict(zip(["loss", *names], values, strict=True))
+            return row | numbers | ({"skipped": int(skipped)} if self.scaler.is_enabled() else {})
+
+        return read
 
     def save(
         self,
@@ -280,7 +301,7 @@ class Pretraining:
         health: a boundary's figures, for its JSON file, in which the rule health_gate finds them and their floors.
         """
         card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
-        mean_loss = self.checked_loss(loss, saver, weights=True)
+        mean_loss = self.checked_loss(loss, saver)
         if not self._known_equal:
             check_equal_on_all_ranks(self.method.state_dict(), self.ranks)
             self._known_equal = True

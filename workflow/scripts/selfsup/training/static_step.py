@@ -1,6 +1,7 @@
 """A step whose operators and shapes do not depend on what was drawn: run one by one, or compiled as one graph."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from selfsup.engine.device import autocast
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError
 from selfsup.methods import Batch, Method, Output, Step
+from selfsup.models import counted_together
 
 BACKEND = "inductor"  # of torch.compile
+WRITTEN_OVER = "output of CUDAGraphs that has been overwritten"  # in torch's message
 
 
 class Inputs(NamedTuple):
@@ -122,6 +125,20 @@ class OneGraph:
         """
         return compute.device.type == "cuda" and method.context.recipe.micro_batches == 1
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Around a step: say in a line what torch says of a result of the graph that was kept and is no more."""
+        try:
+            yield
+        except Exception as error:
+            if WRITTEN_OVER not in str(error):
+                raise
+            name = type(self._method).__name__
+            raise PermanentError(
+                f"compute.one_graph is true, and {name} reads what its loss made in an earlier step, which a later "
+                "one has written over: keep a clone() of it outside of `loss`, or set one_graph to false"
+            ) from error
+
     def losses(self, batch: LoadedBatch, step: Step, parts: int) -> Iterator[Callable[[], Output]]:
         """Yield for each micro-batch a function that returns its loss."""
         inputs, labels = self._make_views.inputs(batch), batch.labels
@@ -137,7 +154,7 @@ class OneGraph:
         try:
             loss, scalars = self._compiled(*inputs, labels, step)
         except Exception as error:
-            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException) or WRITTEN_OVER in str(error):
                 raise
             reason = str(error).strip().splitlines()[0]
             name = type(self._method).__name__
@@ -157,6 +174,6 @@ class OneGraph:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
             views = self._make_views.views_of(pictures, parameters)
-        with autocast(self._compute.device, self._compute.precision):
+        with autocast(self._compute.device, self._compute.precision), counted_together():
             output = self._method.loss(Batch(views, None, None, labels, plain), step)
         return output.loss, dict(output.scalars)
