@@ -33,7 +33,7 @@ from selfsup.training.run import Run
 from selfsup.training.static_step import OneGraph, StaticViewMaker
 
 COMPILED_VARIANTS = 64  # of one function, at most: a ResNet-50 over ranks has about 16
-ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device
+ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device, on a GPU when the next is due
 
 
 class Pretraining:
