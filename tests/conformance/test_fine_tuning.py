@@ -126,7 +126,7 @@ def test_images_that_choose_train_no_trial_and_train_the_chosen_point_where_they
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": 3}, "labels is 3 % of 43 training images, 1 of them; wanted 2 at least beside the 8 held out"),
+        ({"labels": 3}, "labels is 3 % of 43 training images, which is 1; wanted at least 2 beside the 8 held out"),
         ({"labels": 90, "held_out_of": "rest"}, "held_out is 8, but only 5 of 43"),
         ({"held_out": 0.01}, "held_out is 0.01 of 43 training images, which is none"),
         ({"held_out": 0}, "held_out is 0, but the grid has several points"),

@@ -132,7 +132,7 @@ def test_a_published_folder_is_imported_and_a_damaged_one_refused(published):
     assert all(torch.equal(value, wanted[key]) for key, value in backbone.state_dict().items())
     assert told.facts == {"epochs": 30} and told.method == "byol"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"its SHA-256 is [0-9a-f]{16}, [0-9a-f]{16} in its card"):
+    with pytest.raises(UserError, match=r"its SHA-256 is [0-9a-f]{16}, but its card says [0-9a-f]{16}"):
         imported_backbone(weights, "selfsup", recipe)
 
 
@@ -155,7 +155,7 @@ def test_a_card_that_is_not_publishs_own_is_one_line(tmp_path, change, words):
     weights.with_suffix(".json").write_text(json.dumps(card))
     assert read_hub_folder(weights).method == "byol"
     weights.with_suffix(".json").write_text(json.dumps(card | change))
-    with pytest.raises(UserError, match=r"no folder of publish\.py's") as error:
+    with pytest.raises(UserError, match=r"not from a folder of publish\.py's") as error:
         read_hub_folder(weights)
     assert words in str(error.value) and "\n" not in str(error.value)
 

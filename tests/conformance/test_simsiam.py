@@ -85,5 +85,5 @@ def test_the_predictors_rate_stays_where_the_others_fall(tiny_store, tmp_path, p
 
 
 def test_a_predictor_of_another_width_is_one_line():
-    with pytest.raises(RecipeError, match=r"simsiam\.predictor\.layers end in 9, wanted 8 as the projector's"):
+    with pytest.raises(RecipeError, match=r"simsiam\.predictor\.layers end in 9, wanted 8, like the projector's"):
         load_recipe("digits", with_method("simsiam", predictor=head(4, 9)))

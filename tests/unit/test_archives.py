@@ -58,7 +58,7 @@ def test_what_stands_in_both_of_two_joined_tars_is_told(tmp_path, tree, parts):
     joined.write_bytes(parts[0].read_bytes() + tar_of(tree, tmp_path / "all.tar").read_bytes())
     with pytest.raises(UserError, match=r"5 of 14 images .*"):
         prepare("folder", joined, tmp_path / "store")
-    assert (tmp_path / "store/damaged.txt").read_text().count("stands twice in the archive") == 5
+    assert (tmp_path / "store/damaged.txt").read_text().count("is in the archive twice") == 5
 
 
 def test_a_tar_padded_with_zeros_is_whole(tmp_path, tree):
@@ -84,7 +84,9 @@ def test_a_tar_that_is_damaged_between_its_files_is_refused(tmp_path, tree, part
     offset, content = damaged
     archive = tmp_path / "damaged.tar"
     archive.write_bytes(content[:offset] + b"\xff" * 100 + content[offset + 100 :])
-    with pytest.raises(UserError, match=rf"damaged\.tar: at byte {offset:,} is neither .*: fetch the archive again"):
+    with pytest.raises(
+        UserError, match=rf"damaged\.tar: at byte {offset:,} there is neither .*: fetch the archive again"
+    ):
         prepare("folder", archive, tmp_path / "store", Packing(skip_damaged=True))
 
 
@@ -206,7 +208,7 @@ def test_a_zip_that_is_cut_short_or_joined_to_another_is_refused(tmp_path, tree)
     with pytest.raises(UserError, match=r"later\.zip: cannot be read as a zip \(zip file version 9\.9\)"):
         prepare("folder", tmp_path / "later.zip", tmp_path / "store")
     (tmp_path / "joined.zip").write_bytes(content * 2)
-    with pytest.raises(UserError, match=r"joined\.zip: .*two zips joined to one.* unpack both into one folder"):
+    with pytest.raises(UserError, match=r"joined\.zip: .*like two zips joined.* unpack both into one folder"):
         prepare("folder", tmp_path / "joined.zip", tmp_path / "store")
 
 
@@ -229,7 +231,7 @@ def test_damaged_members_of_a_zip_are_told_and_skipped_on_demand(tmp_path, tree)
         "train/ant/notes.txt": "no JPEG, PNG, WebP or GIF",
         "train/ant/empty.jpg": "an empty file",
         "train/ant/link.png": "a symlink, which is not followed in a zip",
-        "train/ant/0.png": "stands twice in the archive",
+        "train/ant/0.png": "is in the archive twice",
         "train/bee/1.png": "its bytes in the zip are damaged",
         "train/bee/0.png": "its bytes in the zip are damaged",
     }

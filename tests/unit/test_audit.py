@@ -210,7 +210,7 @@ def test_a_file_that_is_not_the_recorded_one_is_named(run, audit):
 def test_a_changed_recipe_is_named(run, audit):
     for epoch in (2, 4):
         change(run, epoch, lambda state: state["recipe"]["optimizer"].update(peak_lr=9.0))
-    with pytest.raises(UserError, match="has not the fingerprint that it names"):
+    with pytest.raises(UserError, match="does not have the fingerprint that it names"):
         audit(choose_segment(run))
 
 

@@ -99,7 +99,10 @@ def nested(root, depth):
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_one_class_is_refused_with_what_lies_in_it(tmp_path, kind):
-    for depth, found in ((1, "the folders ant, bee: move them one up"), (2, "the folders jpg: move them one up")):
+    for depth, found in (
+        (1, "the folders ant, bee: move them one level up"),
+        (2, "the folders jpg: move them one level up"),
+    ):
         tree = nested(tmp_path / f"tree{depth}", depth)
         path = tree if kind == "folder" else tar_of(tree, tmp_path / f"{depth}.tar")
         with pytest.raises(UserError, match=f"train/ has one class, images, and in it {found}, in both splits; wanted"):

@@ -95,13 +95,13 @@ def test_a_multi_label_store_is_refused_in_one_line(tiny_recipe, tmp_path, name)
     writer.finish()
     store = PackedStore(tmp_path / "store")
     assert store.multi_label and store.train.labels.shape == (9, 3)
-    with pytest.raises(PermanentError, match=f"may be of several classes, which the task {name} does not take"):
+    with pytest.raises(PermanentError, match=f"may be of several classes, which the task {name} cannot handle"):
         task_by_name(name, tiny_recipe, store)
 
 
 def test_a_measure_that_a_task_does_not_give_is_refused_before_any_work(tiny_recipe, tiny_store, tmp_path):
     store = told(tiny_store, tmp_path / "store", measure="11-point mAP")
-    with pytest.raises(PermanentError, match="its measure is 11-point mAP, which the task knn does not give"):
+    with pytest.raises(PermanentError, match="its measure is 11-point mAP, which the task knn cannot compute"):
         task_by_name("knn", tiny_recipe, store)
 
 

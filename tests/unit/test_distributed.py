@@ -78,12 +78,12 @@ def test_steps_of_a_job_that_run_side_by_side_listen_at_different_ports():
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_PORT"])
 def test_half_an_environment_is_refused(missing):
     environment = {key: value for key, value in TORCHRUN.items() if key != missing}
-    with pytest.raises(UserError, match=f"half an environment of torchrun: {missing} not set"):
+    with pytest.raises(UserError, match=f"the environment of torchrun is incomplete: {missing} not set"):
         discover_place(environment)
 
 
 def test_half_an_environment_of_slurm_is_refused():
-    with pytest.raises(UserError, match="half an environment of srun: SLURM_STEP_NUM_TASKS"):
+    with pytest.raises(UserError, match="the environment of srun is incomplete: SLURM_STEP_NUM_TASKS"):
         discover_place({key: value for key, value in SLURM.items() if key != "SLURM_STEP_NUM_TASKS"})
 
 

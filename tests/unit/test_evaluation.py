@@ -429,7 +429,7 @@ def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path, key, o
 def test_a_damaged_metrics_file_is_named(tmp_path):
     path = metrics_file(tmp_path / "a", 90)
     path.write_text("top1\n90\n")
-    with pytest.raises(UserError, match=r"metrics\.csv: no metrics of one evaluation"):
+    with pytest.raises(UserError, match=r"metrics\.csv: not the metrics of one evaluation"):
         make_table("demo", [row([path], dataset="digits")])
 
 

@@ -117,7 +117,7 @@ def test_an_encoder_of_other_images_or_of_another_seed_stops_the_plan(config, ex
     export(run.encoder, experiment)
     pack(config, "0123456789")
     with pytest.raises(
-        UserError, match=r"trained on other images \(images\) than .*store.json tells of \(01234567\).*digits.rev"
+        UserError, match=r"trained on other images \(images\) than those of .*store.json \(01234567\).*digits.rev"
     ):
         finished.export_finished(config, experiment, run.encoder, 0)
     for encoder in (run.encoder, run.random_init):

@@ -54,7 +54,7 @@ def test_a_store_keeps_the_names_of_its_files_and_its_fingerprint(store, tmp_pat
     monkeypatch.setattr(StoreWriter, "add_encoded", without_names)
     assert prepare("folder", tmp_path / "tree", tmp_path / "older") == store.fingerprint
     older = PackedStore(tmp_path / "older")
-    with pytest.raises(PermanentError, match=r"older: does not know its images' file names, .* pack it anew") as error:
+    with pytest.raises(PermanentError, match=r"older: does not know its images' file names .* pack it again") as error:
         older.train.names()
     assert "\n" not in str(error.value)
 
@@ -79,7 +79,9 @@ def test_paths_and_windows_lines_are_read_and_a_name_that_stands_twice_is_not_gu
     store = PackedStore(tmp_path / "store")
     paths = ["n01/0.png\r", "", "train/n02/3.png", *(f"n03/{number}.png" for number in range(4))]
     assert listed_images(store, settings_of(tmp_path, paths)).tolist() == [0, 7, 8, 9, 10, 11]
-    with pytest.raises(PermanentError, match=r"list\.txt: 0\.png is there 3 times: give paths, class/name"):
+    with pytest.raises(
+        PermanentError, match=r"list\.txt: 0\.png is 3 times in the training set of .*: give paths, class/name"
+    ):
         listed_images(store, settings_of(tmp_path, ["0.png"]))
 
 
@@ -87,7 +89,7 @@ def test_lists_that_do_not_fit_are_told_in_a_line(store, tmp_path):
     for lines, labels, words in (
         ([*LISTED[:-1], "n09_1.png"], 50, r"list\.txt: n09_1\.png is not in the training set of .*store"),
         (LISTED, 10, r"labels is 10 %, but labels_list .*list\.txt names 21 of 42 training images: set labels to 50"),
-        (LISTED, 100, "labels is 100, but labels_list names some of the images"),
+        (LISTED, 100, "labels is 100, but labels_list names only some of the images"),
     ):
         with pytest.raises(UserError, match=words) as error:
             listed_images(store, settings_of(tmp_path, lines, labels=labels))

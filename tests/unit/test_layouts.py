@@ -223,9 +223,13 @@ def test_a_share_that_cannot_be_had_is_told_in_one_line(tmp_path):
     write_pictures(tmp_path / "nested", *(f"images/{name}" for name in birds(20)))
     for tree, share, told in (
         ("split", 0.2, r"has train/ and valid/, .* remove the dataset's key test_share"),
-        ("tree", 0.001, "test_share is 0.001, by which none of 41 is"),
-        ("tree", 0.2, r"all pictures of the class cow \(1\) fall to the test set by test_share 0\.2: add"),
-        ("nested", 0.3, "it has one class, images, and in it the folders ant, bee: move them one up; wanted <class>/"),
+        ("tree", 0.001, "test_share 0.001 makes none of the 41 pictures a test picture"),
+        ("tree", 0.2, r"test_share 0\.2 puts all pictures of the class cow \(1\) into the test set: add"),
+        (
+            "nested",
+            0.3,
+            "it has one class, images, and in it the folders ant, bee: move them one level up; wanted <class>/",
+        ),
     ):
         with pytest.raises(UserError, match=told) as error:
             prepare("folder", tmp_path / tree, tmp_path / "store", Packing(test_share=share))

@@ -184,7 +184,7 @@ def test_a_scalar_that_is_none_is_told_by_its_name(monkeypatch, tiny_store, tmp_
 def test_a_schedule_of_weight_decay_that_nothing_feels_is_refused(monkeypatch, tiny_store, tmp_path):
     add_method(monkeypatch, OwnSchedules)
     recipe = load_recipe("digits", {**OVERRIDES, "optimizer": {"weight_decay": 0.0, "warmup_epochs": 1}})
-    with pytest.raises(PermanentError, match=r"optimizer\.weight_decay is 0, so that nothing feels it"):
+    with pytest.raises(PermanentError, match=r"optimizer\.weight_decay is 0, so it has no effect"):
         Pretraining(Run(recipe, 0, 1, tiny_store, tmp_path, on_cpu(), 60))
 
 

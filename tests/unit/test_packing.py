@@ -191,7 +191,7 @@ DAMAGED = {
     "train/bee/empty.jpg": (b"", "an empty file"),
     "train/bee/page.jpg": (b"<html>404 not found</html>", "no JPEG, PNG, WebP or GIF"),
     "test/ant/notes.txt": (b"by hand", "no JPEG, PNG, WebP or GIF"),
-    "test/loose.jpg": (jpeg(), "lies in no class folder"),
+    "test/loose.jpg": (jpeg(), "is in no class folder"),
 }
 
 
@@ -323,7 +323,7 @@ def test_names_that_stand_twice_in_a_tar_are_told(tmp_path, tree):
         tar.addfile(link)
     with pytest.raises(UserError) as told:
         prepare("folder", archive, tmp_path / "store")
-    assert "twice.tar: train/ant/0.png: stands twice in the archive" in str(told.value)
+    assert "twice.tar: train/ant/0.png: is in the archive twice" in str(told.value)
     assert "train/ant/link.png: a link that leads to no file of the archive (train/ant/../nowhere.png)" in str(
         told.value
     )

@@ -136,7 +136,7 @@ def test_a_test_set_whose_classes_are_secret_gives_way_to_the_validation_set(tmp
     """As ImageNet is stored: its test split has -1 for every class."""
     write(tmp_path / "hub/data/train-0.parquet", pictures[:20], [number % 3 for number in range(20)])
     write(tmp_path / "hub/data/test-0.parquet", pictures[20:25], [-1] * 5)
-    with pytest.raises(UserError, match="the pictures of test have no classes that train has"):
+    with pytest.raises(UserError, match="the pictures of test have none of train's classes"):
         prepare("parquet", tmp_path / "hub", tmp_path / "store")
     write(tmp_path / "hub/data/validation-0.parquet", pictures[25:], [0, 1, 2, 0, 1])
     prepare("parquet", tmp_path / "hub", tmp_path / "store")
@@ -155,7 +155,7 @@ def test_rows_that_are_no_pictures_are_told_and_left_out_on_demand(tmp_path, pic
         1: "has no class",
         2: "no JPEG, PNG",
         4: "has no class",
-        5: "the file holds no bytes of it",
+        5: "the file does not hold its bytes",
     }.items():
         (line,) = [line for line in lines if f"train-0.parquet#{row}: " in line]
         assert reason in line
@@ -220,7 +220,7 @@ def test_what_is_wrong_with_the_files_is_told_in_one_line(tmp_path, pictures):
         "no test": r"has no test-\*\.parquet and no folder test/.*test_share: 0\.2",
         "no label": "none of the columns image holds classes.*labels: false.*label_column",
         "twice": "have files of train each: set the dataset's path to one of them",
-        "one class": r"all pictures are of one class, ant\. For one class on purpose.*\{classes: 1\}",
+        "one class": r"all pictures are of one class, ant\. If one class is on purpose.*\{classes: 1\}",
         "empty": r"holds no \*\.parquet",
         "cut": r"train-0\.parquet: cannot be read as Parquet \(.*\): fetch the file again",
     }.items():

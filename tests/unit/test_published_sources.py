@@ -131,7 +131,7 @@ def test_the_same_store_from_archives(source, root, tmp_path, kind):
 
 
 def test_a_wrong_number_is_told_in_one_line(source, root, tmp_path):
-    with pytest.raises(UserError, match="the source is not whole") as told:
+    with pytest.raises(UserError, match="the source is incomplete") as told:
         prepare(source, root, tmp_path / "store")
     known, message = SOURCES[source].counts, str(told.value)
     assert "\n" not in message and f"wanted {known.train:,}" in message and f"wanted {known.test:,}" in message

@@ -141,7 +141,7 @@ def test_a_source_that_is_not_whole_is_refused_before_it_is_read(tmp_path, tree,
 
 def test_the_expected_numbers_can_be_the_users_own(tmp_path, tree):
     prepare("cifar10", tree, tmp_path / "store", Packing(expect={"train": 6, "test": 3, "classes": 2}))
-    with pytest.raises(UserError, match="found test 3, wanted 4: the source is not whole"):
+    with pytest.raises(UserError, match="found test 3, wanted 4: the source is incomplete"):
         prepare("folder", tree, tmp_path / "store", Packing(expect={"train": 6, "test": 4}))
 
 

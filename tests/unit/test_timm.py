@@ -114,7 +114,7 @@ def test_weights_of_a_published_resnet_are_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (with_timm("vit_tny_patch16_224"), "which timm .* has not; did you mean timm/vit_tiny_patch16_224?"),
+        (with_timm("vit_tny_patch16_224"), "which timm .* does not have; did you mean timm/vit_tiny_patch16_224?"),
         (with_timm("nothing_of_the_kind_at_all"), "timm.list_models.. names all"),
         (with_timm("resnet10t", arguments={"depth": 3}), "timm cannot make resnet10t with .*depth=3"),
         (with_timm("vgg11_bn", drop_path=0.1), "timm cannot make vgg11_bn with .*drop_path_rate=0.1"),

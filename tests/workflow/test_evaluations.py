@@ -88,7 +88,7 @@ def test_an_untrained_encoder_that_two_experiments_share_is_judged_once(finished
             ["near"],
             "evaluations.near: overrides: neighbours is empty",
         ),
-        ({"pretrain": KNN}, ["linear"], "evaluations.pretrain has a name of the workflow's own"),
+        ({"pretrain": KNN}, ["linear"], "evaluations.pretrain has a name that the workflow uses itself"),
         ({"near": {**KNN, "at": "end_"}}, ["near"], "at is 'end_', wanted one of end, every_boundary"),
     ],
 )

@@ -117,7 +117,7 @@ def test_code_of_one_name_in_two_folders_is_refused(forgotten, tmp_path):
         ("missing.py", None, r"^extensions: .*missing\.py is no file"),
         ("broken_one.py", "def", r"broken_one\.py, line 1: SyntaxError"),
         ("raises_one.py", "\n\n1 / 0\n", r"raises_one\.py, line 3: ZeroDivisionError: division by zero$"),
-        ("json.py", "", r"wants json\.py, but Python has another json \(.*\): rename it$"),
+        ("json.py", "", r"needs json\.py, but Python finds another json \(.*\): rename it$"),
         (
             "taking_one.py",
             TAKING,

@@ -3,9 +3,9 @@
     python workflow/scripts/audit.py --run results/digits/seed0 --segment 2
 
 Reads the checkpoints at both ends of the segment, history.csv beside them and the packed dataset; writes nothing there.
-What is not told of the machine is as the segment was trained: threads, ranks, precision, switches. Writes into
---output, by default results/audit/<experiment>/seed<n>/epoch_<N>: audit.json, the verdict, where weights, buffers,
-momenta and rows of history are the same; differs.json where they are not, with what differs and from which step on.
+Options of the machine that are not given are as when the segment was trained: threads, ranks, precision, switches.
+Writes into --output, by default results/audit/<experiment>/seed<n>/epoch_<N>: audit.json, the verdict, if weights,
+buffers, momenta and rows of history are the same; otherwise differs.json, with what differs and from which step on.
 
 Exit status: 0 the same bits; 75 stopped by a signal or the time limit, to be continued by the same call; 1 a
 difference, or an error.
@@ -82,7 +82,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=run_folder, help="folder of a run: results/<experiment>/seed<n>")
     parser.add_argument("--segment", type=number, help="1, 2, ...; default: the last that can be audited")
     parser.add_argument("--until-epoch", type=int, help="the epoch at which the segment ends, instead of its number")
-    parser.add_argument("--data", type=Path, help="folder of the packed dataset; default: what the run was asked for")
+    parser.add_argument(
+        "--data", type=Path, help="folder of the packed dataset; default: the one that the run was made with"
+    )
     parser.add_argument("--output", type=Path, help="folder to work in and for the verdict")
     add_compute_arguments(parser)
     parser.set_defaults(**UNTOLD)

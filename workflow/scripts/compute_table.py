@@ -1,8 +1,8 @@
-"""Write what the experiments have cost: GPU-hours, wasted ones, speed, checkpoints, time in the queue.
+"""Write what the experiments have cost: GPU-hours, wasted GPU-hours, speed, checkpoints, time in the queue.
 
     python workflow/scripts/compute_table.py --output results/compute.csv
 
-Reads config.yaml and the ledgers under --results, and asks sacct, where there is one, how long jobs have waited. Writes
+Reads config.yaml and the ledgers under --results, and asks sacct, if there is one, how long jobs have waited. Writes
 --output, a row for each stage of each run, beside the paper's GPU-hours.
 """
 

@@ -1,8 +1,8 @@
-"""Write config.yaml with what --configfile and --config changed of it when the runs under --results were made.
+"""Write config.yaml with the changes by --configfile and --config with which the runs under --results were made.
 
     python workflow/scripts/config_as_run.py --output results/config.json
 
-Reads config.yaml and results/<experiment>/seed<n>.json, which the workflow leaves of each run. Writes --output, for
+Reads config.yaml and results/<experiment>/seed<n>.json, which the workflow leaves for each run. Writes --output, for
 `snakemake --configfile`, as `make report` does.
 """
 

@@ -5,11 +5,11 @@
     python workflow/scripts/embed.py --encoder ... --data data/digits --output results/embedded    # a prepared dataset
 
 Reads the encoder and its card, and all pictures below --pictures, or those of a prepared dataset (its test pictures, or
-the training ones where it has no others). Writes into --output:
-    record.json       of which encoder and pictures the files are
+the training ones if it has no others). Writes into --output:
+    record.json       which encoder and pictures the files were made from
     features.npz      names (text [N]) and features (float32 [N, D]): numpy.load reads it
-    neighbours.png    some pictures that are unlike each other, each with those nearest to it by cosine
-    map.png           all pictures in a plane, alike ones near each other (t-SNE)
+    neighbours.png    some pictures that differ from each other, each with those nearest to it by cosine
+    map.png           all pictures in a plane, similar ones near each other (t-SNE)
     map.html          the same, to zoom into, with the pictures' names; it is one file and needs no network
 """
 
@@ -156,9 +156,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", required=True, type=existing_path, help="encoder.safetensors, its card beside it")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pictures", type=existing_path, help="a folder of pictures, in folders or not")
+    source.add_argument("--pictures", type=existing_path, help="a folder of pictures, also in folders below it")
     source.add_argument("--data", type=existing_path, help="folder of a prepared dataset")
-    parser.add_argument("--limit", type=int, help="at most so many pictures; default all")
+    parser.add_argument("--limit", type=int, help="at most this many pictures; default all")
     parser.add_argument("--extension", action="append", default=[], help="a file that the encoder's recipe needs")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     return parser.parse_args()

@@ -4,16 +4,16 @@
         --encoder results/digits/seed0/encoder.safetensors --output results/digits/seed0/linear
     python workflow/scripts/evaluate.py ... --protocol knn --output results/digits/seed0/knn
 
-Tasks that look at each picture once, such as knn and logistic, take its features from --features, which
-extract_features.py makes, and compute them by themselves without it.
+Tasks that look at each picture once, such as knn and logistic, read its features from --features, a folder that
+extract_features.py makes, or compute them themselves if it is not given.
 
 One process per device, like pretrain.py. Reads the packed dataset, the encoder and its card, and its own rolling
 checkpoints in <output>/partial. Writes into <output>:
     metrics.csv   one line: top-1 and top-5 in %, and what they depend on; the encoder's card gets the figures too
-    history.csv   a line per epoch, or per whatever the task goes through
-    further.csv   of further measurements, where the task makes some
+    history.csv   a line per epoch, or per step of the task
+    further.csv   further measurements, if the task makes some
     ledger.csv    a line per attempt
-    record.json   what the figures were made from; an evaluation that was finished before only writes its files again
+    record.json   what the figures were made from; an evaluation that is already finished only writes its files again
 The exit status is that of pretrain.py.
 """
 
@@ -37,11 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipe_arguments(parser)
     parser.add_argument(
-        "--protocol", default=LINEAR, help="a name in workflow/protocols, or a file (.json) that holds an evaluation"
+        "--protocol", default=LINEAR, help="a name in workflow/protocols, or a file (.json) with an evaluation"
     )
     parser.add_argument("--data", required=True, type=Path, help="folder of the packed dataset")
     parser.add_argument("--encoder", required=True, type=existing_path, help="encoder.safetensors, its card beside it")
-    parser.add_argument("--features", type=existing_path, help="folder of its features of the dataset, where they are")
+    parser.add_argument(
+        "--features", type=existing_path, help="folder of its features of the dataset, if they were made before"
+    )
     parser.add_argument("--experiment", default="", help="name for a column of metrics.csv")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     add_compute_arguments(parser)

@@ -8,8 +8,8 @@
     python workflow/scripts/explain.py --experiment digits       # an experiment of config.yaml: its own keys, then the
                                                                  # recipe with its overrides
 
-Reads workflow/recipes; with --experiment, --config. Numbers among the sources are sections of the report. Warns where
-overrides change a value and leave those that belong to it, such as epochs without the learning rate.
+Reads workflow/recipes; with --experiment, --config. Numbers among the sources are sections of the report. Warns if
+overrides change a value but not those that belong to it, such as epochs without the learning rate.
 """
 
 import argparse
@@ -77,10 +77,12 @@ def overrides_of(block: Mapping, name: str) -> Mapping:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", metavar="recipe", help="one, or two to be compared")
-    parser.add_argument("--overrides", default="{}", help="recipe keys that differ, as YAML, of the first recipe")
-    parser.add_argument("--meanings", action="store_true", help="below each value what its key means")
-    parser.add_argument("--experiment", help="take the first recipe and its overrides from this one of config.yaml")
+    parser.add_argument("recipes", nargs="*", metavar="recipe", help="one, or two to compare")
+    parser.add_argument("--overrides", default="{}", help="recipe keys to change in the first recipe, as YAML")
+    parser.add_argument("--meanings", action="store_true", help="below each value, print what its key means")
+    parser.add_argument(
+        "--experiment", help="take the first recipe and its overrides from this experiment of config.yaml"
+    )
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="default config.yaml")
     arguments = parser.parse_args()
     if len(arguments.recipes) > (1 if arguments.experiment else 2):

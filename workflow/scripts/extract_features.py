@@ -5,8 +5,8 @@
         --job results/digits/seed0/features/digits_job
     python workflow/scripts/evaluate.py ... --protocol knn --features results/digits/seed0/features/digits
 
-One process per device, like evaluate.py. What is computed lies in <job>/partial until it is whole, and a job that was
-stopped goes on there; then that folder becomes <output>. <job> has ledger.csv, too. The exit status is pretrain.py's.
+One process per device, like evaluate.py. Features are kept in <job>/partial until they are complete, and a job that was
+stopped continues there; then that folder becomes <output>. <job> also has ledger.csv. The exit status is pretrain.py's.
 """
 
 import argparse
@@ -29,12 +29,12 @@ def main() -> int:
     parser.add_argument(
         "--protocol",
         required=True,
-        help="whose features: a name in workflow/protocols, or a file (.json) with one",
+        help="the protocol that needs the features: a name in workflow/protocols, or a file (.json) with one",
     )
     parser.add_argument("--data", required=True, type=Path, help="folder of the packed dataset")
     parser.add_argument("--encoder", required=True, type=existing_path, help="encoder.safetensors, its card beside it")
-    parser.add_argument("--output", required=True, type=Path, help="folder to make; whole or not there")
-    parser.add_argument("--job", required=True, type=Path, help="folder for what is not whole, and for the ledger")
+    parser.add_argument("--output", required=True, type=Path, help="folder to make; it appears when it is complete")
+    parser.add_argument("--job", required=True, type=Path, help="folder for unfinished work and the ledger")
     add_compute_arguments(parser)
     arguments = parser.parse_args()
     recipe = parse_recipe(arguments.recipe)

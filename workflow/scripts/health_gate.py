@@ -1,12 +1,12 @@
-"""Judge the health figures of a segment's end: by its method's floors, below which lies a collapse, and by bands.
+"""Judge the health figures of a segment's end: by its method's floors, below which it has collapsed, and by bands.
 
     python workflow/scripts/health_gate.py --recipe digits --card results/digits/seed0/pretrain/epoch_0010.json \\
         --output results/digits/seed0/pretrain/health_0010.json
 
 Reads the boundary's JSON file, which has the floors too, and a file of bands: --bands, or workflow/bands/<name>.yaml
-if that was recorded for this very recipe. Writes --output, a verdict. Exit status 1, and no verdict, when a figure is
-below its floor, out of its band or not a number; nothing else is touched then. What a card lacks is told and stops
-nothing.
+if that was recorded for this very recipe. Writes --output, a verdict. Exit status 1, and no verdict, if a figure is
+below its floor, outside its band or not a number; nothing else is touched then. Figures that a card lacks are named and
+stop nothing.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from selfsup.recipe import parse_recipe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--recipe", required=True, help="a name in workflow/recipes, or a whole one: a .json file, JSON"
+        "--recipe", required=True, help="a name in workflow/recipes, or a whole recipe: a .json file, or JSON"
     )
-    parser.add_argument("--name", help="the recipe's name, where --recipe is a whole one")
+    parser.add_argument("--name", help="the recipe's name, if --recipe is a whole recipe")
     parser.add_argument("--card", required=True, type=existing_path, help="the boundary's JSON file")
     parser.add_argument("--bands", type=existing_path, help="bands to use, whatever recipe they were recorded for")
     parser.add_argument("--experiment", default="<name>", help="its name in config.yaml, for the message")

@@ -10,10 +10,10 @@
         --weights results/published/digits_seed0/model.safetensors --output results/imported/encoder.safetensors
 
 authors: checkpoints/ of github.com/ADevillers/BYOL and of github.com/ADevillers/SimCLR. official: the pre-trained
-ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol. selfsup: a folder of
-publish.py. torchvision, timm: weights of those libraries' networks; state_dict: of the recipe's backbone, from
-wherever. Files are .safetensors, or torch's.
-Reads --weights and runs nothing that the file brings.
+ResNet-50 1x that is linked in the README of github.com/google-deepmind/deepmind-research, byol. selfsup: a folder made
+by publish.py. torchvision, timm: weights of those libraries' networks; state_dict: of the recipe's backbone, from
+anywhere. Files are .safetensors, or torch's.
+Reads --weights and executes nothing in the file.
 Writes --output and the card, the same path ending in .json; linear_eval.py evaluates them with the same --recipe.
 """
 
@@ -33,8 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     publishers = [*PUBLISHERS, *LIBRARIES]
     parser.add_argument("--publisher", required=True, choices=publishers, help="who published the weights")
-    parser.add_argument("--prefix", help="of the backbone's names in a state dict; default: the only one that fits")
-    parser.add_argument("--weights", required=True, type=existing_path, help="their file")
+    parser.add_argument(
+        "--prefix", help="what the backbone's names in a state dict begin with; default: the only prefix that fits"
+    )
+    parser.add_argument("--weights", required=True, type=existing_path, help="the file of the weights")
     parser.add_argument("--recipe", required=True, help="a name in workflow/recipes: the network, and its evaluation")
     parser.add_argument("--output", required=True, type=Path, help="ends in .safetensors")
     arguments = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python workflow/scripts/landing_page.py --table demo --experiment digits --output results/report.html
 
-Reads config.yaml, how the runs were called for, and under --results the tables, their figures, compute.csv and the
+Reads config.yaml, the configurations of the runs, and under --results the tables, their figures, compute.csv and the
 encoders' cards. Writes --output. `make report` calls it for all that is finished.
 """
 

@@ -3,8 +3,8 @@
     python workflow/scripts/make_curves.py --experiment digits --output results/figures/digits.svg
     python workflow/scripts/make_curves.py --experiment digits simclr_digits --output results/figures/both.svg
 
-Reads config.yaml, how the seeds were run, and what they have left under --results: history.csv, knn.csv, segments.json,
-the evaluations. Writes --output (SVG) and the same path ending in .png.
+Reads config.yaml, the configurations of the runs, and what they have left under --results: history.csv, knn.csv,
+segments.json, the evaluations. Writes --output (SVG) and the same path ending in .png.
 """
 
 import argparse

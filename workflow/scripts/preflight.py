@@ -16,9 +16,13 @@ from selfsup.errors import run_script
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, required=True, help="how many processes there should be")
-    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of a packed dataset; may repeat")
-    parser.add_argument("--results", type=Path, required=True, help="folder of results, to be written from every node")
+    parser.add_argument("--ranks", type=int, required=True, help="the number of processes that there should be")
+    parser.add_argument(
+        "--data", type=Path, action="append", default=[], help="folder of a packed dataset; may be given several times"
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, help="folder of results, which every node must be able to write to"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the table")
     add_compute_arguments(parser)
     arguments = parser.parse_args()

@@ -8,9 +8,9 @@
     python workflow/scripts/prepare_dataset.py --measure --output data/cifar10
 
 Reads the images of --path (digits: none). Writes <output>/store.json and the files it names; see selfsup/data/store.py.
-Killed, it continues where it was when called again. Images that cannot be read are all listed in <output>/damaged.txt.
+After a kill, the same call continues where it was. Images that cannot be read are all listed in <output>/damaged.txt.
 With --download-only it only fetches the source's files into --output. With --measure it only adds mean and std of the
-training pictures to a dataset that an older version has packed, and changes nothing else.
+training pictures to a dataset that an older version packed, and changes nothing else.
 """
 
 import argparse
@@ -81,19 +81,22 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-labels", action="store_true", help="the pictures have no classes; all are trained on")
     parser.add_argument(
-        "--test-share", type=share, metavar="SHARE", help="of pictures without a test set, the share that becomes one"
+        "--test-share",
+        type=share,
+        metavar="SHARE",
+        help="share of the pictures that becomes the test set, if they have none",
     )
     parser.add_argument("--image-column", metavar="NAME", help="of Parquet files; default: the one that holds pictures")
     parser.add_argument("--label-column", metavar="NAME", help="of Parquet files; default: the ClassLabel, or label")
     parser.add_argument("--measure", action="store_true", help="add mean and std to a packed dataset that has none")
-    parser.add_argument("--skip-damaged", action="store_true", help="go without images that cannot be read")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
         "--expect",
         type=counts,
         default='"known"',
         metavar="JSON",
         help='numbers of images and classes to find, for example \'{"train": 1000, "test": 100, "classes": 10}\', '
-        "or null for any; default: those that are known of the source",
+        "or null for any; default: the source's known numbers",
     )
     parser.add_argument("--cpus", type=positive, default=1, help="processor cores to use; default 1")
     parser.add_argument("--download-only", action="store_true", help="fetch the source's files and stop")

@@ -78,11 +78,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run-folder", required=True, type=Path, help="folder of this run's checkpoints")
     parser.add_argument("--until-epoch", required=True, type=int, help="epoch at which this segment ends")
     parser.add_argument(
-        "--previous", type=epoch_of, default=0, help="epoch of the boundary before, or its file; default: none"
+        "--previous", type=epoch_of, default=0, help="the previous boundary's epoch, or its file; default: none"
     )
     parser.add_argument("--knn", type=Path, help="file for k-NN at milestones; default <run-folder>/knn.csv")
     parser.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="gets the rows of history.csv too: tensorboard"
+        "--tracker",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tracker that gets the rows of history.csv too, such as tensorboard",
     )
     add_compute_arguments(parser)
     return parser.parse_args()

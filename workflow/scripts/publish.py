@@ -1,11 +1,11 @@
-"""Make a folder of a finished run's encoder that is ready for a model hub. Nothing is sent anywhere.
+"""Make a folder with a finished run's encoder that is ready for a model hub. Nothing is sent anywhere.
 
     python workflow/scripts/publish.py --experiment digits --output results/published/digits_seed0
     hf upload YOUR_NAME/digits results/published/digits_seed0
 
-Reads config.yaml, how the run was called for, the encoder with its card, and under --results its figures and tables.
+Reads config.yaml, the run's configuration, the encoder with its card, and under --results its figures and tables.
 Writes --output: model.safetensors under torchvision's or timm's names, README.md (the model card), model.json, figures
-and, where timm has the network, the config.json by which timm.create_model("hf-hub:YOUR_NAME/digits") makes it.
+and, if timm has the network, the config.json from which timm.create_model("hf-hub:YOUR_NAME/digits") makes it.
 """
 
 import argparse

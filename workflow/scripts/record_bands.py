@@ -3,7 +3,7 @@
     python workflow/scripts/record_bands.py --experiment digits --output workflow/bands/digits.yaml
 
 Reads config.yaml and the boundaries' JSON files of all the experiment's seeds, three at least, under --results. Writes
---output: what was measured, and for each figure the band that a further seed is expected in.
+--output: what was measured, and for each figure the band in which a further seed is expected.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write a page of the report: a table of results, a ledger, or where an experiment comes from, as HTML.
+"""Write a page of the report as HTML: a table of results, a ledger, or an experiment's provenance.
 
     python workflow/scripts/report_page.py --table results/demo.md --output results/report/demo.html
     python workflow/scripts/report_page.py --csv results/compute.csv --output results/report/compute.html

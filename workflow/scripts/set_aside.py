@@ -3,7 +3,7 @@
     python workflow/scripts/set_aside.py --run-folder results/digits/seed0 --revision 2
 
 Moves checkpoints, encoder and evaluation from <run-folder> to <run-folder>_revision<old>, if they are of a revision
-older than --revision, and writes where they are to --output (default <run-folder>/revision_<N>.json).
+older than --revision, and writes their new place to --output (default <run-folder>/revision_<N>.json).
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python workflow/scripts/show_views.py --recipe cifar10 --data data/cifar10 --output views.png
 
-Reads a prepared dataset. A row is an image: itself, in their size; unaugmented, where the recipe wants that picture;
-then its views in two epochs of the seed. Views of different sizes are enlarged to one side.
+Reads a prepared dataset. A row is an image: the image itself, in the views' size; the unaugmented picture, if the
+recipe asks for it; then its views in two epochs of the seed. Views of different sizes are enlarged to one size.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def with_heads(grid: Image.Image, heads: list[str]) -> Image.Image:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--recipe", required=True, help="a name in workflow/recipes, or a whole one: a .json file, JSON"
+        "--recipe", required=True, help="a name in workflow/recipes, or a whole recipe: a .json file, or JSON"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
     parser.add_argument("--output", type=Path, required=True, help="the picture, PNG")

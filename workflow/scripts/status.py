@@ -4,8 +4,8 @@
     python workflow/scripts/status.py --watch        # again every ten seconds, until Ctrl-C
 
 Runs that were made with --configfile are shown too, as they were run. Reads config.yaml and what the workflow and its
-jobs leave under --results; asks Slurm, where there is one, for the jobs that work. Needs no torch, no Snakemake and no
-job: for a login node, while jobs run.
+jobs leave under --results; asks Slurm, if there is one, which jobs are running. Needs no torch, no Snakemake and no
+job of its own: use it on a login node while jobs run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="show it again and again; default every 10 s",
+        help="refresh it every so many seconds; default 10",
     )
     arguments = parser.parse_args()
     if arguments.watch is None:

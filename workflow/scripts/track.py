@@ -2,7 +2,7 @@
 
     python workflow/scripts/track.py --run results/digits/seed0 --tracker tensorboard
 
-Of a run that is finished or going on. Reads <run>/pretrain/history.csv and <run>/knn.csv. Writes
+The run may be finished or still going on. Reads <run>/pretrain/history.csv and <run>/knn.csv. Writes
 <run>/pretrain/tracked/<tracker>, anew each time, so that it shows what the files hold now.
 """
 

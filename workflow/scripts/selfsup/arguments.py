@@ -17,7 +17,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         required=True,
-        help="a name in workflow/recipes, a file (.json) that holds a whole recipe, or that as JSON",
+        help="a name in workflow/recipes, a file (.json) with a whole recipe, or such a recipe as JSON",
     )
     parser.add_argument("--seed", type=seed, default=0, help="0 to 4294967295; default 0")
 
@@ -41,7 +41,7 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--cpus",
         type=int,
         default=DEFAULTS["cpus_per_device"],
-        help="processor cores of each rank: threads on CPU, loader workers on GPU; default 1",
+        help="processor cores for each rank: threads on CPU, loader workers on GPU; default 1",
     )
     parser.add_argument(
         "--local-ranks",
@@ -52,7 +52,7 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--local-copy",
         metavar="FOLDER",
-        help="on each node's own disk: copy the dataset there first, once; $VARIABLES are the node's",
+        help="a folder on each node's own disk, to which the dataset is copied first, once; $VARIABLES are the node's",
     )
 
 
@@ -67,19 +67,19 @@ def _add_switches(parser: argparse.ArgumentParser) -> None:
 def _add_time_arguments(parser: argparse.ArgumentParser) -> None:
     minutes = DEFAULTS["checkpoint_minutes"]
     parser.add_argument(
-        "--checkpoint-minutes", type=float, default=minutes, help=f"between rolling checkpoints; default {minutes}"
+        "--checkpoint-minutes", type=float, default=minutes, help=f"time between rolling checkpoints; default {minutes}"
     )
     parser.add_argument(
         "--time-limit",
         type=float,
         metavar="MINUTES",
-        help="save and exit with status 75 before this many minutes are over; default: only Slurm's own limit",
+        help="save and exit with status 75 before this many minutes have passed; default: only Slurm's own limit",
     )
     parser.add_argument(
         "--hang-minutes",
         type=float,
         default=DEFAULTS["hang_minutes"],
-        help="end with the stacks of all ranks when a step takes longer; default 10",
+        help="if a step takes longer, print the stacks of all ranks and end; default 10",
     )
 
 

@@ -173,5 +173,5 @@ def _records(results: Path) -> list[tuple[Path, dict[str, Any]]]:
             check_config({**record["config"], "tables": {}})
             found.append((path, {**record, "config_yaml": dict(record["config_yaml"])}))
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            print(f"warning: {path} is left out, what it says was run is not known: {error}", file=sys.stderr)
+            print(f"warning: {path} is ignored, because it does not say what was run: {error}", file=sys.stderr)
     return sorted(found, key=lambda one: (one[1]["written"], one[0]))

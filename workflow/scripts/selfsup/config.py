@@ -320,7 +320,7 @@ def _check_tables(file: ConfigFile) -> None:
 def _check_evaluations(evaluations: Mapping[str, EvaluationBlock], datasets: Mapping) -> None:
     for name, block in evaluations.items():
         if name in OWN_FOLDERS:
-            raise UserError(f"config.yaml: evaluations.{name} has a name of the workflow's own: rename it")
+            raise UserError(f"config.yaml: evaluations.{name} has a name that the workflow uses itself: rename it")
         if block.dataset is not None and block.dataset not in datasets:
             raise UserError(
                 f"config.yaml: evaluations.{name}.dataset is {block.dataset!r}, which is not "
@@ -334,7 +334,9 @@ def _check_names(raw: Any) -> None:
     for kind, block in kinds:
         for name in block if isinstance(block, Mapping) and kind in NAMED else ():
             if not isinstance(name, str):
-                raise UserError(f"config.yaml: {kind}.{name} has a name that is no text to YAML: write it in quotes")
+                raise UserError(
+                    f"config.yaml: {kind}.{name} has a name that YAML does not read as text: write it in quotes"
+                )
 
 
 def _check_cluster(cluster: Cluster) -> None:
@@ -378,8 +380,8 @@ def labels_problem(config: Config, name: str) -> str | None:
     if config.datasets[name].labels:
         return None
     return (
-        f"dataset {name} has labels: false, so that no encoder can be evaluated on it: evaluate on a dataset with "
-        "classes (evaluations), or sort its pictures into class folders. What is trained on it ends with the encoder: "
+        f"dataset {name} has labels: false, so no encoder can be evaluated on it: evaluate on a dataset with "
+        "classes (evaluations), or sort its pictures into class folders. What can be made from it is the encoder: "
         "results/<experiment>/seed<n>/encoder.safetensors"
     )
 
@@ -463,7 +465,7 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
             )
     pretrain = experiment.compute.pretrain
     if pretrain.one_graph and pretrain.recompute:
-        yield "compute.pretrain has one_graph and recompute, which cannot go together: set one of them to false"
+        yield "compute.pretrain has one_graph and recompute, which cannot be combined: set one of them to false"
     if pretrain.one_graph and tasks(pretrain) > 1:
         yield f"compute.pretrain.one_graph is for one device, and there are {tasks(pretrain)}: set it to false"
     for name in experiment.compute.trackers:

@@ -62,7 +62,7 @@ def export_finished(config: Config, experiment: Experiment, encoder: EncoderPath
     known, found = card_if_any(store).get("fingerprint"), training.get("dataset_fingerprint")
     if known and found and known != found:
         raise UserError(
-            f"{encoder.weights} was trained on other images ({found[:8]}) than {store} tells of ({known[:8]}): "
+            f"{encoder.weights} was trained on other images ({found[:8]}) than those of {store} ({known[:8]}): "
             f"restore the dataset, or raise experiments.{experiment.name}.revision to train anew"
         )
     return encoder.weights.exists()

@@ -113,7 +113,7 @@ def _short_names(grid: Mapping) -> list[str]:
 def _with(overrides: Any, path: list[str], value: Any, where: str) -> dict[str, Any]:
     """Return overrides with one value set, at a path of keys."""
     if not isinstance(overrides, Mapping):
-        raise UserError(f"{where}.{'.'.join(path)} is within {overrides!r}, wanted recipe keys there")
+        raise UserError(f"{where}.{'.'.join(path)} cannot be set: found {overrides!r} there, wanted recipe keys")
     first, *others = path
     key = int(first) if first.isdigit() else first
     inner = _with(overrides.get(key, overrides.get(first)) or {}, others, value, where) if others else value

@@ -15,9 +15,9 @@ from selfsup.settings.typed import Settings, since
 
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
-    "channels_last": (True, "keep pictures and weights channel by channel for each pixel, as fast convolutions want"),
+    "channels_last": (True, "keep the channels of each pixel together in memory, which fast convolutions prefer"),
     "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
-    "deterministic": (False, "GPU: algorithms that repeat to the bit, and none chosen by trial"),
+    "deterministic": (False, "GPU: only algorithms that repeat to the bit, none chosen by timing them"),
     "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
     "static_views": (False, "make views by the same operators in every step: fewer kernels, same bits on a CPU"),
@@ -113,11 +113,11 @@ class Compute(Settings):
     hang_minutes: Positive = DEFAULTS["hang_minutes"]
     """a job whose ranks stand still for so long ends with their stacks, to be retried"""
     channels_last: bool = SWITCHES["channels_last"][0]
-    """keep pictures and weights channel by channel for each pixel, as fast convolutions want"""
+    """keep the channels of each pixel together in memory, which fast convolutions prefer"""
     compile: bool = SWITCHES["compile"][0]
     """compile networks with torch.compile: minutes at each start, fewer and larger kernels"""
     deterministic: bool = SWITCHES["deterministic"][0]
-    """GPU: algorithms that repeat to the bit, and none chosen by trial"""
+    """GPU: only algorithms that repeat to the bit, none chosen by timing them"""
     one_graph: bool = SWITCHES["one_graph"][0]
     """compile views, networks and loss together as one graph, on one device: more than `compile`"""
     recompute: bool = SWITCHES["recompute"][0]

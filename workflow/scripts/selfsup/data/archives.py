@@ -50,8 +50,8 @@ def check_kind_of_archive(archive: Path) -> None:
     for magic, (kind, command) in NOT_READ.items():
         if head.startswith(magic):
             raise UserError(
-                f"{archive}: packed by {kind}, which is not read: unpack it (for example `{command} {archive.name}`) "
-                "and set the dataset's path to the tar or folder that comes out"
+                f"{archive}: packed by {kind}, which cannot be read: unpack it (for example `{command} "
+                f"{archive.name}`) and set the dataset's path to the tar or folder that comes out"
             )
     if head.startswith(PARQUET):
         raise UserError(
@@ -59,7 +59,7 @@ def check_kind_of_archive(archive: Path) -> None:
         )
     if not head.startswith((*OPENERS, *ZIP_HEADS)) and not _begins_a_tar(head):
         raise UserError(
-            f"{archive}: cannot be unpacked, being neither a tar nor a zip: fetch the archive again, or set the "
+            f"{archive}: neither a tar nor a zip: fetch the archive again, or set the "
             "dataset's path to the folder of its unpacked files"
         )
 
@@ -73,7 +73,7 @@ def name_within(archive: Path, name: str) -> str | None:
     parts = short.split("/")
     if os.path.isabs(short) or parts[0] == "..":
         raise UserError(
-            f"{archive}: {name}: a path that leaves the archive's folder: nothing of it was used; do not trust it"
+            f"{archive}: {name}: a path that leaves the archive's folder: do not trust the archive; none of it was used"
         )
     hidden = parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts)  # the folder "." itself too
     return None if hidden else short

@@ -46,7 +46,7 @@ def list_official(folder: Path, pool: Executor, seen: Callable[[int], None] = la
     unknown = sorted(set(tests) - set(classes))
     if unknown:
         raise UserError(
-            f"{folder / TEST}: {', '.join(unknown[:20])}: {len(unknown)} classes that {TRAIN} has no tar of"
+            f"{folder / TEST}: {', '.join(unknown[:20])}: {TRAIN} has no tar of these {len(unknown)} classes"
         )
     return Listing(classes, {"train": _pictures(by_class, classes), "test": _pictures(tests, classes)})
 
@@ -78,7 +78,7 @@ def _train_members(archive: Path, pool: Executor, seen: Callable[[int], None]) -
     for outer, members in zip(tars, pool.map(partial(_inner_members, archive), tars), strict=True):
         synset = Path(outer.name).stem
         if synset in by_class:
-            raise UserError(f"{archive}: {outer.name} stands twice in the archive: fetch it again")
+            raise UserError(f"{archive}: {outer.name} is in the archive twice: fetch it again")
         if not members:
             raise UserError(f"{archive}: {outer.name} is empty: fetch the archive again")
         by_class[synset] = [member._replace(name=f"train/{synset}/{Path(member.name).name}") for member in members]

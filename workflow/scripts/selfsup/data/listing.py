@@ -206,7 +206,7 @@ class _Branch(NamedTuple):
             for member in sorted(self.by_class.get(name, [])):
                 yield Picture(member, label)
         for member in sorted(self.by_class.get("", [])):
-            yield Picture(member._replace(problem="lies in no class folder"), 0)
+            yield Picture(member._replace(problem="is in no class folder"), 0)
 
 
 def divided(
@@ -222,15 +222,16 @@ def divided(
         splits["test" if tested else "train"].append(picture)
     if not splits["test"]:
         raise UserError(
-            f"{where}: test_share is {share:g}, by which none of {len(splits['train']):,} is a test picture"
+            f"{where}: test_share {share:g} makes none of the {len(splits['train']):,} pictures a test picture: "
+            "set a larger share"
         )
     labels = {
         split: Counter(one.label for one in of_split if not one.member.problem) for split, of_split in splits.items()
     }
     for label in sorted(labels["test"].keys() - labels["train"].keys()):
         raise UserError(
-            f"{where}: all pictures of the class {classes[label]} ({labels['test'][label]}) fall to the test set by "
-            f"test_share {share:g}: add pictures to it, remove it, or set another share"
+            f"{where}: test_share {share:g} puts all pictures of the class {classes[label]} ({labels['test'][label]}) "
+            "into the test set: add pictures to the class, remove it, or set another share"
         )
     return splits
 
@@ -240,7 +241,7 @@ def check_counts(found: Mapping[str, int], expected: Mapping[str, int], where: P
     wrong = [f"{name} {found[name]:,}, wanted {count:,}" for name, count in expected.items() if found[name] != count]
     if wrong:
         raise UserError(
-            f"{where}: found {'; '.join(wrong)}: the source is not whole. For a part of it on purpose, set the "
+            f"{where}: found {'; '.join(wrong)}: the source is incomplete. If that is on purpose, set the "
             "dataset's key expect in config.yaml to your numbers, or to null for no check"
         )
 
@@ -250,8 +251,8 @@ def check_classes(listing: Listing, expected: Mapping[str, int], where: Path) ->
     if len(listing.classes) != 1 or expected.get("classes") == 1:
         return
     raise UserError(
-        f"{where}: {_one_class(listing)}. For one class on purpose (every top-1 is then 100 %), set the dataset's key "
-        "expect in config.yaml to {classes: 1}"
+        f"{where}: {_one_class(listing)}. If one class is on purpose (every top-1 is then 100 %), set the dataset's "
+        "key expect in config.yaml to {classes: 1}"
     )
 
 
@@ -263,7 +264,7 @@ def _one_class(listing: Listing) -> str:
     below = sorted({as_text(folders[0]) for folders in inner if folders})
     shown = ", ".join(below[:5]) + (f" and {len(below) - 5:,} more" if len(below) > 5 else "")
     both = ", in both splits" if prefix else ""
-    found = f"the folders {shown}: move them one up{both}" if below else f"{len(inner):,} images, no folder"
+    found = f"the folders {shown}: move them one level up{both}" if below else f"{len(inner):,} images, no folder"
     return f"{prefix or 'it'} has one class, {name}, and in it {found}; wanted {prefix}<class>/*.jpg"
 
 
@@ -291,7 +292,7 @@ def read_folders(
             return
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            mistakes.append(f"{name}: a symlink to a folder that it lies in")
+            mistakes.append(f"{name}: a symlink to a folder that contains it")
             return
         folders.add(name)
         files = 0

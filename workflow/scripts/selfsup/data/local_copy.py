@@ -63,7 +63,7 @@ def _copy_of(store: PackedStore, folder: Path, heartbeat: Callable) -> PackedSto
             _make(store, copy, heartbeat)
             found = _whole(copy, store)
     if found is None:
-        raise NoCopyError(f"{copy} is not equal to it, though just copied")
+        raise NoCopyError(f"{copy} differs from it, although it was just copied")
     return found
 
 

@@ -74,7 +74,7 @@ def _with_test(root: Path, files: Mapping[str, list["_File"]], tests: list[str],
             pictures = {"train": list(classes.pictures(train)), "test": list(classes.pictures(test))}
             return Listing(classes.names, pictures, "")
     raise UserError(
-        f"{root}: the pictures of {' and of '.join(tests)} have no classes that train has: remove these files, and "
+        f"{root}: the pictures of {' and of '.join(tests)} have none of train's classes: remove these files, and "
         f"{WITHOUT_SPLIT}"
     )
 
@@ -117,7 +117,7 @@ class _Classes:
                 yield Picture(member, value if self._named is not None else self._labels[value])
             else:
                 none = value is None or (self._named is not None and value == NO_LABEL)
-                problem = "has no class" if none else f"is of the class {value}, which train has not"
+                problem = "has no class" if none else f"is of the class {value}, which train does not have"
                 yield Picture(member._replace(problem=problem), 0)
 
 
@@ -237,7 +237,7 @@ class RowGroups:
         cell = self._column(member.file, member.row)[member.row.place]
         cell = cell["bytes"] if cell.is_valid and hasattr(cell, "keys") else cell
         if not cell.is_valid:
-            raise ValueError("the file holds no bytes of it, but the name of another file at most")
+            raise ValueError("the file does not hold its bytes, at most the name of another file")
         content = np.frombuffer(cell.as_buffer(), np.uint8)
         check_head(bytes(content[:head_bytes]))
         return content.copy()

@@ -139,7 +139,8 @@ class PublishedFiles:
         found = _holding(name, self._members)
         if len(found) != 1:
             places = f"{len(found)} times: {', '.join(found[:3])}: set the dataset's path to the folder of one"
-            raise UserError(f"{self.path}: holds {name} {places if found else f'nowhere; {self._where}'}")
+            problem = f"holds {name} {places}" if found else f"does not hold {name}; {self._where}"
+            raise UserError(f"{self.path}: {problem}")
         return self._members[found[0]]
 
 

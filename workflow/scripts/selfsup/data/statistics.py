@@ -125,12 +125,12 @@ def statistics_of(store: PackedStore) -> dict[str, list[float]]:
     """Return a store's {"mean", "std"}. Raises UserError with what to do where it has none that can be divided by."""
     if not store.statistics:
         raise UserError(
-            f"{store.folder}: store.json has no mean and std, which the recipe wants, for an older version packed it: "
-            f"python workflow/scripts/prepare_dataset.py --measure --output {store.folder} adds them"
+            f"{store.folder}: store.json has no mean and std, which the recipe needs: an older version packed it; "
+            f"to add them: python workflow/scripts/prepare_dataset.py --measure --output {store.folder}"
         )
     if not all(store.statistics["std"]):
         raise UserError(
-            f"{store.folder}: std is {store.statistics['std']}, of a channel that is the same everywhere: write "
+            f"{store.folder}: std is {store.statistics['std']}, because a channel is the same everywhere: write "
             "numbers into the recipe's augment.mean and augment.std"
         )
     return store.statistics

@@ -64,8 +64,8 @@ class Split:
             self.sizes, self._spans = mapped("sizes"), mapped("spans")
         if self.labels is not None and len(self.labels) != len(self):
             raise UserError(
-                f"{self._folder}: {self._name} has {len(self):,} images, but {len(self.labels):,} labels, so that "
-                f"labels are not their images' own: delete {self._folder} and prepare the dataset again"
+                f"{self._folder}: {self._name} has {len(self):,} images, but {len(self.labels):,} labels, so "
+                f"labels do not belong to their images: delete {self._folder} and prepare the dataset again"
             )
 
     def __len__(self) -> int:
@@ -96,8 +96,8 @@ class Split:
         path = self._folder / f"{self._name}_names.npy"
         if not path.exists():
             raise PermanentError(
-                f"{self._folder}: does not know its images' file names, as stores of older versions and of images that "
-                "were no files do not: pack it anew (delete the folder; the images, and so all results, stay the same)"
+                f"{self._folder}: does not know its images' file names (an older version packed it, or the images were "
+                "not files): pack it again (delete the folder; the images, and so all results, stay the same)"
             )
         names = np.load(path, allow_pickle=False).tobytes().decode("utf-8", "surrogateescape")
         return names.split("\0")[:-1]

@@ -82,11 +82,11 @@ def _next_part(archive: Path, file: BinaryIO, stop: int, last: int) -> int | Non
     tarfile takes a damaged header for the end, too.
     """
     if stop + BLOCK > last:
-        raise UserError(f"{archive}: cut short, for the tar has no end mark: fetch the archive again")
+        raise UserError(f"{archive}: incomplete, the tar has no end mark: fetch the archive again")
     file.seek(stop)
     if any(file.read(BLOCK)):
         raise UserError(
-            f"{archive}: at byte {stop:,} is neither a file of the tar nor its end: fetch the archive again"
+            f"{archive}: at byte {stop:,} there is neither a file nor the end of the tar: fetch the archive again"
         )
     place = stop + BLOCK
     while place < last:
@@ -123,7 +123,7 @@ def _member(
     if info.isdir():
         yield ArchiveFolder(name)
     elif name in names or name in links:
-        yield Member(name, str(archive), info.offset_data, info.size, "stands twice in the archive")
+        yield Member(name, str(archive), info.offset_data, info.size, "is in the archive twice")
     elif info.islnk() or info.issym():
         links[name] = info.linkname if info.islnk() else os.path.join(os.path.dirname(name), info.linkname)
     else:

@@ -78,7 +78,7 @@ def read_zip(archive: Path) -> Iterator[Member | ArchiveFolder]:
             continue
         _check_readable(archive, info)
         zipped = Zipped(info.compress_type, info.file_size, info.CRC)
-        problem = "stands twice in the archive" if name in names else _problem(info)
+        problem = "is in the archive twice" if name in names else _problem(info)
         names.add(name)
         yield Member(name, str(archive), info.header_offset, info.compress_size, problem, zipped)
 
@@ -93,7 +93,7 @@ def _directory(archive: Path) -> list[zipfile.ZipInfo]:
         begins = file.read(len(SIGNATURE)) == SIGNATURE
     if begins and min((info.header_offset for info in infos), default=1) > 0:
         raise UserError(
-            f"{archive}: begins with files that its directory does not list, as two zips joined to one do: unpack both "
+            f"{archive}: begins with files that its directory does not list, like two zips joined: unpack both "
             "into one folder and set the dataset's path to it"
         )
     return infos

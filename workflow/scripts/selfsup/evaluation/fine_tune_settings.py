@@ -71,11 +71,11 @@ class FineTuneSettings(TaskSettings):
         if self.labels_list and not self.list_file.is_file():
             yield f"labels_list is {self.labels_list}, which is no file: give the path of a list of file names"
         if self.labels_list and self.labels == 100:
-            yield "labels is 100, but labels_list names some of the images: say in labels which share they are"
+            yield "labels is 100, but labels_list names only some of the images: set labels to their share"
         if self.held_out >= 1 and not float(self.held_out).is_integer():
             yield f"held_out is {self.held_out}, wanted a share below 1 or a whole number of images"
         if self.chooses and not self.held_out:
-            yield "held_out is 0, but the grid has several points: there is nothing to choose by"
+            yield "held_out is 0, but the grid has several points: there are no images to choose by"
         if self.held_out_of == "rest" and self.labels == 100 and self.chooses:
             yield "held_out_of is rest, but labels is 100: nothing is left, set held_out_of: share"
         if self.lr_floor > min(self.peak_lrs):

@@ -40,8 +40,9 @@ def listed_images(store: PackedStore, settings: FineTuneSettings) -> np.ndarray 
     places = _places(store.train.names())
     for name in wanted:
         if len(found := places.get(name, [])) != 1:
-            where = "not in the training set" if not found else f"there {len(found)} times: give paths, class/name"
-            raise PermanentError(f"labels_list {settings.list_file}: {name} is {where} of {store.folder}")
+            where = f"in the training set of {store.folder}"
+            wrong = f"is {len(found)} times {where}: give paths, class/name" if found else f"is not {where}"
+            raise PermanentError(f"labels_list {settings.list_file}: {name} {wrong}")
     images = np.unique([places[name][0] for name in wanted]).astype(np.int64)
     share = 100 * len(images) / len(store.train)
     stated = int(len(store.train) * settings.labels / 100 + 1e-9)
@@ -99,7 +100,7 @@ def _check_counts(images: int, count: int, held_out: int, settings: FineTuneSett
     if count < wanted:
         also = f" beside the {held_out} held out" if of_share and held_out else ""
         raise PermanentError(
-            f"labels is {settings.labels:g} % of {images} training images, {count} of them; wanted 2 at least{also}: "
+            f"labels is {settings.labels:g} % of {images} training images, which is {count}; wanted at least 2{also}: "
             "raise labels, or hold fewer out"
         )
     if settings.chooses and held_out == 0:

@@ -149,11 +149,11 @@ def _check_store(name: str, task: type[Task], store: PackedStore) -> None:
     """Raise PermanentError for a dataset that a task cannot judge on."""
     if store.multi_label and not task.multi_label:
         raise PermanentError(
-            f"{store.folder}: a picture may be of several classes, which the task {name} does not take"
+            f"{store.folder}: a picture may be of several classes, which the task {name} cannot handle"
         )
     if store.measure not in task.measures:
         raise PermanentError(
-            f"{store.folder}: its measure is {store.measure}, which the task {name} does not give: it has "
+            f"{store.folder}: its measure is {store.measure}, which the task {name} cannot compute; it computes "
             f"{', '.join(task.measures)}"
         )
 

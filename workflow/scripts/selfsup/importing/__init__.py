@@ -54,7 +54,7 @@ def _of_publisher(path: Path, publisher: str, recipe: Mapping[str, Any], backbon
     if padding is not None and model.get("padding") != padding:  # a model of timm has none
         raise UserError(
             f"model.padding is {model.get('padding')!r} in the recipe, wanted {padding!r} for weights of {publisher}: "
-            f"their features are wrong otherwise: take the recipe imagenet_{publisher}"
+            f"otherwise their features are wrong: take the recipe imagenet_{publisher}"
         )
     published = read(path)
     _check_trained_by(path, published, Recipe.of(recipe))

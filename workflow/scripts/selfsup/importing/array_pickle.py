@@ -71,7 +71,7 @@ class _Reader(pickle.Unpickler):
             return _ADMITTED[module, name]
         if module.split(".")[0] not in LIBRARIES:
             raise UserError(
-                f"{self._path}: names {module}.{name}, which no pickle of arrays needs: not read, nothing of it was run"
+                f"{self._path}: names {module}.{name}, which no pickle of arrays needs: not read, nothing in it was run"
             )
         if name in ("frozendict", "FlatMapping", "FlatMap"):
             return HaikuMapping

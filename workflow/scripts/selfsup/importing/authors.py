@@ -30,7 +30,9 @@ def read_authors(path: Path) -> Published:
         elif name.startswith(HEADS):
             heads[name] = value
         else:
-            raise UserError(f"{path}: {name} is of none of the authors' parts (resnet, proj_head_inv, predictor_inv)")
+            raise UserError(
+                f"{path}: {name} belongs to none of the authors' parts (resnet, proj_head_inv, predictor_inv)"
+            )
     last = checkpoint.get("last_epoch")
     return Published(weights, {"epochs": last + 1} if isinstance(last, int) else {}, *_method_and_head(heads))
 

@@ -20,9 +20,13 @@ def read_hub_folder(path: Path) -> Published:
         found, wanted = provenance.sha256(path), _told(card, "encoder_sha256", kind=str)
         method, epochs = _told(card, "recipe", "method", kind=str), round(_told(card, "training", "epoch", kind=float))
     except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: no folder of publish.py's, model.safetensors beside model.json ({error})") from error
+        raise UserError(
+            f"{path}: not from a folder of publish.py's, where model.json is beside model.safetensors ({error})"
+        ) from error
     if found != wanted:
-        raise UserError(f"{path}: its SHA-256 is {found[:16]}, {wanted[:16]} in its card: download or publish it again")
+        raise UserError(
+            f"{path}: its SHA-256 is {found[:16]}, but its card says {wanted[:16]}: download or publish it again"
+        )
     return Published(load_file(path), {"epochs": epochs}, method)
 
 

@@ -119,7 +119,7 @@ def _all_of(names: tuple[str, ...], environment: Mapping[str, str], launcher: st
     missing = [name for name in names if name not in environment]
     if missing:
         raise UserError(
-            f"half an environment of {launcher}: {', '.join(missing)} not set; start with {launcher}, or unset "
-            "the other variables for a single process"
+            f"the environment of {launcher} is incomplete: {', '.join(missing)} not set; start with {launcher}, or "
+            "unset the other variables for a single process"
         )
     return environment

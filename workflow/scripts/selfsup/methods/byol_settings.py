@@ -33,9 +33,9 @@ class BYOLSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         if self.projector.out != self.predictor.out:
-            yield f"predictor.out is {self.predictor.out}, wanted {self.projector.out} as the projector's"
+            yield f"predictor.out is {self.predictor.out}, wanted {self.projector.out}, like the projector's"
         if self.target_batch_norm == "running" and not self.average_buffers:
-            yield "target_batch_norm is 'running', but nothing moves those statistics: set average_buffers: true"
+            yield "target_batch_norm is 'running', but nothing updates those statistics: set average_buffers: true"
 
     def problems_in(self, whole: Any) -> Iterator[str]:
         if len(whole.augment.views) != 2:

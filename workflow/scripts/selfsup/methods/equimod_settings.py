@@ -33,7 +33,7 @@ class EquiModSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         if self.projector.out != self.predictor.out:
-            yield f"predictor.out is {self.predictor.out}, wanted {self.projector.out} as the projector's"
+            yield f"predictor.out is {self.predictor.out}, wanted {self.projector.out}, like the projector's"
 
     def problems_in(self, whole: Any) -> Iterator[str]:
         augment = whole.augment

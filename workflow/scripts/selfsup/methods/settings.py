@@ -27,4 +27,4 @@ class PredictingSettings(TwoViewsSettings):
 
     def problems(self) -> Iterator[str]:
         if self.projector.out != self.predictor.out:
-            yield f"predictor.layers end in {self.predictor.out}, wanted {self.projector.out} as the projector's"
+            yield f"predictor.layers end in {self.predictor.out}, wanted {self.projector.out}, like the projector's"

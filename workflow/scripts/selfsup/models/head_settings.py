@@ -50,4 +50,4 @@ class LayersSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         if self.bias_last and self.last_batch_norm != "none":
-            yield f"bias_last is true, but last_batch_norm is {self.last_batch_norm!r}, which takes a bias away again"
+            yield f"bias_last is true, but last_batch_norm is {self.last_batch_norm!r}, which cancels a bias"

@@ -106,7 +106,9 @@ def _check_name(model: TimmSettings) -> None:
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=1)
         hint = f"did you mean timm/{near[0]}?" if near else "timm.list_models() names all that there are"
-        raise PermanentError(f"model.backbone is {model.backbone!r}, which timm {timm.__version__} has not; {hint}")
+        raise PermanentError(
+            f"model.backbone is {model.backbone!r}, which timm {timm.__version__} does not have; {hint}"
+        )
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:

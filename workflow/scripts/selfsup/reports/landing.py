@@ -57,7 +57,7 @@ def _table(name: str, text: str) -> Iterator[str]:
     accuracies, *rest = markdown_blocks(text)
     yield f"<h2>Table {name}: top-1 / top-5 accuracy on test images</h2>"
     yield accuracies
-    yield folded("what each row rests on: method, epochs, seeds, protocol, verdict", *rest)
+    yield folded("what each row is based on: method, epochs, seeds, protocol, verdict", *rest)
 
 
 def _pictures(name: str, figures: Path) -> Iterator[str]:

@@ -117,7 +117,7 @@ def closing_words(targets: Collection[str], tables: Mapping[str, Sequence[str]],
         yield "\n" + (results / f"{name}.md").read_text().partition("\n\n")[0]
     if made:
         files = ", ".join(str(results / f"{name}.md") for name in made)
-        yield f"\nWhat each row rests on: {files}. What may come next:"
+        yield f"\nWhat each row is based on: {files}. Possible next steps:"
         yield "    make report    # table, curves and cost as one page to show to others: results/report.html"
     encoders = [path for name in made for one in tables[name] if (path := _an_encoder(results, one))]
     if encoders:

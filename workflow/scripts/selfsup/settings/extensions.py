@@ -74,7 +74,7 @@ def _refuse_another(path: Path, module: str, file: Path) -> None:
     known = sys.modules.get(module)
     found = getattr(known, "__file__", None) if known else getattr(importlib.util.find_spec(module), "origin", None)
     if (known or found) and (found is None or Path(found).resolve() != file):
-        raise UserError(f"extensions: {path} wants {file.name}, but Python has another {module} ({found}): rename it")
+        raise UserError(f"extensions: {path} needs {file.name}, but Python finds another {module} ({found}): rename it")
 
 
 def _check_code(path: Path, file: Path, place: str) -> None:

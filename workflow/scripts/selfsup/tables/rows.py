@@ -280,7 +280,9 @@ def _keys(metrics: pd.DataFrame, experiment: str) -> dict:
         values = [plain(value) for value in metrics[key]]
         known = sorted({value for value in values if value is not None}, key=str)
         if len(known) > 1:
-            raise UserError(f"{experiment}: its seeds differ in {key}: {known}; evaluate them again, all in one way")
+            raise UserError(
+                f"{experiment}: its seeds differ in {key}: {known}; evaluate them again, all in the same way"
+            )
         keys[key] = None if None in values else known[0]
     return keys
 
@@ -325,7 +327,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     missing = set(METRICS) - set(metrics.columns)
     if missing or len(metrics) != 1:
         raise UserError(
-            f"{path}: no metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "
+            f"{path}: not the metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "
             "and evaluate again"
         )
     return _measured(metrics, metrics.get("measure", TOP1))

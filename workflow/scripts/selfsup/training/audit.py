@@ -82,14 +82,14 @@ def read_ends(segment: Audited) -> dict[str, Any]:
         if states[0][key] != end[key]:
             raise UserError(
                 f"{segment}: {key} is {states[0][key]} in {paths[0].name} and {end[key]} in {paths[1].name}: they are "
-                "not of one run, so that there is nothing to audit"
+                "not of one run, so there is nothing to audit"
             )
     if named is not None and named != end["seed"]:
         raise UserError(
             f"{paths[-1]} is of seed {end['seed']}, and its folder is named seed{named}: another seed's files"
         )
     if fingerprint(end["recipe"], end["revision"]) != end["fingerprint"]:
-        raise UserError(f"{paths[-1]}: the recipe in it has not the fingerprint that it names: it was changed")
+        raise UserError(f"{paths[-1]}: its recipe does not have the fingerprint that it names: it was changed")
     return end
 
 

@@ -57,7 +57,7 @@ def choose_segment(run: Path, number: int | None = None, end: int | None = None)
     can = f"can be audited: {', '.join(f'{one.number} (to epoch {one.end})' for one in possible) or 'none'}"
     if not known:
         raise UserError(
-            f"{run} has no finished segment: wanted the folder of a run, as results/digits/seed0, whose "
+            f"{run} has no finished segment: wanted the folder of a run, such as results/digits/seed0, whose "
             f"{RunFolder(run).pretrain.record.relative_to(run)} names its boundaries"
         )
     if number is None and end is None:

@@ -57,8 +57,8 @@ class Pretraining:
         self._decaying = [group["weight_decay"] != 0 for group in self.optimizer.param_groups]
         if "weight_decay" in self.method.schedules(0) and not any(self._decaying):
             raise PermanentError(
-                f"{run.recipe['method']} has a schedule of weight decay, but optimizer.weight_decay is 0, so that "
-                "nothing feels it: set any other number, which the schedule replaces"
+                f"{run.recipe['method']} has a schedule of weight decay, but optimizer.weight_decay is 0, so "
+                "it has no effect: set any other number, which the schedule replaces"
             )
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
