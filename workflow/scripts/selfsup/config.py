@@ -48,17 +48,17 @@ class Dataset(Settings):
     test_share: Annotated[float, Bounds(more_than=0, less_than=1)] | None = None
     """share of class folders without a split that becomes the test set"""
     image_column: str | None = None
-    """of Parquet files: the pictures; null: the only one of pictures"""
+    """column of a Parquet file with the pictures; null: the only one with pictures"""
     label_column: str | None = None
-    """of Parquet files: the classes; null: the ClassLabel, or label"""
+    """column of a Parquet file with the classes; null: the ClassLabel, or label"""
     resize: Count = 0
-    """pixels of the shorter side that images are packed with; 0: as they are"""
+    """pixels of the shorter side to which larger images are resized; 0: as they are"""
     skip_damaged: bool = False
     """leave damaged images out instead of stopping"""
     expect: Expected | None = None
     """what the dataset must have"""
     local_copy: str | None = None
-    """folder of each node that the packed images are copied to"""
+    """folder on each node to which the packed images are copied"""
 
 
 class EvaluationBlock(Settings):
@@ -69,9 +69,9 @@ class EvaluationBlock(Settings):
     dataset: str | None = None
     """a name of `datasets`; null: the experiment's own"""
     overrides: dict | None = None
-    """keys of the protocol that differ"""
+    """keys of the protocol to change"""
     at: Literal["end", "every_boundary"] = "end"
-    """of the pretraining; every_boundary: the curves show how the figure grows"""
+    """when in the pretraining; every_boundary: the curves show how the figure grows"""
 
 
 class Published(Settings):
@@ -84,7 +84,7 @@ class Published(Settings):
     backbone: str | None = None
     """the network, by torchvision's or timm's name; of a state dict as in a recipe, null: the recipe's"""
     prefix: str | None = None
-    """of the backbone's names in a state dict; null: the only one that fits"""
+    """what the backbone's names in a state dict begin with; null: the only prefix that fits"""
 
     def problems(self) -> Iterator[str]:
         if not self.of_library:
@@ -128,7 +128,7 @@ class Jobs(Settings):
     tensorboard: bool = False
     """true: as `trackers: [tensorboard]`"""
     trackers: Annotated[list[str], Distinct()] = ()
-    """what gets the rows of history.csv and knn.csv too: tensorboard, or an extension's"""
+    """trackers that get the rows of history.csv and knn.csv too: tensorboard, or an extension's"""
 
     @property
     def all_trackers(self) -> list[str]:
@@ -144,7 +144,7 @@ class Block(Settings):
     dataset: str
     """a name of `datasets`"""
     overrides: dict = since({})
-    """keys of the recipe that differ"""
+    """keys of the recipe to change"""
     grid: dict | None = None
     """values of recipe keys: an experiment for each combination"""
     evaluations: Annotated[list[str], Length(1), Distinct()] = (LINEAR,)
@@ -156,26 +156,26 @@ class Block(Settings):
     segment_epochs: Count | None = since(None)
     """epochs between two boundaries, each with a checkpoint that is kept; null: one segment"""
     revision: Count = since(1)
-    """raised to train anew what is finished"""
+    """raise it to train again what is finished"""
     bands: str | None = None
     """file of health bands; null: the recipe's"""
     continue_after_collapse: bool = False
-    """go on where the health gate stops"""
+    """go on where the health gate would stop"""
     compute: Jobs | None = since(None)
-    """what jobs compute on; null: one device, whatever there is"""
+    """what jobs compute on; null: one device of whatever kind there is"""
 
 
 class ConfigFile(Settings):
     """config.yaml. What the keys mean stands there, at each key."""
 
     data_dir: Annotated[str, Length(1)]
-    """where packed datasets lie"""
+    """folder of the packed datasets"""
     cluster: Cluster
     datasets: dict[Name, Dataset]
     tables: dict[Name, Annotated[list[str], Length(1), Distinct()]]
     """names of experiments"""
     evaluations: dict[Name, EvaluationBlock] | None = None
-    """how encoders may be judged beside the recipes' own linear evaluation"""
+    """how encoders can be judged, besides the recipes' own linear evaluation"""
     experiments: Annotated[dict[Name, Block], Length(1)]
     extensions: Annotated[list[str], Distinct()] = ()
     """Python files that add methods, backbones, optimisers, tasks and trackers: docs/extend.md"""

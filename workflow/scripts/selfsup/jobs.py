@@ -99,19 +99,19 @@ class Compute(Settings):
     cpus_per_device: Count = since(2)
     """cores of each device"""
     hours: Annotated[float, Positive, Hours()] = since(20)
-    """time limit of a job, which the next one goes on from"""
+    """time limit of a job; the next job continues from there"""
     device: Literal["auto", "cuda", "cpu"] = since("auto")
-    """auto: a GPU where there is one"""
+    """auto: a GPU if there is one"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = since("auto")
     """auto: the fastest that the device has and that keeps the result"""
     checkpoint_minutes: Positive = since(10)
-    """between two checkpoints"""
+    """time between two checkpoints"""
     memory_gb: NotNegative = 0
     """of each node, sbatch --mem; 0: the share that comes with the cores"""
     gpu_type: Annotated[str, Pattern(r"^[A-Za-z0-9_.-]+$", NAME)] = ""
     """as `sinfo -o "%G"` calls it; empty: any"""
     hang_minutes: Positive = DEFAULTS["hang_minutes"]
-    """a job whose ranks stand still for so long ends with their stacks, to be retried"""
+    """a job whose ranks make no progress for this long prints their stacks, ends and is retried"""
     channels_last: bool = SWITCHES["channels_last"][0]
     """keep the channels of each pixel together in memory, which fast convolutions prefer"""
     compile: bool = SWITCHES["compile"][0]

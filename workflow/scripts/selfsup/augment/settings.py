@@ -36,16 +36,16 @@ class Jitter(Settings):
     saturation: Share
     """as brightness"""
     hue: Annotated[float, Bounds(at_least=0, at_most=0.5)]
-    """turns of the hue circle at most, either way"""
+    """largest turn of the hue circle, either way"""
 
 
 class Blur(Settings):
     p: Share
     """share of the pictures that are blurred"""
     kernel: Count | None
-    """pixels, odd, of a Gaussian; null: Pillow's GaussianBlur, three box blurs of together that variance"""
+    """pixels, odd, of a Gaussian; null: Pillow's GaussianBlur, three box blurs that together have that variance"""
     sigma: Range
-    """pixels; of Pillow's, its radius"""
+    """pixels; for Pillow's blur, its radius"""
     padding: Literal["reflect", "zero", "edge"]
     """what lies beyond the border; edge, Pillow's: the border's pixels again"""
 
@@ -106,21 +106,21 @@ class Augment(Settings):
     interpolation: Interpolation
     """of the random resized crop"""
     antialias: bool
-    """does the kernel grow where a picture is made smaller"""
+    """whether the kernel grows when a picture is made smaller"""
     quantize: Literal["none", "crop", "uint8"]
     """what is rounded to 8 bits: uint8: the result of every operation, as on PIL pictures; crop: resized pictures, so
-    that a quarter of the bytes goes from loader to device; none: nothing"""
+    that loaders send a quarter of the bytes to the device; none: nothing"""
     jitter_operations: Literal["torchvision", "official", "simclr_v2"] = since("torchvision")
     """official: brightness is added, contrast is about each channel's mean, saturation is HSV's; simclr_v2: the same,
     but brightness is multiplied"""
     mean: RGBOfDataset
-    """of the dataset's channels, 0 to 1: subtracted; dataset: as packing has found it"""
+    """mean of the dataset's channels, 0 to 1, which is subtracted; dataset: as packing has measured it"""
     std: RGBOfDataset
-    """of the dataset's channels, 0 to 1: divided by; dataset: as packing has found it"""
+    """standard deviation of the dataset's channels, 0 to 1, which divides; dataset: as packing has measured it"""
     views: Annotated[list[SizedView], Length(1)]
     """one augmentation policy per view of an image"""
     plain: Plain | None = since(None)
-    """the unaugmented picture, for a method that wants it beside its views; null: none is made"""
+    """the unaugmented picture, for a method that needs it beside its views; null: none is made"""
 
     def problems(self) -> Iterator[str]:
         if self.jitter_operations != "torchvision" and self.quantize != "none":

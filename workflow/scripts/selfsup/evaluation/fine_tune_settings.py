@@ -27,22 +27,22 @@ class Point(NamedTuple):
 @TASKS.add("fine_tune", builds="selfsup.evaluation.fine_tune:FineTuning")
 class FineTuneSettings(TaskSettings):
     labels: Annotated[float, Bounds(more_than=0, at_most=100)]
-    """share of the training images whose labels are used, in %: drawn, as many of each class as of any other"""
+    """share of the training images whose labels are used, in %; they are drawn, equally many of each class"""
     subset_seed: Seed
     """which draw of them; with one seed a smaller share's images are among those of a larger share"""
     labels_list: Annotated[str, Length(1)] | None = since(None)
-    """instead of a draw: a file of the images whose labels are used, a file name a line; `labels` is their share"""
+    """instead of a draw: a file naming the images whose labels are used, one a line; `labels` is their share"""
     held_out: NotNegative
     """training images that choose among the grid: how many, or, below 1, which share of all training images"""
     held_out_of: Literal["share", "rest"]
     """where they come from. share: of the images whose labels are used, on all of which the chosen setting is trained
     again; rest: further images, whose labels are then used for the choice alone"""
     unit: Literal["epochs", "steps"]
-    """of the lengths"""
+    """unit of the lengths"""
     lengths: Annotated[list[Count], Length(1), Distinct()]
-    """of a training; the grid has one of each with each rate and decay"""
+    """lengths of a training; the grid combines each with each rate and decay"""
     batch: Annotated[int, Bounds(at_least=2)]
-    """images in one step, over all devices; all of them where the training has fewer. A short last batch is left out"""
+    """images in one step, over all devices; all of them if there are fewer. A short last batch is left out"""
     peak_lrs: Annotated[list[NotNegative], Length(1), Distinct()]
     """learning rates of the first step, absolute; each falls along a cosine"""
     lr_floor: NotNegative
@@ -50,11 +50,11 @@ class FineTuneSettings(TaskSettings):
     momentum: Momentum
     """SGD's"""
     nesterov: bool
-    """is the momentum Nesterov's"""
+    """whether the momentum is Nesterov's"""
     weight_decays: Annotated[list[NotNegative], Length(1), Distinct()]
     """how strongly weights are drawn to 0: of all parameters"""
     decay_over_lr: bool
-    """is the weight decay divided by the peak learning rate, so that both together shrink a weight by it"""
+    """whether the weight decay is divided by the peak learning rate, so that peak rate times decay is the value"""
     batch_norm_momentum: Literal["encoder", "by_steps"]
     """weight of the newest batch in the running statistics. encoder: as it was trained with; by_steps: the smaller of
     0.1 and 10 / s, where s is the number of steps of an epoch"""

@@ -32,7 +32,7 @@ class LinearSettings(TaskSettings):
     momentum: Momentum
     """SGD's"""
     nesterov: bool
-    """is the momentum Nesterov's"""
+    """whether the momentum is Nesterov's"""
     weight_decay: NotNegative
     """how strongly weights are drawn to 0"""
     drop_last: bool
@@ -43,10 +43,10 @@ class LinearSettings(TaskSettings):
     """of the test images' forward pass. compute: as the training's, batch norms folded; the changed predictions are
     counted"""
     further: list[Further] = since([])
-    """classifiers trained beside the headline's on the same features; they go to further.csv and into no verdict"""
+    """classifiers trained beside the headline's on its features; their figures go to further.csv, into no verdict"""
     held_out: Natural = since(0)
-    """training images, as many of each class as of any other, that train nothing and choose among the headline's
-    classifier and the further ones; the figure is the chosen one's. 0: no choice, the figure is the headline's"""
+    """training images, equally many of each class, that are not trained on and choose among the headline's classifier
+    and the further ones; the figure is the chosen one's. 0: no choice, the figure is the headline's"""
 
     def problems(self) -> Iterator[str]:
         if self.held_out and not self.further:

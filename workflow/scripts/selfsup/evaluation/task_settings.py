@@ -32,8 +32,8 @@ class TaskSettings(Settings):
     """The settings of a task, an evaluation's kind. A protocol, a file of workflow/protocols, gives them."""
 
     version: ClassVar[int] = 1
-    """Raised by whoever changes a figure of the task, so that finished evaluations run again. Golden figures in the
-    tests fail for who forgets."""
+    """Whoever changes a figure of the task raises it, so that finished evaluations run again. Golden figures in the
+    tests fail if that is forgotten."""
 
     def protocol(self, recipe: Mapping) -> str:
         """Return the protocol in words: what papers say first."""
@@ -76,7 +76,7 @@ class FrozenSettings(TaskSettings):
     test: TestView | None
     """of all pictures; null: of the recipe's linear evaluation"""
     precision: Literal["float32", "float16"]
-    """in which features are kept"""
+    """of the features as they are kept"""
 
     def view(self, recipe: Mapping) -> Mapping:
         """Return how pictures are made."""

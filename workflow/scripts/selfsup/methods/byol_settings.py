@@ -18,7 +18,7 @@ class BYOLSettings(Settings):
     average_update: Literal["before_forward", "after_step"]
     """when the target follows the online network"""
     average_buffers: bool
-    """does the average cover batch norm's running statistics"""
+    """whether the average covers batch norm's running statistics"""
     target_batch_norm: Literal["batch", "running"]
     """the target normalises with its batch's statistics (train mode) or with running ones"""
     target_init: Literal["copy", "independent"]

@@ -13,7 +13,7 @@ from selfsup.settings.typed import Settings
 @METHODS.add("equimod", builds="selfsup.methods.equimod:EquiMod")
 class EquiModSettings(Settings):
     wraps: str
-    """the method beside which the module stands; that method's block stands beside this one"""
+    """the method that the module extends; that method's block is in the recipe too"""
     projector: LayersSettings
     """from features to the space in which views are predicted"""
     parameter_encoder: LayersSettings
@@ -21,7 +21,7 @@ class EquiModSettings(Settings):
     predictor: LayersSettings
     """from the unaugmented picture's place and the encoded augmentation to the view's place"""
     temperature: Positive
-    """cosines are divided by it before the softmax; of the module alone"""
+    """cosines are divided by it before the softmax; for the module only"""
     weight: NotNegative
     """lambda: of the module's loss beside the wrapped method's"""
     negatives: Literal["all", "views_of_other_images"]

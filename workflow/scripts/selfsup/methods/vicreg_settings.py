@@ -10,6 +10,6 @@ class VICRegSettings(TwoViewsSettings):
     invariance: NotNegative
     """weight of the mean squared distance of the two views' projections"""
     variance: NotNegative
-    """weight of what each dimension's standard deviation lacks to 1"""
+    """weight of how far each dimension's standard deviation is below 1"""
     covariance: NotNegative
     """weight of the squared covariances of different dimensions"""

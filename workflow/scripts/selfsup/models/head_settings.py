@@ -17,9 +17,9 @@ class HeadSettings(Settings):
     out: Count
     """width of the output"""
     bias_before_bn: bool
-    """has the first layer a bias, which batch norm takes away again"""
+    """whether the first layer has a bias, which batch norm cancels"""
     bias_last: bool
-    """has the last layer a bias"""
+    """whether the last layer has a bias"""
 
     @property
     def layers(self) -> list[int]:
@@ -37,9 +37,9 @@ class LayersSettings(Settings):
     layers: Annotated[list[Count], Length(1)]
     """widths of the layers' outputs; the last is the head's"""
     bias_before_bn: bool
-    """have layers that a batch norm follows a bias, which it takes away again"""
+    """whether layers that are followed by a batch norm have a bias, which it cancels"""
     bias_last: bool
-    """has the last layer a bias"""
+    """whether the last layer has a bias"""
     last_batch_norm: LastBatchNorm
     """after the last layer: none, one that only normalises, one with a scale (gamma), or with scale and shift"""
 

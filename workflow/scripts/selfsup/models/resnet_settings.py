@@ -16,9 +16,9 @@ class Stem(Settings):
     padding: Natural
     """pixels of zeros around the picture"""
     max_pool: bool
-    """does a 3 x 3 max-pool of stride 2 follow"""
+    """whether a 3 x 3 max-pool of stride 2 follows"""
     initial_weights: Literal["resnet", "torch"] = since("resnet")
-    """of the first convolution. resnet: normal, as of all others; torch: nn.Conv2d's own, uniform, as where a finished
+    """of the first convolution. resnet: normal, as of all others; torch: nn.Conv2d's own, uniform, as when a finished
     network is given another stem"""
 
 

@@ -19,11 +19,11 @@ class OptimizerSettings(Settings):
     lr_floor: NotNegative
     """learning rate that the cosine falls to"""
     lr_update: Literal["step", "epoch"] = since("step")
-    """the learning rate moves with every step, or is all epoch long what the epoch's first step has"""
+    """step: the learning rate changes with every step; epoch: it keeps the value of the epoch's first step"""
     cosine_extra_epochs: Natural = since(0)
     """epochs by which the cosine is longer than the training, which ends before it has reached lr_floor"""
     weight_decay: NotNegative
-    """how strongly weights are drawn to 0"""
+    """how strongly weights are pulled towards 0"""
     exclude_from_weight_decay: ParameterKinds
     """bias: biases; norm: scales and shifts of normalisation layers, by module type"""
 

@@ -31,13 +31,15 @@ COST = {
 }
 HOURS = ("gpu_hours", "device_hours", "wasted_device_hours", "paper_gpu_hours")
 CURVES = (
-    "Dashed lines are the ends of segments, each a job of its own; dotted: the same encoder untrained. A healthy run "
-    "keeps its feature spread and effective rank; a collapsed one falls to 0 and to 1."
+    "Dashed lines are the ends of segments, each a job of its own; dotted lines: the same encoder untrained. A healthy "
+    "run keeps its feature spread and effective rank; in a collapsed one they fall to 0 and to 1."
 )
 VIEWS = (
     "Training images and the views that the method gets of them. It learns to find the same in both views of an image."
 )
-WASTED = "Wasted: on steps that were lost when a job was killed, and done again. A processor's hours are device-hours."
+WASTED = (
+    "Wasted hours went to steps that were lost when a job was killed, and done again. Hours on a CPU are device-hours."
+)
 
 
 def landing_page(config: Config, results: Path, tables: Sequence[str], experiments: Sequence[str]) -> str:
