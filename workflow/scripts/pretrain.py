@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="a tracker that gets the rows of history.csv too, such as tensorboard",
+        help="a tracker that gets the rows of history.csv too, tensorboard, wandb, mlflow, trackio or an extension's",
     )
     add_compute_arguments(parser)
     return parser.parse_args()

@@ -128,7 +128,8 @@ class Jobs(Settings):
     tensorboard: bool = False
     """true: as `trackers: [tensorboard]`"""
     trackers: Annotated[list[str], Distinct()] = ()
-    """trackers that get the rows of history.csv and knn.csv too: tensorboard, or an extension's"""
+    """trackers that get the rows of history.csv and knn.csv too: tensorboard, wandb, mlflow, trackio, or an
+    extension's"""
 
     @property
     def all_trackers(self) -> list[str]:
