@@ -48,7 +48,7 @@ def test_pictures_without_classes_are_trained_on_and_their_evaluation_is_refused
     workflow.config["tables"]["mine"] = ["mine"]
     for target in ("results/mine.csv", "results/mine/seed0/random_init/linear/metrics.csv"):
         (line,) = [line for line in workflow.run("-n", target, ok=False).splitlines() if "error" in line]
-        assert line.startswith("error: dataset mine has labels: false, so that no encoder can be evaluated on it")
+        assert line.startswith("error: dataset mine has labels: false, so no encoder can be evaluated on it")
     printed = workflow.run("results/mine/seed0/encoder.safetensors", "results/figures/mine.svg")
     assert printed.count("data/mine has no labels: k-NN accuracy is left out of knn.csv") == 1
     assert "36 images without labels" in printed and not workflow.path("data/mine/train_labels.npy").exists()
