@@ -7,6 +7,7 @@ from pathlib import Path
 from faults import Renaming
 from selfsup.engine.checkpoint import known_card
 from selfsup.job.ledger import RUNNING, begun, read_ledger
+from selfsup.job.lock import LOCK_FILE
 from selfsup.provenance import sha256
 
 SAVED_FIRST = ("stopped by SIGTERM", "stopped by SIGUSR1", "stopped by the approaching time limit")
@@ -74,6 +75,8 @@ def check_writers(renamings: Sequence[Renaming], rows: Sequence[Mapping[str, str
     """
     order = []
     for one in renamings:
+        if one.path.name.startswith(LOCK_FILE):  # on a full disk a job ends after it has set a dead one's lock aside
+            continue
         if not order or order[-1] != one.pid:
             order.append(one.pid)
     again = {pid for pid in order if order.count(pid) > 1}

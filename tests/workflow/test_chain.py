@@ -106,6 +106,7 @@ def test_a_changed_recipe_is_refused_before_anything_is_lost(finished_run):
 
 def test_one_segment_or_three_give_the_same_encoder(finished_run, workflow):
     workflow.digits.update(overrides=copy.deepcopy(finished_run().digits["overrides"]), segment_epochs=3)
+    workflow.on_one_thread()
     workflow.run("results/digits/seed0/encoder.safetensors")
     encoders = [run.path("results/digits/seed0/encoder.safetensors").read_bytes() for run in (workflow, finished_run())]
     assert encoders[0] == encoders[1]

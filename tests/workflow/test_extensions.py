@@ -107,7 +107,7 @@ def test_code_of_one_name_in_two_folders_is_refused(forgotten, tmp_path):
         (tmp_path / name / f"{name}_outside.py").write_text(content)
         (tmp_path / name / "same_code.py").write_text("X = 1\n")
     load_extensions([tmp_path / "one" / "one_outside.py"])
-    with pytest.raises(UserError, match=r"wants same_code\.py, .* another same_code \(.*one/same_code\.py\)"):
+    with pytest.raises(UserError, match=r"needs same_code\.py, .* another same_code \(.*one/same_code\.py\)"):
         load_extensions([tmp_path / "two" / "two_outside.py"])
 
 
