@@ -147,7 +147,8 @@ def test_the_expected_numbers_can_be_the_users_own(tmp_path, tree):
 
 def test_a_damaged_archive_is_named(tmp_path, tree):
     content = tar_of(tree, tmp_path / "whole.tar.xz", "w:xz").read_bytes()
-    for number, damaged in enumerate([content[: len(content) // 2], content[:200] + b"x" + content[201:]]):
+    flipped = content[:200] + bytes([content[200] ^ 1]) + content[201:]
+    for number, damaged in enumerate([content[: len(content) // 2], flipped]):
         archive = tmp_path / f"{number}.tar.xz"
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"{number}\.tar\.xz: cannot be unpacked .*: fetch the archive again"):
