@@ -45,3 +45,28 @@ def test_statistics_over_all_views_or_of_each(shape, views, dtype):
         error = np.linalg.norm(ours.detach().double().numpy() - theirs) / np.linalg.norm(theirs)
         assert error < tolerance
     assert norm.num_batches_tracked == views
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("views", [2, 3])
+def test_views_written_to_their_places_have_the_bits_of_views_joined(views, dtype, memory_format):
+    x = torch.randn(12, 8, 5, 5).to(dtype).to(memory_format=memory_format).requires_grad_()
+    upstream = torch.randn(12, 8, 5, 5).to(dtype).to(memory_format=memory_format)
+    norm = BatchNorm(8, momentum=0.3, eps=1e-3)
+    norm.weight.data.normal_()
+    norm.groups = views
+    joined = torch.nn.BatchNorm2d(8, momentum=0.3, eps=1e-3)
+    joined.load_state_dict(norm.state_dict())
+    made = []
+    for forward in (norm, lambda x: torch.cat([joined(view) for view in x.chunk(views)])):
+        output = forward(x)
+        output.backward(upstream)
+        made.append((output.detach(), x.grad))
+        x.grad = None
+    for ours, theirs in zip(*made, strict=True):
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+    for ours, theirs in zip(norm.parameters(), joined.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    for name, value in joined.state_dict().items():
+        assert torch.equal(norm.state_dict()[name], value), name

@@ -6,6 +6,7 @@ one gives the same numbers on CPU and GPU, where it uses the same kernels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
@@ -35,20 +36,29 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             return self._normalise(x)
         if len(x) % self.groups:
             raise ValueError(f"a batch of {len(x)} cannot be cut into {self.groups} views")
-        return torch.cat([self._normalise(view) for view in x.chunk(self.groups)])
+        if x.is_cuda or self._over_ranks() or torch.compiler.is_compiling():
+            return torch.cat([self._normalise(view) for view in x.chunk(self.groups)])
+        momenta = [self._momentum() for _ in range(self.groups)]
+        return _OfEachView.apply(x, self.weight, self.bias, self.running_mean, self.running_var, momenta, self.eps)
+
+    def _over_ranks(self) -> bool:
+        return self.ranks is not None and self.ranks.size > 1
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        momentum = self.momentum
+        momentum, running = self._momentum(), (self.running_mean, self.running_var)
+        if self._over_ranks():
+            return _synchronised(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
+        return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
+
+    def _momentum(self) -> float:
+        """Return the momentum of a pass, and count it."""
         if BatchNorm.recomputing or (self.recomputed and torch._C._current_graph_task_id() != -1):
-            momentum = 0.0
-        elif _passes is None:
+            return 0.0
+        if _passes is None:
             self.num_batches_tracked.add_(1)
         else:
             _passes.append(self)
-        running = self.running_mean, self.running_var
-        if self.ranks is None or self.ranks.size == 1:
-            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
-        return _synchronised(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
+        return self.momentum
 
 
 class BatchNormAct(BatchNorm):
@@ -92,6 +102,38 @@ def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> Non
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.groups, module.ranks = groups, ranks
+
+
+class _OfEachView(torch.autograd.Function):
+    """Normalisation of each view by itself on a CPU, with F.batch_norm's kernels and bits.
+
+    Each view is written to its place in the result: views joined afterwards take twice as long.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momenta, eps):
+        made, statistics = torch.empty_like(x), []
+        for view, place, momentum in zip(x.chunk(len(momenta)), made.chunk(len(momenta)), momenta, strict=True):
+            found = place, _channels(x, 0.0), _channels(x, 0.0)
+            torch.native_batch_norm(view, weight, bias, running_mean, running_var, True, momentum, eps, out=found)
+            statistics += found[1:]
+        ctx.save_for_backward(x, weight, *statistics)
+        ctx.eps = eps
+        return made
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, *statistics = ctx.saved_tensors
+        views = len(statistics) // 2
+        given = zip(grad.chunk(views), x.chunk(views), statistics[::2], statistics[1::2], strict=True)
+        x_grads, *shared = zip(*(_gradients(*one, weight, ctx.eps) for one in given), strict=True)
+        weight_grad, bias_grad = (reduce(torch.add, reversed(grads)) for grads in shared)  # as autograd adds them
+        return torch.cat(x_grads), weight_grad, bias_grad, None, None, None, None
+
+
+def _gradients(grad, x, mean, inverse_std, weight, eps):
+    statistics = None, None, mean, inverse_std
+    return torch.ops.aten.native_batch_norm_backward(grad, x, weight, *statistics, True, eps, [True] * 3)
 
 
 @torch.compiler.disable  # it cannot trace what ranks say to each other
