@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -127,7 +128,13 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     run.digits["segment_epochs"] = 10
     process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.json")
     wait_until(run.path("logs/prepare_dataset").exists, "a plan that is made, and busy with another rule")
+    process.send_signal(signal.SIGSTOP)  # whatever the load, the first job takes the lock before it goes on
     first = by_hand(run.digits["overrides"], until=10)
+    wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
+    first.send_signal(signal.SIGSTOP)  # and keeps it until another was refused
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: any("is in use by" in ending for ending in endings(run)), "a refusal")
+    first.send_signal(signal.SIGCONT)
     printed, _ = process.communicate(timeout=6000)
     first.communicate(timeout=600)
     assert first.returncode == 0 and process.returncode == 0, printed
