@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from workflows import QUICK
+from workflows import QUICK, jobs
 
 # What Snakemake's Slurm plugin looks for; a plan asks none of them anything.
 SLURM_COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "sacctmgr")
@@ -145,6 +145,13 @@ def test_commands_do_not_grow_with_the_number_of_experiments(workflow):
     for number in range(250):
         workflow.config["experiments"][f"experiment_{number}"] = {**copy.deepcopy(workflow.digits), "overrides": QUICK}
     assert "experiment_249" in workflow.run("plan")
+
+
+@pytest.mark.parametrize("target", ["plan", "preflight"])
+def test_what_makes_no_file_is_done_whenever_it_is_asked_for(workflow, target):
+    (kept := workflow.path(f"logs/benchmarks/{target}.tsv")).parent.mkdir(parents=True)
+    kept.write_text("of an earlier call")
+    assert jobs(workflow.run("-n", target), target) == 1
 
 
 @pytest.mark.slow

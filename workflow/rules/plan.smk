@@ -1,4 +1,7 @@
 # Before the large jobs: what they will cost, how fast the devices are, and whether all that they need is there.
+#
+# A rule without output has no benchmark: Snakemake would take the file of the last time for its product, and have
+# nothing to do when it is asked for again.
 
 
 localrules:
@@ -11,8 +14,6 @@ rule preflight:
         "results/preflight.txt",
     log:
         "logs/preflight.log",
-    benchmark:
-        "logs/benchmarks/preflight.tsv"
     message:
         "The verdicts"
     shell:
@@ -41,8 +42,6 @@ rule preflight_checks:
 rule plan:
     log:
         "logs/plan.log",
-    benchmark:
-        "logs/benchmarks/plan.tsv"
     params:
         job=local_job("plan.py", config=whole_config),
     message:

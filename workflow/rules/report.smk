@@ -264,8 +264,6 @@ rule report:
         parts_of_report,
     log:
         "logs/report.log",
-    benchmark:
-        "logs/benchmarks/report.tsv"
     params:
         parts=number_of_inputs,
     message:
