@@ -7,6 +7,7 @@ the nearest key around it.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,24 @@ def warnings(preset: Mapping, recipe: Mapping) -> Iterator[str]:
     Nothing is said of values that stand together in another recipe.
     """
     old, new = flattened(preset), flattened(recipe)
-    others = [flattened(load_recipe(name)) for name in recipe_names()]
     whole = [(group, reason) for group, reason in PARTNERS if new.keys() >= {*group}]  # others are of another method
     for group, reason in whole:
         moved = [key for key in group if key in new and old.get(key) != new[key]]
         stayed = [key for key in group if key in new and key not in moved]
-        proven = any(all(other.get(key) == new.get(key) for key in group) for other in others)
-        if group[0] in moved and stayed and not proven:
+        if group[0] in moved and stayed and not _stand_together(group, new):
             changes = ", ".join(f"{key} is {_text(new[key])} instead of {_text(old[key])}" for key in moved)
             rest = ", ".join(f"{key}: {_text(new[key])}" for key in stayed)
             yield f"{changes}, and its partners stay ({rest}); {reason}"
+
+
+def _stand_together(group: tuple[str, ...], values: Mapping) -> bool:
+    """Say whether another recipe has a group's values, too."""
+    return any(all(other.get(key) == values.get(key) for key in group) for other in _all_recipes())
+
+
+@cache
+def _all_recipes() -> list[Mapping]:
+    return [flattened(load_recipe(name)) for name in recipe_names()]
 
 
 def table(values: list[Value], *, meanings: bool = False) -> str:

@@ -1,5 +1,7 @@
 """Reading YAML: what has two meanings, a key written twice or `1:30`, is refused with file, line and what to write."""
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, thing: str) -> Any:
     """Return what a text means as YAML. Raises UserError, which names `thing`, as `read_yaml` does."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return copy.deepcopy(_loaded(text))
     except _Ambiguous as error:
         raise UserError(f"{thing}{_place(error)}: {error.problem}") from error
     except TypeError as error:
@@ -91,6 +93,11 @@ def parse_yaml(text: str, thing: str) -> Any:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
         raise UserError(f"{thing}{_place(error)}: not valid YAML ({problem})") from error
+
+
+@lru_cache(maxsize=256)  # recipes build on each other, and a plan reads them all for each experiment
+def _loaded(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def _place(error: yaml.YAMLError) -> str:
