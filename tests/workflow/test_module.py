@@ -1,5 +1,6 @@
 """The workflow as a module of another one, from a folder and from a git repository."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,23 @@ def other_workflow(folder, repository, snakefile) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--cores", "2"]
 
 
-def run(command, folder) -> str:
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+# As `snakedeploy deploy-workflow https://github.com/someone/selfsup . --tag v1` writes it, beside a copy of config/.
+DEPLOYED = """
+configfile: "config/config.yaml"
+
+module selfsup:
+    snakefile:
+        github("someone/selfsup", path="workflow/Snakefile", tag="v1")
+    config:
+        config
+
+use rule * from selfsup
+"""
+
+
+def run(command, folder, **environment) -> str:
+    variables = {**os.environ, **environment}
+    process = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout + process.stderr
 
@@ -55,16 +71,20 @@ def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository)
     assert "Nothing to be done" in run(command, tmp_path / "other")
 
 
-def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository):
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in ("workflow", "Snakefile", "config.yaml"):
-        source = repository / name
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, clone / name, ignore=ignored) if source.is_dir() else shutil.copy(source, clone / name)
-    git = ["git", "-C", str(clone), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (["init", "-qb", "main"], ["add", "-A"], ["commit", "-qm", "one"]):
+def git_clone(folder, repository):
+    """Make a git repository of the workflow's files, with a branch main and a tag v1, and return its folder."""
+    folder.mkdir(parents=True)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(repository / name, folder)
+    shutil.copytree(repository / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-qb", "main"], ["add", "-A"], ["commit", "-qm", "one"], ["tag", "v1"]):
         subprocess.run([*git, *words], check=True)
+    return folder
+
+
+def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository):
+    clone = git_clone(tmp_path / "clone", repository)
     folder = tmp_path / "other"
     command = other_workflow(folder, repository, f"git+file://{clone}/workflow/Snakefile@main")
     said = run([*command, "-n", "-p"], folder)
@@ -73,3 +93,20 @@ def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository):
     assert f".snakemake/selfsup/{version.name}/workflow/scripts/pretrain.py" in said
     assert "selfsup_table" in run([*command, "-n"], folder)
     assert [one.name for one in (folder / ".snakemake/selfsup").iterdir()] == [version.name]
+
+
+def test_a_deployed_workflow_plans_the_demo(tmp_path, repository):
+    git_clone(tmp_path / "hub/someone/selfsup", repository)
+    folder = tmp_path / "deployed"
+    configuration = (repository / "config.yaml").read_text()
+    for name, content in (("workflow/Snakefile", DEPLOYED), ("config/config.yaml", configuration)):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(content)
+    here = {  # git takes the folder for GitHub, and Snakemake keeps its clone out of the home
+        **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/hub/.insteadOf"},
+        **{"GIT_CONFIG_VALUE_0": "https://github.com/", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    }
+    said = run([sys.executable, "-m", "snakemake", "-n", "-p", "results/demo.csv"], folder, **here)
+    (version,) = (folder / ".snakemake/selfsup").iterdir()
+    assert f".snakemake/selfsup/{version.name}/workflow/scripts/pretrain.py" in said
+    assert "pretrain_segment                    3" in said
