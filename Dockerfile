@@ -10,9 +10,10 @@ RUN apt-get update \
 WORKDIR /selfsup
 COPY requirements.txt ./
 RUN python -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --requirement requirements.txt \
-    && touch .venv/made
+    && .venv/bin/pip install --no-cache-dir --requirement requirements.txt
 ENV PATH=/selfsup/.venv/bin:$PATH
 COPY . .
+# Newer than requirements.txt, also where a cached layer has the environment: make must not install it again.
+RUN touch .venv/made
 
 CMD ["make", "demo"]

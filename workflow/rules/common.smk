@@ -1,4 +1,4 @@
-# What the rules share: config.yaml, checked; whose a job is, and what it asks of the machine.
+# What the rules share: the checked config.yaml, the experiment of a job, and the resources that a job asks for.
 
 import os
 import re
@@ -24,9 +24,9 @@ def checked_config():
 
 keep_jobs_without_news()
 CONFIG = checked_config()
-RUN = RunPaths(RESULTS, "{experiment}", "{seed}")  # the files of whatever run
-AUDIT = AuditPaths.of("{experiment}", "seed{seed}", "{epoch}")  # and of an audit of a segment of it
-# Experiments whose encoder is imported; a pattern that fits nothing where there are none.
+RUN = RunPaths(RESULTS, "{experiment}", "{seed}")  # the files of any run
+AUDIT = AuditPaths.of("{experiment}", "seed{seed}", "{epoch}")  # and of an audit of one of its segments
+# Experiments whose encoder is imported. If there are none, the pattern matches nothing.
 IMPORTED = "|".join(map(re.escape, CONFIG.published)) or "(?!)"
 
 
@@ -43,7 +43,7 @@ wildcard_constraints:
 
 @ends_on_error
 def experiment_of(wildcards):
-    """The experiment of a job; where the job is nobody's, the largest one that can run here."""
+    """The experiment of a job. For a job that belongs to none, it is the largest one that can run here."""
     if not hasattr(wildcards, "experiment"):
         return commands.largest(CONFIG, in_slurm=in_slurm())
     return experiment_asked_for(CONFIG, wildcards.experiment, getattr(wildcards, "seed", None))
@@ -54,7 +54,7 @@ def run_of(wildcards):
 
 
 def in_slurm():
-    """Whether the jobs of rules are Slurm jobs: seen from the login node, with -n too, or from within one."""
+    """Whether rules run as Slurm jobs. This is known on the login node, with -n too, and inside a Slurm job."""
     if workflow.remote_exec:
         return "SLURM_JOB_ID" in os.environ
     return TYPED.executor not in (None, "local", "dryrun", "touch")

@@ -1,4 +1,4 @@
-# Datasets: download where the source has one, then pack into few large files.
+# Datasets: download the images if the source has a download, then pack them into a few large files.
 
 import shlex
 
@@ -16,7 +16,7 @@ rule download_cifar10:
     benchmark:
         "logs/benchmarks/download_cifar10.tsv"
     params:
-        # Tracked, as ever: another text would download again.
+        # Tracked, as they always were: without them, older downloads would be made again.
         python=shlex.quote(sys.executable),
         script=shlex.quote(str(SCRIPTS / "prepare_dataset.py")),
         job=local_job("prepare_dataset.py"),
@@ -55,7 +55,7 @@ rule prepare_dataset:
     threads: packing_threads
     resources:
         **jobs.single(CONFIG.cluster, minutes=600),
-        cpus_per_task=packing_threads,  # as many as the threads, which a plan caps by its own cores
+        cpus_per_task=packing_threads,  # as many as the threads, which Snakemake limits to its own cores in a plan
     params:
         source=source_of,
         resize=resize_of,

@@ -1,4 +1,4 @@
-# Encoders: of a run's last boundary, at random initialisation, or published by others.
+# Encoders: exported from a run's last boundary, at random initialisation, or published by others.
 
 
 rule export_encoder:
@@ -43,7 +43,7 @@ use rule export_encoder as export_random_init with:
         "Export the untrained encoder of {wildcards.experiment}, seed {wildcards.seed}{params.job[sbatch]}"
 
 
-# Of a boundary before the last, for evaluations at every boundary.
+# The encoder of an earlier boundary, for evaluations at every boundary.
 use rule export_encoder as export_boundary with:
     output:
         weights=RUN.encoder_at("{epoch}").weights,
@@ -56,7 +56,7 @@ use rule export_encoder as export_boundary with:
         "Export the encoder of {wildcards.experiment}, seed {wildcards.seed}, epoch {wildcards.epoch}{params.job[sbatch]}"
 
 
-# Weights that others have published, where config.yaml names them: nothing is pretrained.
+# Weights that others have published and that config.yaml names. Nothing is pretrained.
 ruleorder: import_encoder > export_encoder
 
 
@@ -107,7 +107,8 @@ rule embed:
     params:
         job=queued_job("embed.py", data=embedded_folder, extensions=extension_words),
     message:
-        "The pictures of {wildcards.dataset} as {wildcards.experiment}, seed {wildcards.seed} sees them{params.job[sbatch]}"
+        "Embed the pictures of {wildcards.dataset} with the encoder of {wildcards.experiment}, seed {wildcards.seed}"
+        "{params.job[sbatch]}"
     shell:
         "{params.job[start]} --encoder {input.encoder:q} --data {params.job[data]:q} {params.job[extensions]}"
         " --output {params.job[folder]:q} 2>&1 | tee -i {log}"

@@ -1,4 +1,4 @@
-# What is done when all jobs are known, when all have ended, and when one has failed.
+# What happens when all jobs are known, when all have ended, and when one has failed.
 
 import atexit
 import logging
@@ -14,7 +14,7 @@ STARTED = time.time() - 60  # clocks of nodes differ
 
 
 def runs_of_this_call():
-    """The runs that jobs of this call belong to, needed or done: pairs of experiment and seed. An audit changes none."""
+    """The runs that this call's jobs belong to, finished jobs too: pairs of experiment and seed. Audits change none."""
     everything = [job.wildcards_dict for job in workflow.dag.jobs if job.rule.name != "audit_segment"]
     return {(one["experiment"], int(one["seed"])) for one in everything if {"experiment", "seed"} <= one.keys()}
 
@@ -27,7 +27,7 @@ onstart:
 
 
 def refuse_if_missing():
-    """Fail where something asked for was not made: Snakemake itself would end with status 0."""
+    """Fail if something that was asked for was not made: Snakemake itself would end with status 0."""
     settings = workflow.dag_settings
     asked = {
         *workflow.dag.targetfiles,
@@ -62,5 +62,5 @@ onerror:
         file=sys.stderr,
     )
     said = list(last_words([Path(log) for job in workflow.scheduler.failed for log in job.log], since=STARTED))
-    # After all that Snakemake still prints: what the jobs said is the last thing on the screen.
+    # After everything that Snakemake still prints, so that the jobs' own words are the last ones on the screen.
     atexit.register(print, *said, sep="\n", end="\n" if said else "", file=sys.stderr)

@@ -1,4 +1,4 @@
-# Evaluations of an encoder, trained or not: the recipe's linear one, and those that config.yaml names.
+# Evaluations of a trained or untrained encoder: the recipe's linear one, and those that config.yaml names.
 
 
 rule linear_eval:
@@ -40,7 +40,7 @@ use rule linear_eval as linear_eval_random_init with:
         "Linear evaluation of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"
 
 
-# Features that several evaluations look at, each picture once; deleted when the last one of a call has ended.
+# Features that several evaluations share, so that each picture is encoded once; deleted after a call's last evaluation.
 rule extract_features:
     input:
         data=dataset_extracted_from(trained),
@@ -143,7 +143,7 @@ use rule linear_eval_random_init as evaluate_random_init with:
         "Evaluation {wildcards.evaluation} of {wildcards.experiment} untrained, seed {wildcards.seed}{params.job[sbatch]}"
 
 
-# Accuracy over the training: of a boundary before the last.
+# Accuracy over the training: evaluations of an earlier boundary's encoder.
 use rule evaluate as evaluate_boundary with:
     output:
         metrics=RUN.encoder_at("{epoch}").evaluation("{evaluation}").metrics,

@@ -1,4 +1,4 @@
-# The inputs of a run, from its dataset to its encoder: what is finished is known by its record.
+# The inputs of a run, from its dataset to its encoder. Finished work is recognised by its record.
 
 from selfsup import finished
 from selfsup.config import dataset_problem
@@ -14,7 +14,7 @@ def dataset_of(wildcards):
 
 
 def image_source(wildcards):
-    """The file that Snakemake must make first. A path of the user's is a parameter: its file times mean nothing here."""
+    """The file that Snakemake must make first. A user's own path is a parameter: its file times mean nothing."""
     problem, block = dataset_problem(CONFIG, wildcards.dataset), dataset_block(wildcards)
     if problem:
         give_up(problem)
@@ -45,12 +45,12 @@ def dataset_trained_on(wildcards):
 
 @ends_on_error
 def revision_begun(wildcards):
-    """What a segment of a raised revision waits for: the older run set aside."""
+    """What a segment of a raised revision waits for: that the older run has been set aside."""
     revision, run = experiment_of(wildcards).revision, run_of(wildcards)
     if revision == 1:
         return []
     marker = str(run.begun(revision))
-    # Once that is done, the marker's age, or its loss, never trains anew.
+    # Once that is done, neither the marker's age nor its loss makes anything train again.
     return marker if holds_older(run.pretrain.folder, revision) else ancient(marker)
 
 
@@ -60,20 +60,20 @@ def previous_boundary(wildcards):
 
 
 def gate(wildcards):
-    """The verdict on the boundary before."""
+    """The health verdict on the previous boundary."""
     earlier = boundary_before(wildcards)
     return settled(run_of(wildcards).pretrain.verdict(earlier), segment_finished(wildcards)) if earlier else []
 
 
 @ends_on_error
 def judged(wildcards):
-    """The card that a verdict is on."""
+    """The card of the boundary that a health verdict is about."""
     experiment, run, epoch = experiment_of(wildcards), run_of(wildcards), int(wildcards.epoch)
     return settled(run.pretrain.card(wildcards.epoch), finished.verdict_given(experiment, run, epoch))
 
 
 def encoder_of(wildcards):
-    """The trained encoder that a job is of: the last one, or a boundary's."""
+    """The trained encoder that a job is about: the final one, or that of an earlier boundary."""
     run, epoch = run_of(wildcards), getattr(wildcards, "epoch", None)
     return run.encoder if epoch is None else run.encoder_at(epoch)
 
@@ -84,7 +84,7 @@ def export_finished(wildcards):
 
 
 def boundary_exported(wildcards):
-    """The card of the boundary that an encoder is of, and the verdict on it."""
+    """The card of the boundary that is exported, and the health verdict on it."""
     epoch, pretrain = epoch_exported(wildcards), run_of(wildcards).pretrain
     done = export_finished(wildcards)
     return [one for path in (pretrain.card(epoch), pretrain.verdict(epoch)) for one in settled(path, done)]
@@ -96,7 +96,7 @@ def epoch_exported(wildcards):
 
 @ends_on_error
 def embedded(wildcards):
-    """Whether a dataset's pictures have been through the encoder that is there."""
+    """Whether the encoder that is there has already embedded the pictures of a dataset."""
     return finished.embedded(CONFIG, run_of(wildcards).encoder, wildcards.dataset)
 
 

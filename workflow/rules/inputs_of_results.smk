@@ -3,7 +3,7 @@
 from selfsup.config import labels_problem
 from selfsup.evaluation import record
 
-TO_BE_FORGOTTEN = set()  # folders of evaluations that were named, once this call begins to work
+TO_BE_FORGOTTEN = set()  # evaluations that the user named, whose folders go when this call begins to work
 
 
 def trained(wildcards):
@@ -16,8 +16,8 @@ def untrained(wildcards):
 
 @ends_on_error
 def evaluation_of(wildcards):
-    """The evaluation that a job is of; the recipe's own where its name has no wildcard for it. Of a job that makes
-    features, the first one that looks at them."""
+    """The evaluation of a job: the recipe's linear one unless a wildcard names another. For a job that makes features,
+    it is the first evaluation that uses them."""
     experiment, name = experiment_of(wildcards), getattr(wildcards, "evaluation", LINEAR)
     if hasattr(wildcards, "features"):
         return evaluation_with_features(experiment, wildcards.features)
@@ -26,8 +26,8 @@ def evaluation_of(wildcards):
 
 @ends_on_error
 def evaluation_finished(wildcards, encoder):
-    """Whether an evaluation's record says that it was made from what is there now. One made from something else is
-    forced; one that was named is made again."""
+    """Whether an evaluation's record says that it was made from what is there now. An evaluation that was made from
+    something else is forced, and one that the user named is made again."""
     experiment, run, evaluation = experiment_of(wildcards), run_of(wildcards), evaluation_of(wildcards)
     paths = encoder.evaluation(evaluation.name)
     state = finished.evaluation(CONFIG, experiment, run, encoder, evaluation, int(wildcards.seed), adopt=writing())
@@ -42,7 +42,7 @@ def evaluation_finished(wildcards, encoder):
 
 
 def dataset_evaluated_on(encoder):
-    """Return a function of wildcards: the dataset of an evaluation, where no other job is at work on that."""
+    """Return a function of wildcards: the dataset of an evaluation. It stops if another job works on that one."""
 
     def dataset(wildcards):
         evaluation = evaluation_of(wildcards)
@@ -63,7 +63,7 @@ def encoder_evaluated(encoder):
 
 
 def metrics_over_training(name):
-    """Those evaluations of an experiment that are asked for at every boundary: of the boundaries before the last."""
+    """For the evaluations that an experiment wants at every boundary: their metrics of the earlier boundaries."""
     experiment, asked = CONFIG.experiments[name], parts.evaluations_over_training(CONFIG, name)
     return [
         run.encoder_at(epoch).evaluation(one).metrics
@@ -74,8 +74,8 @@ def metrics_over_training(name):
 
 
 def features_evaluated(encoder):
-    """Return a function of wildcards: the features that an evaluation looks at, where it looks at some. They may be
-    deleted once it is finished, and then nobody asks for them."""
+    """Return a function of wildcards: the features that an evaluation uses, if it uses any. Once it is finished they
+    may be deleted, and are not asked for any more."""
 
     def features(wildcards):
         name = evaluation_of(wildcards).features(experiment_of(wildcards).recipe)
@@ -87,7 +87,7 @@ def features_evaluated(encoder):
 
 
 def dataset_extracted_from(encoder):
-    """Return a function of wildcards: the dataset whose features are made, where no other job is at work on them."""
+    """Return a function of wildcards: the dataset whose features are made. It stops if another job works on them."""
 
     def dataset(wildcards):
         refuse_if_busy(encoder(wildcards).extraction(wildcards.features).folder)
@@ -116,7 +116,7 @@ def metrics_of_curves(wildcards):
 
 
 def metrics_to_come():
-    """Metrics that this call makes, too: what is made of all that is there waits for them."""
+    """Metrics that this call will make. Whatever is made from all metrics waits for them."""
     return parts.metrics_asked_for(CONFIG, workflow.dag_settings.targets)
 
 
@@ -132,14 +132,14 @@ def finished_metrics(wildcards):
 
 @ends_on_error
 def tables_to_come(wildcards):
-    """The tables of an experiment that this call makes, too, for its verdict there."""
+    """The tables that have this experiment and that this call will make: its verdict is read from them."""
     tables = parts.tables_asked_for(CONFIG, workflow.dag_settings.targets)
     return [str(parts.files_of_table(one)[0]) for one in tables if wildcards.experiment in CONFIG.tables[one]]
 
 
 @ends_on_error
 def verdict_so_far(wildcards):
-    """The verdict that a model card tells; another one makes the card anew."""
+    """The verdict that a model card states. If the verdict changes, the card is made again."""
     return parts.verdict(CONFIG, run_of(wildcards).encoder.card)
 
 

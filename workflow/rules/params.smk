@@ -1,4 +1,4 @@
-# The parameters of jobs. Those of wildcards alone are tracked: another value is a reason to run a job again.
+# The parameters of jobs. Snakemake tracks those that depend on wildcards only: a changed value runs the job again.
 
 import shlex
 from functools import cache
@@ -34,7 +34,7 @@ def nothing_told(wildcards, input):
 
 
 def protocol_words(wildcards, input):
-    """What an evaluation is told beside what the linear one is."""
+    """The options that an evaluation has in addition to those of the linear one."""
     told = told_file("evaluation", evaluation_of(wildcards).told())
     return f" {commands.words({'--protocol': told, '--features': list(input.get('features', []))})}"
 

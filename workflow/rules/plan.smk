@@ -1,7 +1,7 @@
-# Before the large jobs: what they will cost, how fast the devices are, and whether all that they need is there.
+# Before the large jobs: what they will cost, how fast the devices are, and whether everything they need is there.
 #
-# A rule without output has no benchmark: Snakemake would take the file of the last time for its product, and have
-# nothing to do when it is asked for again.
+# A rule without output has no benchmark: otherwise Snakemake would take the file of the last call for the rule's product,
+# and would have nothing to do when it is asked for again.
 
 
 localrules:
@@ -15,7 +15,7 @@ rule preflight:
     log:
         "logs/preflight.log",
     message:
-        "The verdicts"
+        "Show what preflight has found"
     shell:
         "(cat {input} && ! grep -q ^FAILED {input}) 2>&1 | tee -i {log}"
 
@@ -45,7 +45,7 @@ rule plan:
     params:
         job=local_job("plan.py", config=whole_config),
     message:
-        "What the experiments will cost"
+        "Estimate what the experiments will cost"
     shell:
         "{params.job[start]} --config {params.job[config]:q} 2>&1 | tee -i {log}"
 
@@ -73,7 +73,7 @@ rule probe:
             rolling=rolling_checkpoints,
         ),
     message:
-        "Three minutes of {wildcards.experiment}, to measure its speed{params.job[sbatch]}"
+        "Train {wildcards.experiment} for three minutes, to measure its speed{params.job[sbatch]}"
     shell:
         "(rm -rf {params.job[folder]:q}; {params.job[start]} --recipe {params.job[recipe]:q} --data {params.job[data]:q}"
         " --run-folder {params.job[folder]:q} --until-epoch {params.job[epochs]} {params.job[machine]} --time-limit 3.3"

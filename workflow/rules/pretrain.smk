@@ -1,4 +1,4 @@
-# Pretraining in segments: a bounded job each, which continues from the boundary before it, or from a rolling checkpoint.
+# Pretraining in segments. Each is a bounded job that continues from the previous boundary or from a rolling checkpoint.
 
 
 localrules:
@@ -38,7 +38,7 @@ rule pretrain_segment:
     resources:
         **resources_of("pretrain"),
     params:
-        # What decides the weights. A finished segment knows its own by the run's record: a change of these only wakes it.
+        # What decides the weights. If it changes, a finished segment's job starts and compares it with its record.
         weights=weights_of,
         revision=revision_of,
         job=device_job("pretrain.py", "pretrain", recipe=recipe_file, data=data_folder, segment=segment_words),
@@ -50,7 +50,7 @@ rule pretrain_segment:
         " {params.job[machine]} 2>&1 | {params.job[tee]} {log}"
 
 
-# After each segment: a run that has collapsed, or left its band, stops here and loses nothing.
+# After each segment: a run that has collapsed or left its band stops here, and loses nothing.
 rule health_gate:
     input:
         card=judged,
@@ -62,7 +62,7 @@ rule health_gate:
         "logs/benchmarks/health_gate/{experiment}_seed{seed}_epoch{epoch}.tsv"
     retries: 0  # the same figures have the same verdict
     params:
-        # Nothing here is tracked: other bands do not judge anew what has gone on already.
+        # Nothing here is tracked: changed bands do not judge a boundary again after which the run went on.
         job=local_job("health_gate.py", recipe=recipe_file, name=recipe_name, bands=gate_words),
     message:
         "Health of {wildcards.experiment}, seed {wildcards.seed}, at epoch {wildcards.epoch}"
@@ -71,8 +71,8 @@ rule health_gate:
         " --experiment {wildcards.experiment} {params.job[bands]} --output {output:q} 2>&1 | tee -i {log}"
 
 
-# A finished segment once more, in a folder of its own, and compared to the bit: docs/audit.md. Nothing is trained for it
-# that is missing: it judges what there is.
+# Trains a finished segment again, in a folder of its own, and compares the bits: docs/audit.md. It has no inputs,
+# because it judges the run as it is: nothing that is missing is trained for it.
 rule audit_segment:
     input:
         nothing,

@@ -1,4 +1,5 @@
-# Before Snakemake reads config.yaml: its own reader neither says where a slip is nor what it understands differently.
+# This runs before Snakemake reads config.yaml: its own reader does not say where a mistake is, nor which values it
+# reads differently than they look.
 
 import contextlib
 import io
@@ -16,9 +17,9 @@ from snakemake.cli import parse_args
 
 
 def laid_out(rules):
-    """Return the folder of the workflow, whose scripts must be files. rules: what Snakemake knows of this file's folder.
+    """Return the folder of the workflow, whose scripts must be files. rules: Snakemake's name of this file's folder.
 
-    Of a module in a git repository Snakemake reads file by file: all of that version is laid out under .snakemake.
+    Of a module in a git repository Snakemake reads single files only. The whole version is laid out under .snakemake.
     """
     if not hasattr(rules, "ref"):
         return Path(rules).parents[1]
@@ -47,13 +48,13 @@ from selfsup.errors import UserError
 
 
 def give_up(message):
-    """End Snakemake with one line. A WorkflowError would add a traceback of this file's, which says nothing to a user."""
+    """End Snakemake with one line. A WorkflowError would add a traceback of this file, which does not help a user."""
     sys.exit(f"error: {message}")
 
 
 def ends_on_error(look):
-    """Of a function that Snakemake calls for a job: an error ends Snakemake, which would take any exception for a rule
-    that does not fit, and an existing file for finished."""
+    """Decorate a function that Snakemake calls for a job, so that an error ends Snakemake. Otherwise it would take any
+    exception for a rule that does not fit, and an existing file for finished."""
 
     @wraps(look)
     def looking(*arguments, **named):
@@ -74,7 +75,7 @@ def read_before_snakemake(paths):
 
 
 def typed():
-    """Return the command line: Snakemake tells a Snakefile no targets, and no executor, with -n not even later."""
+    """Return the command line. Snakemake tells a Snakefile neither targets nor executor, with -n not even later."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a profile is announced once already
             return parse_args(sys.argv[1:])[1]
@@ -82,7 +83,7 @@ def typed():
         return Namespace(targets=[], executor=None)
 
 
-# A module is given its configuration by the workflow that uses it, whose own files and command line are none of its.
+# A module gets its configuration from the workflow that uses it. Files and command line are that workflow's.
 IS_MODULE = not workflow.modifier.is_main_snakefile()
 if not IS_MODULE:
     read_before_snakemake([Path("config.yaml"), *map(Path, workflow.configfiles)])

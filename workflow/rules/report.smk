@@ -29,7 +29,7 @@ rule table:
         " > {log} 2>&1"
 
 
-# The parts of `make report`: results/report.html, which opens on the result, and those that Snakemake's own report bundles.
+# The parts of `make report`: results/report.html, which opens on the result, and what Snakemake's own report bundles.
 report: "../report/workflow.rst"
 
 
@@ -109,7 +109,7 @@ rule views:
     params:
         job=local_job("show_views.py", recipe=recipe_file, data=data_folder),
     message:
-        "Draw what {wildcards.experiment} is trained on"
+        "Draw the views that {wildcards.experiment} is trained on"
     shell:
         "{params.job[start]} --recipe {params.job[recipe]:q} --data {params.job[data]:q} --output {output:q}"
         " 2>&1 | tee -i {log}"
@@ -127,7 +127,7 @@ rule compute_table:
     params:
         job=local_job("compute_table.py", config=whole_config),
     message:
-        "What the experiments have cost"
+        "Add up what the experiments have cost"
     shell:
         "{params.job[start]} --config {params.job[config]:q} --output {output:q} 2>&1 | tee -i {log}"
 
@@ -144,7 +144,7 @@ rule evaluations_table:
     params:
         job=local_job("evaluations_table.py", config=whole_config),
     message:
-        "All finished evaluations in one table"
+        "List all finished evaluations in one table"
     shell:
         "{params.job[start]} --config {params.job[config]:q} --output {output:q} 2>&1 | tee -i {log}"
 
@@ -166,7 +166,7 @@ rule table_page:
     params:
         job=local_job("report_page.py"),
     message:
-        "The page of {wildcards.table}"
+        "Make the report's page of {wildcards.table}"
     shell:
         "{params.job[start]} --table {input:q} --output {output:q} 2>&1 | tee -i {log}"
 
@@ -188,7 +188,7 @@ rule compute_page:
     params:
         job=local_job("report_page.py"),
     message:
-        "The page of the ledgers"
+        "Make the report's page of the costs"
     shell:
         "{params.job[start]} --csv {input:q} --output {output:q} 2>&1 | tee -i {log}"
 
@@ -210,13 +210,13 @@ rule recipe_page:
     params:
         job=local_job("report_page.py", config=config_of_experiment),
     message:
-        "Where {wildcards.experiment} comes from"
+        "Make the report's page of the recipe of {wildcards.experiment}"
     shell:
         "{params.job[start]} --experiment {wildcards.experiment} --config {params.job[config]:q}"
         " --output {output:q} 2>&1 | tee -i {log}"
 
 
-# A folder that is ready for a model hub. Nobody asks for it but you, and nothing is sent.
+# A folder that is ready for a model hub. It is made only if you ask for it, and nothing is sent.
 rule publish:
     input:
         weights=RUN.encoder.weights,
@@ -234,7 +234,7 @@ rule publish:
         verdict=verdict_so_far,
         job=local_job("publish.py", config=whole_config),
     message:
-        "Make a folder of {wildcards.experiment}, seed {wildcards.seed} for a model hub"
+        "Make a folder of {wildcards.experiment}, seed {wildcards.seed}, for a model hub"
     shell:
         "{params.job[start]} --experiment {wildcards.experiment} --seed {wildcards.seed} --config {params.job[config]:q}"
         " --output {params.job[folder]:q} 2>&1 | tee -i {log}"
@@ -253,7 +253,7 @@ rule landing_page:
         code=commands.code_digest(SCRIPTS, ["landing_page.py", "selfsup/reports"]),
         job=local_job("landing_page.py", config=whole_config, shown=shown_in_report),
     message:
-        "The page that the report opens on"
+        "Make the page that the report opens on"
     shell:
         "{params.job[start]} {params.job[shown]} --config {params.job[config]:q} --output {output:q}"
         " 2>&1 | tee -i {log}"
@@ -267,6 +267,6 @@ rule report:
     params:
         parts=number_of_inputs,
     message:
-        "The parts of the report are there"
+        "All parts of the report are there"
     shell:
         "echo The report has {params.parts} parts > {log}"

@@ -5,7 +5,7 @@ from functools import cache
 from selfsup.job.slurm import holder_at_work
 from snakemake.settings.types import RerunTrigger
 
-# Finished work is known by its own record; an edited rule or script is no reason to do it again.
+# Finished work is recognised by its own record; an edited rule or script is no reason to do it again.
 TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS})
 
 
@@ -21,10 +21,10 @@ def nothing(wildcards):
 
 
 def settled(path, done):
-    """Return an input, in a list, that never runs a finished job again: neither by its age nor by its absence.
+    """Return an input, in a list, that never makes a finished job run again, neither by its age nor by its absence.
 
-    For a job that is not finished it must be a plain one: Snakemake 9.27 does not look behind an ancient file that
-    exists (its issue 4166), and would end before all is made.
+    For an unfinished job it must be a plain input: Snakemake 9.27 does not look behind an ancient file that exists (its
+    issue 4166), and would end before everything is made.
     """
     set_triggers()
     if not done:
@@ -36,27 +36,27 @@ def settled(path, done):
 
 @cache
 def is_named(path, maker):
-    """Whether who started Snakemake has named this output, or its rule, to be made again. Asked once: for the job."""
+    """Whether the user named this output or its rule to be made again. Looked up once for each output."""
     settings = workflow.dag_settings
     forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
     return not forced.isdisjoint({path, maker})
 
 
 def made_together(outputs, inputs=()):
-    """Make all outputs of a job again, as by --force on them, where one of them or of its inputs was deleted: of a file
-    that is asked for and exists, Snakemake looks neither beside nor behind it."""
+    """Make all outputs of a job again, as --force would, if one of them or of its inputs was deleted. If the file that
+    is asked for exists, Snakemake checks neither the job's other outputs nor whether its inputs exist."""
     if any(map(os.path.exists, outputs)) and not all(map(os.path.exists, [*outputs, *inputs])):
         workflow.dag.forcefiles.update(map(str, outputs))
 
 
 def writing():
-    """Whether this is the Snakemake that was started, and to work: not a plan of it, nor a job's own."""
+    """Whether this is the Snakemake that the user started to run jobs: not a dry run, nor one inside a job."""
     return not workflow.remote_exec and not workflow.dryrun
 
 
 @cache
 def refuse_if_busy(folder):
-    """Stop where another job, of a Snakemake that was killed perhaps, is still at work; asked once, before ours begin."""
+    """Stop if another job, perhaps of a Snakemake that was killed, still works there. Checked once, before ours."""
     holder = holder_at_work(folder) if writing() else None
     if holder:
         give_up(f"{folder} is in use by {holder}: wait until it has ended, or end it; then start again")

@@ -1,10 +1,10 @@
-# What was meant by a target that does not exist, before Snakemake says that nothing produces it.
+# Says what a target that does not exist may have meant, before Snakemake says only that nothing produces it.
 
 from selfsup.targets import unknown_target
 
 
 def check_targets(targets):
-    """End with one line on the first target that is no rule, no rule's file, and no file that is there."""
+    """End with one line about the first target that is neither a rule, nor a rule's file, nor an existing file."""
     for target in targets:
         path = os.path.relpath(target) if not os.path.isabs(target) else target
         known = target in {one.name for one in workflow.rules} or os.path.exists(path)

@@ -1,4 +1,4 @@
-# How the commands of jobs are told what they need to know.
+# How the commands of jobs get what they need to know.
 
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
@@ -13,11 +13,11 @@ def told_file(name, content):
     return commands.told_file(name, content, write=not workflow.dryrun)
 
 
-# What a command is told, as the parameter `job`: a mapping that its text takes from, {params.job[start]}.
-# Such a function has `input` among its arguments, so that Snakemake keeps nothing of it: only what is a parameter of its
-# own is a reason to run a job again. words: further ones, each a function of wildcards and input.
+# These functions make a rule's parameter `job`: a mapping with the pieces of its command, such as {params.job[start]}.
+# They have `input` among their arguments, so Snakemake does not track them: only a parameter of its own can be a reason
+# to run a job again. words: further pieces, each a function of wildcards and input.
 def local_job(name, /, **words):
-    """Of jobs that run a script where Snakemake runs."""
+    """For jobs that run a script on the machine where Snakemake runs."""
 
     @ends_on_error
     def job(wildcards, input, output):
@@ -29,7 +29,7 @@ def local_job(name, /, **words):
 
 
 def queued_job(name, /, **words):
-    """Of jobs that run a script, in a Slurm job where there is Slurm."""
+    """For jobs that run a script, as a Slurm job if Slurm is used."""
     local = local_job(name, **words)
 
     def job(wildcards, input, output, resources, threads):
@@ -39,7 +39,7 @@ def queued_job(name, /, **words):
 
 
 def device_job(name, stage, /, **words):
-    """Of jobs that run a script with a process for each device of a stage."""
+    """For jobs that run a script with one process for each device of a stage."""
     queued = queued_job(name, **words)
 
     @ends_on_error
@@ -56,7 +56,7 @@ def device_job(name, stage, /, **words):
 
 
 def sbatch_text(resources, threads):
-    """What a job's message says with -n: what sbatch would be asked for."""
+    """What -n adds to a job's message: the options that sbatch would get."""
     if not (workflow.dryrun and TYPED.executor == "slurm"):
         return ""
     plugin = ExecutorPluginRegistry().get_plugin(TYPED.executor)
