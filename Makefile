@@ -30,13 +30,13 @@ demo: env  ## pretrain, evaluate and print the demo's table: minutes on two core
 	$(BIN)/snakemake --cores all results/demo.csv
 
 .PHONY: explain
-explain: env  ## a recipe with the source of each value, or two compared: make explain RECIPES="cifar10 cifar10_authors"
+explain: env  ## print a recipe with the source of each value, or compare two: make explain RECIPES="cifar10 cifar10_authors"
 	$(BIN)/python workflow/scripts/explain.py $(RECIPES)
 
-plan: env  ## what the experiments of config.yaml will cost, by the speed that was measured
+plan: env  ## estimate what the experiments of config.yaml will cost, from measured speeds
 	$(BIN)/python workflow/scripts/plan.py
 
-status: env  ## where each run stands: segment, epoch, loss, k-NN, images/s, time left, job; make status WATCH=10 repeats it
+status: env  ## show where each run stands: segment, epoch, loss, k-NN, images/s, time left, job; WATCH=10 repeats it every 10 seconds
 	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch $(WATCH))
 
 .PHONY: audit
@@ -44,36 +44,36 @@ audit: env  ## train one segment of a finished run again and compare the bits: m
 	@$(BIN)/python workflow/scripts/audit.py --run $(RUN) $(if $(SEGMENT),--segment $(SEGMENT)) $(if $(DATA),--data $(DATA))
 
 .PHONY: track
-track: env  ## a run in a tracker, each step once: make track RUN=results/digits/seed0 TRACKER=tensorboard
+track: env  ## write a run's figures for a tracker, each step once: make track RUN=results/digits/seed0 TRACKER=tensorboard
 	$(BIN)/python workflow/scripts/track.py --run $(RUN) --tracker $(or $(TRACKER),tensorboard)
 
 .PHONY: compare
-compare: env  ## curves of experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
+compare: env  ## draw the curves of several experiments in one figure: make compare EXPERIMENTS="digits simclr_digits"
 	$(BIN)/python workflow/scripts/make_curves.py --experiment $(EXPERIMENTS) --output results/figures/compare.svg
 
-report: env  ## results/report.html: what is finished, as one page to show to others; results/report/workflow.html: how it was made
+report: env  ## write results/report.html, one page with all that is finished, and results/report/workflow.html, how it was made
 	$(BIN)/python workflow/scripts/config_as_run.py --output results/config.json
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --forcerun landing_page -- report
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
-test: env  ## the tests: unit, workflow, and the demo's accuracy; minutes
+test: env  ## run the tests: unit, workflow, and the demo's accuracy; about twenty minutes on two cores
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10
 
-test-slurm: env  ## the workflow on a real two-node Slurm that is brought up on this machine: root, Debian or Ubuntu
+test-slurm: env  ## test the workflow on a real two-node Slurm that is brought up on this machine; needs root on Debian or Ubuntu
 	$(BIN)/pytest tests/slurm
 
 chaos: env  ## kill and disturb the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: chaos-slurm
-chaos-slurm: env  ## the same on a real two-node Slurm with four ranks, 100 events: root, Debian or Ubuntu; most of an hour
+chaos-slurm: env  ## the same, 100 times, on a real two-node Slurm with four ranks; needs root on Debian or Ubuntu, and most of an hour
 	$(BIN)/python tests/slurm/chaos_slurm.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: ranks
-ranks: env  ## 32 ranks, 8 nodes x 4, on this machine: chain, kill, other numbers of ranks, collectives; 12 GB, ten minutes
+ranks: env  ## train on 32 ranks, 8 nodes x 4, on this machine: chain, kill, other numbers of ranks, collectives; 12 GB, ten minutes
 	$(BIN)/python tests/thirty_two_ranks.py --folder $$(mktemp -d)/ranks $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES))
 
-bench: env .venv/bench  ## measurements with their ratios, as text and JSON: make bench BENCH="training_step --quick" for a part
+bench: env .venv/bench  ## run the benchmarks, with text and JSON: make bench BENCH="training_step --quick" for a part
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
 # --no-deps, here and in the lock: see pyproject.toml.
@@ -82,14 +82,14 @@ bench: env .venv/bench  ## measurements with their ratios, as text and JSON: mak
 	@touch $@
 
 .PHONY: fuzz
-fuzz: env  ## bad input by machine: 11,000 settings, pictures, archives, checkpoints and cards; minutes
+fuzz: env  ## try bad input, made by machine: 11,000 settings, pictures, archives, checkpoints and cards; minutes
 	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py
 
 .PHONY: mutants
-mutants: env  ## small wrong changes of the code, each of which a test has to find; half an hour, goes on where it was stopped
+mutants: env  ## make small wrong changes to the code, each of which a test must find; half an hour, continues where it was stopped
 	$(BIN)/python tests/mutation/run.py
 
-lint: env  ## style of Python and of the workflow
+lint: env  ## check the style of Python and of the workflow, and the direction of imports
 	$(BIN)/ruff check $(PY)
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/snakefmt --check $(SMK)

@@ -1,9 +1,9 @@
-"""Train one segment of a finished run again, from boundary to boundary, and compare it to the bit.
+"""Train one segment of a finished run again, and compare its end with the run's, bit for bit.
 
     python workflow/scripts/audit.py --run results/digits/seed0 --segment 2
 
 Reads the checkpoints at both ends of the segment, history.csv beside them and the packed dataset; writes nothing there.
-Options of the machine that are not given are as when the segment was trained: threads, ranks, precision, switches.
+Options of the machine that are not given (threads, ranks, precision, switches) are those of the segment's own training.
 Writes into --output, by default results/audit/<experiment>/seed<n>/epoch_<N>: audit.json, the verdict, if weights,
 buffers, momenta and rows of history are the same; otherwise differs.json, with what differs and from which step on.
 

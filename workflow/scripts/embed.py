@@ -159,7 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--pictures", type=existing_path, help="a folder of pictures, also in folders below it")
     source.add_argument("--data", type=existing_path, help="folder of a prepared dataset")
     parser.add_argument("--limit", type=int, help="at most this many pictures; default all")
-    parser.add_argument("--extension", action="append", default=[], help="a file that the encoder's recipe needs")
+    parser.add_argument("--extension", action="append", default=[], help="Python file that the recipe needs")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Judge the health figures of a segment's end: by its method's floors, below which it has collapsed, and by bands.
+"""Judge the health figures at a segment's end by recorded bands and by the method's floors: below one, it has collapsed.
 
     python workflow/scripts/health_gate.py --recipe digits --card results/digits/seed0/pretrain/epoch_0010.json \\
         --output results/digits/seed0/pretrain/health_0010.json
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--card", required=True, type=existing_path, help="the boundary's JSON file")
     parser.add_argument("--bands", type=existing_path, help="bands to use, whatever recipe they were recorded for")
     parser.add_argument("--experiment", default="<name>", help="its name in config.yaml, for the message")
-    parser.add_argument("--continue-after-collapse", action="store_true", help="report and go on")
+    parser.add_argument("--continue-after-collapse", action="store_true", help="report a collapse, and go on")
     parser.add_argument("--output", required=True, type=Path, help="the verdict")
     arguments = parser.parse_args()
     card = read_card(arguments.card)

@@ -1,4 +1,4 @@
-"""Write the report's first page: tables, curves, what was run and what it took, in one file without a network.
+"""Write the report's first page: tables, curves, what was run and what it took, in one file that needs no network.
 
     python workflow/scripts/landing_page.py --table demo --experiment digits --output results/report.html
 

@@ -1,4 +1,4 @@
-"""Draw the curves of an experiment's runs, finished or still going on; of several experiments, in one figure.
+"""Draw the curves of an experiment's runs, finished or still going on, or of several experiments in one figure.
 
     python workflow/scripts/make_curves.py --experiment digits --output results/figures/digits.svg
     python workflow/scripts/make_curves.py --experiment digits simclr_digits --output results/figures/both.svg

@@ -4,8 +4,8 @@
 
 The experiments are those of config.yaml and those that were run with --configfile. Reads them, the ledgers and probes
 under --results, and the packed datasets' numbers of images. Speed is what was measured there, on as many devices as the
-experiment asks for; if nothing was measured, it says how to. Memory and disk are computed from the recipe, before
-anything has run, for torchvision's ResNets; for other networks they are not known. Needs no torch.
+experiment asks for; if nothing was measured, it says how to measure it. Memory and disk are computed from the recipe,
+before anything has run, for torchvision's ResNets; for other networks they are not known. Needs no torch.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from selfsup.settings.typed import Settings, since
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
     "channels_last": (True, "keep the channels of each pixel together in memory, which fast convolutions prefer"),
-    "compile": (False, "compile networks with torch.compile: minutes at each start, fewer and larger kernels"),
+    "compile": (False, "compile each network: fewer and larger kernels, half a minute or more at each start"),
     "deterministic": (False, "GPU: only algorithms that repeat to the bit, none chosen by timing them"),
     "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
@@ -115,7 +115,7 @@ class Compute(Settings):
     channels_last: bool = SWITCHES["channels_last"][0]
     """keep the channels of each pixel together in memory, which fast convolutions prefer"""
     compile: bool = SWITCHES["compile"][0]
-    """compile networks with torch.compile: minutes at each start, fewer and larger kernels"""
+    """compile each network: fewer and larger kernels, half a minute or more at each start"""
     deterministic: bool = SWITCHES["deterministic"][0]
     """GPU: only algorithms that repeat to the bit, none chosen by timing them"""
     one_graph: bool = SWITCHES["one_graph"][0]
