@@ -40,6 +40,7 @@ OPTIONS_ONLY = {
     "embed.py": "an encoder",
     "roofline.py": "minutes",
     "scale.py": "minutes",
+    "augmentation.py": "minutes",
     "launches.py": "minutes",
     "training_step.py": "minutes",
     "precision_agreement.py": "minutes",

@@ -1,4 +1,4 @@
-"""Judge the health figures at a segment's end by recorded bands and by the method's floors: below one, it has collapsed.
+"""Judge the health figures at a segment's end by recorded bands, and by the method's floors for a collapse.
 
     python workflow/scripts/health_gate.py --recipe digits --card results/digits/seed0/pretrain/epoch_0010.json \\
         --output results/digits/seed0/pretrain/health_0010.json
