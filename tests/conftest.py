@@ -29,6 +29,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One process more than there are cores: a third of the time, tests wait for processes, signals and locks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
 def pytest_collection_modifyitems(config, items):
     """Give out the long tests first, where several processes share them, so that all have work to the end."""
     if hasattr(config, "workerinput"):
