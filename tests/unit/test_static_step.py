@@ -13,11 +13,11 @@ from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from many_ranks import on_ranks
-from runs import on_cpu
+from runs import equal_states, on_cpu, state_of, train
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError, UserError
-from selfsup.methods import Output
+from selfsup.methods import Output, Step
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
@@ -192,9 +192,69 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     assert 400 < found["forward"]["all"] + found["backward"]["all"] <= 434
 
 
-def test_a_loss_that_is_no_graph_is_refused_in_one_line(run, graphs):
-    training = Pretraining(run(EQUIMOD, "equimod_digits", one_graph=True))
-    with pytest.raises(PermanentError, match=r"^compute.one_graph is true, but the loss of EquiMod [^\n]*$"):
+EQUIMOD_SIMCLR = {
+    **{key: value for key, value in TINY.items() if key != "byol"},
+    "augment": {"size": 8, "plain": {"resize": 8, "crop": 8, "interpolation": "bilinear"}},
+    "equimod": {"parameters": "measured"},
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("equimod_digits", EQUIMOD),
+        ("equimod_digits", {**EQUIMOD, "micro_batches": 2}),
+        ("equimod_simclr_cifar10", EQUIMOD_SIMCLR),
+    ],
+)
+def test_equimod_is_one_graph_with_what_was_drawn_in_the_one_copy(run, graphs, recipe, overrides):
+    """Over BYOL and over SimCLR, float64 after the views: three steps' losses to 1e-6 of eager's."""
+    losses = []
+    for one_graph in (True, False):
+        training = Pretraining(run(overrides, recipe, one_graph=one_graph, static_views=True))
+        training.method.networks.to(torch.float64)
+        views_of = training.make_views.views_of
+        training.make_views.views_of = lambda *inputs, make=views_of: tuple(one.double() for one in make(*inputs))
+        losses.append([float(training.train_step(training.batches[step])) for step in range(3)])
+    assert graphs.frame_count == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_equimod_as_one_graph_continues_to_the_bit(tiny_store, tmp_path, graphs):
+    """Segments of 1 and 3 epochs, the second from a checkpoint, beside one of 4."""
+    states = []
+    for ends in ((4,), (1, 4)):
+        recipe = load_recipe("equimod_digits", EQUIMOD)
+        one = Run(recipe, 0, 1, tiny_store, tmp_path / str(len(ends)), on_cpu(one_graph=True), 60)
+        one.folder.mkdir()
+        assert train(one, *ends)
+        states.append(state_of(one))
+    assert equal_states(*states)
+
+
+def test_what_a_loss_is_told_is_what_the_host_says(run, graphs):
+    """float32, to the bit: rows of views and images, and of a micro-batch's own images."""
+    training = Pretraining(run({**EQUIMOD, "micro_batches": 2}, "equimod_digits", one_graph=True))
+    batch, method = training.batches[0], training.method
+    weight = next(method.encoder().parameters())
+    method.loss = lambda piece, step: Output(weight.sum(), {"told": piece.told.clone()})
+    seen = [output().scalars["told"] for output in training._one_graph.losses(batch, Step(0), 2)]
+    assert torch.cat(seen, dim=1).equal(torch.from_numpy(method.told(batch.draws)))
+
+
+def test_a_loss_that_reads_what_stays_on_the_host_is_refused_in_one_line(run, graphs):
+    training = Pretraining(run(one_graph=True))
+    training.method.loss = lambda batch, step: Output(torch.from_numpy(batch.parameters.views[0].sigma).sum())
+    refused = r"^compute.one_graph is true, but the loss of BYOL [^\n]* give the method a `told`$"
+    with pytest.raises(PermanentError, match=refused):
+        training.train_step(training.batches[0])
+
+
+@pytest.mark.parametrize("told", [np.zeros((2, 8, 3)), np.zeros((2, 7, 3), np.float32), np.zeros((2, 8), np.float32)])
+def test_what_a_method_tells_its_loss_in_another_shape_is_refused_in_one_line(run, graphs, told):
+    training = Pretraining(run(one_graph=True))
+    training.method.told = lambda draws: told
+    with pytest.raises(PermanentError, match=r"^the method's `told` returns [^\n]* wanted float32 \[2, 8, P\][^\n]*$"):
         training.train_step(training.batches[0])
 
 

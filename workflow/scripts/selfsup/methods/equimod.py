@@ -5,11 +5,12 @@ the backbone together. A projector of the module's own maps their features to a 
 was done to a view, finds the view's place from that of the picture itself. All of it learns, the backbone too.
 """
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selfsup.augment.transfer import sent
+from selfsup.augment import Draws
 from selfsup.engine.distributed import Ranks
 from selfsup.measures import equivariance
 from selfsup.methods.equimod_constants import parameter_count
@@ -76,15 +77,17 @@ class EquiMod(WrappingMethod):
         invariance = self.wrapped.loss_of(features[count:], pictures[count:])
         places = self.module["projector"](features)
         start, seen = places[:count].repeat(len(batch.views), 1), places[count:]
-        codes = self.module["parameter_encoder"](self._parameters(batch))
+        told = self.told_of(batch).flatten(0, 1)  # rows as the views': view after view
+        codes = self.module["parameter_encoder"](told.to(self.module["parameter_encoder"][0].weight.dtype))
         predicted = self.module["predictor"](torch.cat([start, codes], dim=1))
         beside = self._equivariance(seen, predicted)
-        told = {"invariance_loss": invariance.loss, "equivariance_loss": beside, **equivariance(seen, predicted, start)}
-        return Output(invariance.loss + self.settings.weight * beside, {**invariance.scalars, **told})
+        parts = {"invariance_loss": invariance.loss, "equivariance_loss": beside}
+        scalars = {**invariance.scalars, **parts, **equivariance(seen, predicted, start)}
+        return Output(invariance.loss + self.settings.weight * beside, scalars)
 
-    def _parameters(self, batch: Batch) -> torch.Tensor:
-        weight = self.module["parameter_encoder"][0].weight
-        return sent(self.normalisation.all_views(batch.parameters), weight.device).to(weight.dtype)
+    def told(self, draws: Draws) -> np.ndarray:
+        """Return the normalised parameter vectors, float32 [views, N, P]."""
+        return self.normalisation.all_views(draws).reshape(len(draws.views), len(draws.sizes), -1)
 
     def _equivariance(self, seen: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         temperature, ranks = self.settings.temperature, self.context.ranks

@@ -58,7 +58,8 @@ class Batch:
     views: float32 [n, 3, size, size] for each entry of the recipe's `augment.views`, on the device, normalised; sizes
     may differ. parameters: what was drawn for them. indices: int64 [n], the images' places in the dataset, on the host.
     plain: the unaugmented pictures, float32 [n, 3, crop, crop], on the device, normalised; None without
-    `augment.plain`.
+    `augment.plain`. told: what `Method.told` makes of the parameters, on the device, where it came there with what the
+    views are made from; `Method.told_of` asks for it.
     """
 
     views: tuple[torch.Tensor, ...]
@@ -66,6 +67,7 @@ class Batch:
     indices: np.ndarray
     host_labels: torch.Tensor | None = None
     plain: torch.Tensor | None = None
+    told: torch.Tensor | None = None
 
     @classmethod
     def of(cls, views: Views, indices: np.ndarray, labels: torch.Tensor | None = None) -> "Batch":
@@ -156,6 +158,20 @@ class Method:
         """Return this rank's loss and scalars to log. Called for each micro-batch, under autocast."""
         pictures = torch.cat(batch.views)  # one forward over all views
         return self.loss_of(self.encoder()(pictures), pictures)
+
+    def told(self, draws: Draws) -> np.ndarray | None:
+        """Return what `loss` has to know of what was drawn for the views, float32 [views, n, P]; None: nothing.
+
+        Computed on the host from `draws` alone. `loss` gets it by `told_of`: with `compute.one_graph`, where the
+        parameters stay on the host, it comes to the device in one copy with what the views are made from.
+        """
+        return None
+
+    def told_of(self, batch: Batch) -> torch.Tensor:
+        """Return what `told` says of a batch's parameters, on the device."""
+        if batch.told is not None:
+            return batch.told
+        return sent(self.told(batch.parameters), batch.views[0].device)
 
     def loss_of(self, features: torch.Tensor, pictures: torch.Tensor) -> Output:
         """Return `loss` from what the encoder makes of all views: for methods that ask no more, and can be wrapped.

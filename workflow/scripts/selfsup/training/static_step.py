@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from selfsup.augment import Views, plain_crops
-from selfsup.augment.static_views import MOST_PICTURES, StaticViews, packed
+from selfsup.augment.static_views import COLUMNS, MOST_PICTURES, StaticViews, packed
 from selfsup.augment.transfer import sent
 from selfsup.augment.views import PIXELS_AT_ONCE, finished_plain, parts_of, side_by_side
 from selfsup.data.loader import LoadedBatch, Pictures, ViewMaker
@@ -28,8 +28,9 @@ WRITTEN_OVER = "output of CUDAGraphs that has been overwritten"  # in torch's me
 class Inputs(NamedTuple):
     """What views are made from, on the device.
 
-    pictures: uint8 [images, 3, H, W], or for each view its crops, [N, 3, size, size]. parameters: as
-    `static_views.packed` returns them. plain: the unaugmented pictures, finished, if the recipe wants them.
+    pictures: uint8 [images, 3, H, W], or for each view its crops, [N, 3, size, size]. parameters: the columns that
+    `static_views.packed` returns, and behind them what the method's loss is told. plain: the unaugmented pictures,
+    finished, if the recipe wants them.
     """
 
     pictures: Pictures
@@ -67,8 +68,8 @@ class StaticViewMaker(ViewMaker):
         views = self._views.of_images(pictures, parameters) if whole else self._views.of_crops(pictures, parameters)
         return tuple(view.contiguous(memory_format=self._memory_format) for view in views)
 
-    def inputs(self, batch: LoadedBatch) -> Inputs:
-        """Bring to the device what the views of a batch are made from."""
+    def inputs(self, batch: LoadedBatch, told: np.ndarray | None = None) -> Inputs:
+        """Bring to the device what the views of a batch are made from. told: `Method.told` of it, in the same copy."""
         pictures, places = batch.pictures, np.arange(len(batch.indices))
         if pictures is None and len(self._images) <= MOST_PICTURES:
             pictures, places = self._images, batch.indices
@@ -78,8 +79,10 @@ class StaticViewMaker(ViewMaker):
             pictures = pictures.to(self._device, non_blocking=True)
         else:
             pictures = tuple(crops.to(self._device, non_blocking=True) for crops in pictures)
-        plain = self._plain(batch, pictures, places)
-        return Inputs(pictures, self._send(packed(batch.draws, places)), plain)
+        plain, numbers = self._plain(batch, pictures, places), packed(batch.draws, places)
+        if told is not None:
+            numbers = np.concatenate([numbers, _checked(told, numbers.shape[:2])], axis=2)
+        return Inputs(pictures, self._send(numbers), plain)
 
     def _plain(self, batch: LoadedBatch, pictures: Pictures, places: np.ndarray) -> torch.Tensor | None:
         augment, plain = self._recipe.augment, batch.plain
@@ -105,10 +108,20 @@ class StaticViewMaker(ViewMaker):
         return Views(tuple(map(torch.cat, views)), batch.draws, inputs.plain)
 
 
+def _checked(told: np.ndarray, rows: tuple[int, int]) -> np.ndarray:
+    """Return what a method's loss is told, if it is of the type and shape that `Method.told` promises."""
+    if told.dtype == np.float32 and told.shape[:-1] == rows:
+        return told
+    raise PermanentError(
+        f"the method's `told` returns {told.dtype} {list(told.shape)}, wanted float32 [{rows[0]}, {rows[1]}, P]: a row "
+        "for each view of each image"
+    )
+
+
 class OneGraph:
     """Views and loss of a method, compiled as one function, its backward pass too.
 
-    A method's `loss` is given no `parameters`, `indices` or `places`, which stay on the host.
+    A method's `loss` is given no `parameters`, `indices` or `places`, which stay on the host; `told` it is.
     """
 
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
@@ -141,7 +154,7 @@ class OneGraph:
 
     def losses(self, batch: LoadedBatch, step: Step, parts: int) -> Iterator[Callable[[], Output]]:
         """Yield for each micro-batch a function that returns its loss."""
-        inputs, labels = self._make_views.inputs(batch), batch.labels
+        inputs, labels = self._make_views.inputs(batch, self._method.told(batch.draws)), batch.labels
         labels = None if labels is None else labels.to(self._compute.device, non_blocking=True)
         rows = len(batch.indices) // parts
         torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph has returned may be overwritten
@@ -160,7 +173,7 @@ class OneGraph:
             name = type(self._method).__name__
             raise PermanentError(
                 f"compute.one_graph is true, but the loss of {name} cannot be compiled as one graph ({reason}): set it "
-                "to false"
+                "to false, or, if the loss reads `batch.parameters`, give the method a `told`"
             ) from error
         return Output(loss, scalars)
 
@@ -174,6 +187,7 @@ class OneGraph:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
             views = self._make_views.views_of(pictures, parameters)
+        told = parameters[..., COLUMNS:] if parameters.shape[2] > COLUMNS else None
         with autocast(self._compute.device, self._compute.precision), counted_together():
-            output = self._method.loss(Batch(views, None, None, labels, plain), step)
+            output = self._method.loss(Batch(views, None, None, labels, plain, told), step)
         return output.loss, dict(output.scalars)
