@@ -152,7 +152,8 @@ WAYS = {
     "static views": {"static_views": True},
     "compiled": {"compile": True},
     "fp16": {},
-    "one graph, combined kernels": {"one_graph": True},
+    "one graph, combined kernels": {"one_graph": True, "combined_kernels": True},
+    "one graph, combined but for sums": {"one_graph": True, "combined_kernels": True},
 }
 
 
@@ -186,7 +187,7 @@ def _tell_steps(
         compute = replace(as_shipped(options.device, "fp16" if way == "fp16" else "auto"), **WAYS[way])
         peaks = peaks or (None if options.quick else measured_peaks(options.device, compute.precision))
         try:
-            with inductor.patch(combo_kernels="combined" in way):  # one launch for kernels that can run side by side
+            with inductor.patch(combo_kernels_pointwise_only="but for sums" in way):
                 figures = _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn)
         except Exception as error:  # of whatever kind: the others' figures are not lost for it
             report.say(f"{way}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")

@@ -1,11 +1,11 @@
 """How many kernels Inductor would launch on a GPU for views, loss and backward pass of one step. Needs no GPU.
 
-    python benchmarks/launches.py [--combined] [--code FOLDER]
+    python benchmarks/launches.py [--code FOLDER]
 
 The step is compiled as `compute.one_graph` compiles it, as far as its two graphs of operators, on the processor. Then
 their tensors are said to lie on an H100, and Inductor writes its code for that: Triton kernels, and calls of cuDNN and
-cuBLAS. Nothing runs. --combined: with Inductor's `combo_kernels`, which puts kernels that do not depend on each other
-into one. --code: keep what was written there. Prints JSON.
+cuBLAS. Nothing runs: as it is, with `compute.combined_kernels`, and with that for all kernels but those that sum.
+--code: keep what was written there. Prints JSON.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pictures import small_store
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.device_interface import CudaInterface
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor import config as inductor
 from torch._inductor.compile_fx import _recursive_post_grad_passes, fake_tensor_prop, view_to_reshape
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
@@ -58,6 +59,12 @@ H100 = SimpleNamespace(
     shared_memory_per_multiprocessor=233472,
     gcnArchName="",
 )
+COMBINED = Compute(Ranks(), torch.device("cpu"), "bf16", 1, 0, combined_kernels=True).inductor_options
+WAYS = {
+    "alone": {},
+    "combined": COMBINED,
+    "combined but for sums": COMBINED | {"combo_kernels_pointwise_only": True},
+}
 LAUNCH = re.compile(r"(triton_\w+)\.run\(|extern_kernels\.(\w+)\(|torch\.ops\.([\w.]+)\(")
 
 
@@ -71,9 +78,7 @@ def capture(training: Pretraining, views_alone: bool) -> dict[str, GraphModule]:
 
     def keep(name: str, last: bool) -> Callable:
         def compiler(graph: GraphModule, _: object) -> Callable:
-            graphs[name] = copy.deepcopy(graph)
-            for old, new in zip(graph.graph.nodes, graphs[name].graph.nodes, strict=True):
-                new.meta = dict(old.meta)
+            graphs[name] = _copied(graph)
             if last:
                 raise _CapturedError
             return graph.forward
@@ -101,6 +106,13 @@ def capture(training: Pretraining, views_alone: bool) -> dict[str, GraphModule]:
         if not isinstance(error.inner_exception, _CapturedError):
             raise
     return graphs
+
+
+def _copied(graph: GraphModule) -> GraphModule:
+    made = copy.deepcopy(graph)
+    for old, new in zip(graph.graph.nodes, made.graph.nodes, strict=True):
+        new.meta = dict(old.meta)
+    return made
 
 
 def pretend_a_gpu() -> None:
@@ -159,12 +171,10 @@ def launches(code: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--combined", action="store_true")
     parser.add_argument("--code", type=Path)
     options = parser.parse_args()
     torch._functorch.config.force_non_lazy_backward_lowering = True
     torch._inductor.config.compile_threads = 1
-    torch._inductor.config.combo_kernels = options.combined
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe("cifar10")
         store = small_store(Path(folder) / "store", recipe["global_batch"])
@@ -172,14 +182,20 @@ def main() -> None:
         training = Pretraining(Run(recipe, 0, 1, store, Path(folder) / "run", compute, 60))
         graphs = {"views": capture(training, views_alone=True)["forward"], **capture(training, views_alone=False)}
     pretend_a_gpu()
+    print(json.dumps({way: counted(graphs, way, options.code) for way in WAYS}))
+
+
+def counted(graphs: dict[str, GraphModule], way: str, folder: Path | None) -> dict[str, dict]:
+    """Return the launches of each graph's code. folder: where the code is kept."""
     figures = {}
     for name, graph in graphs.items():
-        code = code_for_a_gpu(graph)
-        if options.code:
-            (options.code / f"{name}.py").write_text(code)
+        with inductor.patch(WAYS[way]):
+            code = code_for_a_gpu(_copied(graph))
+        if folder:
+            (folder / f"{name}, {way}.py").write_text(code)
         found = launches(code)
         figures[name] = {"triton": sum(one.startswith("triton_") for one in found), "all": len(found)}
-    print(json.dumps(figures))
+    return figures
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
         ("experiments.digits.compute.pretrain.compile", "yes", ["compile is 'yes'"]),
         ("experiments.digits.compute.evaluate.recompute", True, ["compute.evaluate.recompute", "compute.pretrain"]),
         ("experiments.digits.compute.evaluate.one_graph", True, ["compute.evaluate.one_graph", "compute.pretrain"]),
+        (
+            "experiments.digits.compute.evaluate.combined_kernels",
+            True,
+            ["evaluate.combined_kernels", "compute.pretrain"],
+        ),
+        (
+            "experiments.digits.compute.pretrain.combined_kernels",
+            True,
+            ["pretrain.combined_kernels is true", "set one_graph or compile"],
+        ),
         ("experiments.cifar10.compute.pretrain.one_graph", True, ["one_graph is for one device, and there are 2"]),
         (
             "experiments.digits.compute.pretrain",

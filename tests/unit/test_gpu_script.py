@@ -9,6 +9,11 @@ import tarfile
 import pytest
 from safetensors.torch import load
 
+WAYS = (
+    "import json, sys; from dataclasses import replace; import torch; import gpu_check; from our_byol import as_shipped;"
+    "ways = {way: replace(as_shipped(torch.device('cpu')), **own) for way, own in gpu_check.WAYS.items()};"
+    "print(json.dumps({way: sorted(one.numerics().items()) for way, one in ways.items()}))"
+)
 PART_BYTES = 16 * 2**20
 
 
@@ -22,6 +27,16 @@ def gpu_script(repository, tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     return call
+
+
+def test_the_ways_of_computing_a_step_are_switches_that_a_run_can_have(repository):
+    """Those of one name but for what is said behind it differ in Inductor's own settings, or in the precision."""
+    done = subprocess.run([sys.executable, "-c", WAYS], capture_output=True, text=True, cwd=repository / "benchmarks")
+    assert done.returncode == 0, done.stderr
+    on = {way: {key for key, value in items if value is True} for way, items in json.loads(done.stdout).items()}
+    eager = on.pop("eager")
+    assert on.pop("one graph, combined kernels") == eager | {"one_graph", "combined_kernels"}
+    assert on["one graph"] == eager | {"one_graph"} and on["fp16"] == eager
 
 
 def brought_back(folder) -> dict[str, int]:

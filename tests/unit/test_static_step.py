@@ -188,8 +188,28 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert 20 < found["views"]["all"] <= 28
-    assert 400 < found["forward"]["all"] + found["backward"]["all"] <= 434
+    counts = {way: (one["views"]["all"], one["forward"]["all"] + one["backward"]["all"]) for way, one in found.items()}
+    views, everything = counts["alone"]
+    assert 20 < views <= 28 and 400 < everything <= 434
+    views, everything = counts["combined"]
+    assert 15 < views <= 25 and 200 < everything <= 330
+    views, everything = counts["combined but for sums"]
+    assert 15 < views <= 25 and 300 < everything <= 371
+
+
+def test_combined_kernels_are_asked_of_the_compiler(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: asked.append(settings["options"]) or function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **settings: asked.append(settings["options"]))
+    for switches in ({"one_graph": True}, {"compile": True}):
+        for combined, wanted in ((False, None), (True, {"combo_kernels": True})):
+            Pretraining(run(**switches, combined_kernels=combined))
+            assert asked and all(options == wanted for options in asked)
+            asked.clear()
+    with pytest.raises(
+        UserError, match="combined_kernels is true, which compiled steps alone can be: set one_graph or"
+    ):
+        Pretraining(run(combined_kernels=True))
 
 
 EQUIMOD_SIMCLR = {

@@ -458,7 +458,7 @@ def with_network(published: Published, overrides: Mapping[str, Any]) -> dict[str
 
 
 def _compute_problems(experiment: Experiment) -> Iterator[str]:
-    for key in ("compile", "one_graph", "recompute", "static_views"):
+    for key in ("combined_kernels", "compile", "one_graph", "recompute", "static_views"):
         if experiment.compute.evaluate.get(key):
             yield (
                 f"compute.evaluate.{key} is true, but only a pretraining can do that, not a frozen encoder: set it in "
@@ -467,6 +467,11 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
     pretrain = experiment.compute.pretrain
     if pretrain.one_graph and pretrain.recompute:
         yield "compute.pretrain has one_graph and recompute, which cannot be combined: set one of them to false"
+    if pretrain.combined_kernels and not (pretrain.one_graph or pretrain.compile):
+        yield (
+            "compute.pretrain.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
+            "one_graph or compile to true, too, or it to false"
+        )
     if pretrain.one_graph and tasks(pretrain) > 1:
         yield f"compute.pretrain.one_graph is for one device, and there are {tasks(pretrain)}: set it to false"
     for name in experiment.compute.trackers:

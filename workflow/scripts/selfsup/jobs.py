@@ -16,6 +16,10 @@ from selfsup.settings.typed import Settings, since
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
     "channels_last": (True, "keep the channels of each pixel together in memory, which fast convolutions prefer"),
+    "combined_kernels": (
+        False,
+        "with one_graph or compile on a GPU: put kernels that do not wait for each other into one launch",
+    ),
     "compile": (False, "compile each network: fewer and larger kernels, half a minute or more at each start"),
     "deterministic": (False, "GPU: only algorithms that repeat to the bit, none chosen by timing them"),
     "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
@@ -114,6 +118,8 @@ class Compute(Settings):
     """a job whose ranks make no progress for this long prints their stacks, ends and is retried"""
     channels_last: bool = SWITCHES["channels_last"][0]
     """keep the channels of each pixel together in memory, which fast convolutions prefer"""
+    combined_kernels: bool = SWITCHES["combined_kernels"][0]
+    """with one_graph or compile on a GPU: put kernels that do not wait for each other into one launch"""
     compile: bool = SWITCHES["compile"][0]
     """compile each network: fewer and larger kernels, half a minute or more at each start"""
     deterministic: bool = SWITCHES["deterministic"][0]

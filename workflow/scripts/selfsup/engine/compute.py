@@ -28,6 +28,7 @@ class Compute:
     threads: int
     workers: int
     channels_last: bool = True
+    combined_kernels: bool = False
     compile: bool = False
     deterministic: bool = False
     one_graph: bool = False
@@ -40,10 +41,14 @@ class Compute:
         """The memory format of pictures and of convolutions' weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def inductor_options(self) -> dict[str, bool]:
+        """The settings of torch's compiler that differ from its own."""
+        return {"combo_kernels": True} if self.combined_kernels else {}
+
     def numerics(self) -> dict[str, str | int]:
         """Return the conditions for results that agree to the bit. `recompute` is not among them: it changes no bit."""
-        names = ("channels_last", "compile", "deterministic", "one_graph", "static_views", "tf32")
-        switches = {name: getattr(self, name) for name in names}
+        switches = {name: getattr(self, name) for name in SWITCHES if name != "recompute"}
         return provenance.numerics(self.device, self.precision, self.threads, self.ranks.size) | switches
 
     def ledger_columns(self) -> dict[str, str | int]:

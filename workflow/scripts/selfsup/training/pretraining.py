@@ -95,6 +95,10 @@ class Pretraining:
         if compute.one_graph and (compute.recompute or self.ranks.size > 1):
             other = "recompute, too" if compute.recompute else f"{self.ranks.size} ranks"
             raise UserError(f"compute.one_graph is true, and cannot go with {other}: set it to false")
+        if compute.combined_kernels and not (compute.one_graph or compute.compile):
+            raise UserError(
+                "combined_kernels is true, which compiled steps alone can be: set one_graph or compile, too"
+            )
         if compute.recompute:
             recompute_activations(networks, self.run.recipe["augment"]["size"])
         if compute.one_graph:
@@ -104,7 +108,7 @@ class Pretraining:
             # variants beyond the limit, 8 by default, would not be compiled. torch 2.6 knows the limit by this name.
             torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS
             for network in _single_networks(networks):
-                network.compile(dynamic=False)
+                network.compile(dynamic=False, options=compute.inductor_options or None)
 
     @property
     def skipped(self) -> int:

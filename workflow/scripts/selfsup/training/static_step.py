@@ -126,8 +126,11 @@ class OneGraph:
 
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
         self._method, self._make_views, self._compute = method, make_views, compute
-        options = {"options": {"triton.cudagraphs": True}} if self._replays(method, compute) else {}
-        self._compiled = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=BACKEND, **options)
+        options = compute.inductor_options
+        if self._replays(method, compute):
+            options["triton.cudagraphs"] = True
+        settings = {"fullgraph": True, "dynamic": False, "backend": BACKEND, "options": options or None}
+        self._compiled = torch.compile(self._loss, **settings)
 
     @staticmethod
     def _replays(method: Method, compute: Compute) -> bool:
