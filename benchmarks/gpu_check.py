@@ -153,6 +153,7 @@ WAYS = {
     "compiled": {"compile": True},
     "fp16": {},
     "one graph, combined kernels": {"one_graph": True, "combined_kernels": True},
+    "one graph, combined kernels, update too": {"one_graph": True, "combined_kernels": True, "compiled_update": True},
     "one graph, combined but for sums": {"one_graph": True, "combined_kernels": True},
 }
 

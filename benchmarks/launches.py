@@ -1,10 +1,12 @@
-"""How many kernels Inductor would launch on a GPU for views, loss and backward pass of one step. Needs no GPU.
+"""How many kernels a GPU would launch for one step as one graph. Needs no GPU.
 
     python benchmarks/launches.py [--code FOLDER]
 
 The step is compiled as `compute.one_graph` compiles it, as far as its two graphs of operators, on the processor. Then
 their tensors are said to lie on an H100, and Inductor writes its code for that: Triton kernels, and calls of cuDNN and
-cuBLAS. Nothing runs: as it is, with `compute.combined_kernels`, and with that for all kernels but those that sum.
+cuBLAS. That is counted as it is, with `compute.combined_kernels`, and with that for all kernels but those that sum. The
+update of LARS is counted as `compute.compiled_update` compiles it, and beside it what a step launches outside of its
+graphs, eager operators one by one, with the update among them and without.
 --code: keep what was written there. Prints JSON.
 """
 
@@ -14,6 +16,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +24,7 @@ import measuring  # noqa: F401  puts selfsup on the path
 import torch
 import triton
 from pictures import small_store
+from roofline import CREATES
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.device_interface import CudaInterface
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -32,9 +36,11 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
+from selfsup.methods import Output
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
@@ -65,6 +71,10 @@ WAYS = {
     "combined": COMBINED,
     "combined but for sums": COMBINED | {"combo_kernels_pointwise_only": True},
 }
+# Of torch's operators on lists (MultiTensorApply.cuh): a launch takes so many tensors, by the number of lists, and so
+# many pieces of so many numbers.
+MOST_TENSORS, MOST_PIECES, PIECE = (110, 64, 48, 36, 30), 320, 65536
+LAUNCHES_NOTHING = (*CREATES, "detach", "lift_fresh", "_record_function_enter_new", "_record_function_exit")
 LAUNCH = re.compile(r"(triton_\w+)\.run\(|extern_kernels\.(\w+)\(|torch\.ops\.([\w.]+)\(")
 
 
@@ -72,8 +82,8 @@ class _CapturedError(Exception):
     """Ends the step once its graphs are known."""
 
 
-def capture(training: Pretraining, views_alone: bool) -> dict[str, GraphModule]:
-    """Return the graphs that a step's views, or its views, loss and backward pass, are compiled to."""
+def capture(training: Pretraining, part: str) -> dict[str, GraphModule]:
+    """Return the graphs that a part of a step is compiled to: views, update, or views, loss and backward pass."""
     graphs: dict[str, GraphModule] = {}
 
     def keep(name: str, last: bool) -> Callable:
@@ -86,26 +96,91 @@ def capture(training: Pretraining, views_alone: bool) -> dict[str, GraphModule]:
         return compiler
 
     backend = aot_autograd(
-        fw_compiler=keep("forward", last=views_alone),
+        fw_compiler=keep("forward", last=part != "whole"),
         bw_compiler=keep("backward", last=True),
         inference_compiler=keep("forward", last=True),
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table(),
     )
-    batch = training.batches[0]
-    inputs = training.make_views.inputs(batch)
+    inputs, compute = training.make_views.inputs(training.batches[0]), training.run.compute
     torch._dynamo.reset()
+    static_step.BACKEND = backend
     try:
-        if views_alone:
-            torch.compile(training.make_views.views_of, backend=backend, fullgraph=True)(*inputs[:2])
+        if part == "views":
+            static_step.compiled(training.make_views.views_of, compute)(*inputs[:2])
+        elif part == "update":
+            training.optimizer.compile_update(partial(static_step.compiled, compute=compute))
+            training.optimizer.rates = torch.ones(len(training.optimizer.param_groups)).unbind()
+            for one in training.treatments:
+                one.parameter.grad = torch.zeros_like(one.parameter)
+            training.optimizer.step()
         else:
-            static_step.BACKEND = backend
-            one = static_step.OneGraph(training.method, training.make_views, training.run.compute)
-            one._compiled(*inputs, None, training._step_for_method())
+            one = static_step.OneGraph(training.method, training.make_views, compute)
+            one._compiled(*inputs[:3], None, training._step_for_method())
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if not isinstance(error.inner_exception, _CapturedError):
             raise
     return graphs
+
+
+class _Given(torch.autograd.Function):
+    """A loss of 0 whose backward pass gives gradients without a launch, as a compiled graph's does by itself."""
+
+    @staticmethod
+    def forward(ctx, loss: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.weights = weights
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> tuple:
+        return None, *(torch.empty_like(one) for one in ctx.weights)
+
+
+class _Launched(TorchDispatchMode):
+    """Notes the kernels that eager operators would launch on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        name = operation.overloadpacket.__name__
+        if not operation.is_view and name not in LAUNCHES_NOTHING:
+            self.names += [name] * (_of_lists(name, args, made) if name.startswith("_foreach") else 1)
+        return made
+
+
+def _of_lists(name: str, args: tuple, made: object) -> int:
+    """Return the launches of an operator on lists: few, or one for each tensor where the lists' shapes differ."""
+    lists = [one for one in (*args, made) if isinstance(one, list | tuple) and isinstance(one[0], torch.Tensor)]
+    if name == "_foreach_norm":
+        return _of_lists("", args, None) + 1  # and one that sums the pieces
+    if any(one.shape != other.shape for one, other in zip(lists[0], lists[-1], strict=True)):
+        return len(lists[0])
+    launches, tensors, pieces = 0, 0, 0
+    for one in lists[0]:
+        tensors += 1
+        for left in range(-(-one.numel() // PIECE) - 1, -1, -1):
+            pieces += 1
+            if pieces == MOST_PIECES or (tensors == MOST_TENSORS[len(lists) - 1] and left == 0):
+                launches, tensors, pieces = launches + 1, int(left > 0), 0
+    return launches + (pieces > 0)
+
+
+def outside(training: Pretraining, update: bool = True) -> list[str]:
+    """Return what a step launches beside views, loss and backward pass. update: with the optimiser's."""
+    weights = [one.parameter for one in training.treatments]
+    loss = _Given.apply(torch.zeros(()), *weights)
+    own = training._outputs, training.optimizer.step
+    training._outputs = lambda batch, parts: [lambda: Output(loss)]
+    if not update:
+        training.optimizer.step = lambda: None
+    batch = training.batches[0]
+    with _Launched() as launched:
+        training.train_step(batch)
+    training._outputs, training.optimizer.step = own
+    return launched.names
 
 
 def _copied(graph: GraphModule) -> GraphModule:
@@ -180,9 +255,14 @@ def main() -> None:
         store = small_store(Path(folder) / "store", recipe["global_batch"])
         compute = Compute(Ranks(), torch.device("cpu"), "bf16", 1, 0, one_graph=True)
         training = Pretraining(Run(recipe, 0, 1, store, Path(folder) / "run", compute, 60))
-        graphs = {"views": capture(training, views_alone=True)["forward"], **capture(training, views_alone=False)}
+        beside = {
+            "outside": len(outside(training)),
+            "outside, update compiled": len(outside(training, update=False)),
+        }
+        graphs = {part: capture(training, part)["forward"] for part in ("views", "update")}
+        graphs |= capture(training, "whole")
     pretend_a_gpu()
-    print(json.dumps({way: counted(graphs, way, options.code) for way in WAYS}))
+    print(json.dumps({way: counted(graphs, way, options.code) for way in WAYS} | beside))
 
 
 def counted(graphs: dict[str, GraphModule], way: str, folder: Path | None) -> dict[str, dict]:

@@ -58,7 +58,14 @@ def repeatable():
 
 @pytest.mark.parametrize(
     ("precision", "switches"),
-    [("fp32", {}), ("bf16", {}), ("fp16", {}), ("bf16", {"static_views": True}), ("bf16", {"one_graph": True})],
+    [
+        ("fp32", {}),
+        ("bf16", {}),
+        ("fp16", {}),
+        ("bf16", {"static_views": True}),
+        ("bf16", {"one_graph": True}),
+        ("bf16", {"one_graph": True, "combined_kernels": True, "compiled_update": True}),
+    ],
 )
 def test_the_host_never_waits_in_a_step(run, precision, switches):
     training = Pretraining(run(on_gpu(precision, **switches)))

@@ -92,6 +92,12 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
             True,
             ["pretrain.combined_kernels is true", "set one_graph or compile"],
         ),
+        ("experiments.digits.compute.evaluate.compiled_update", True, ["evaluate.compiled_update", "compute.pretrain"]),
+        (
+            "experiments.digits.compute.pretrain.compiled_update",
+            True,
+            ["compiled_update is true, but one_graph is not"],
+        ),
         ("experiments.cifar10.compute.pretrain.one_graph", True, ["one_graph is for one device, and there are 2"]),
         (
             "experiments.digits.compute.pretrain",

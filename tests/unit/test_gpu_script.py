@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load
 
 WAYS = (
-    "import json, sys; from dataclasses import replace; import torch; import gpu_check; from our_byol import as_shipped;"
+    "import json, torch, gpu_check; from dataclasses import replace; from our_byol import as_shipped;"
     "ways = {way: replace(as_shipped(torch.device('cpu')), **own) for way, own in gpu_check.WAYS.items()};"
     "print(json.dumps({way: sorted(one.numerics().items()) for way, one in ways.items()}))"
 )
@@ -36,6 +36,7 @@ def test_the_ways_of_computing_a_step_are_switches_that_a_run_can_have(repositor
     on = {way: {key for key, value in items if value is True} for way, items in json.loads(done.stdout).items()}
     eager = on.pop("eager")
     assert on.pop("one graph, combined kernels") == eager | {"one_graph", "combined_kernels"}
+    assert on["one graph, combined kernels, update too"] >= {"one_graph", "combined_kernels", "compiled_update"}
     assert on["one graph"] == eager | {"one_graph"} and on["fp16"] == eager
 
 

@@ -13,7 +13,7 @@ from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from many_ranks import on_ranks
-from runs import equal_states, on_cpu, state_of, train
+from runs import attempt_at, equal_states, on_cpu, state_of, train
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError, UserError
@@ -21,6 +21,7 @@ from selfsup.methods import Output, Step
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
+from selfsup.training.segment import train_segment
 from tiny import TINY, with_method
 
 EQUIMOD = {
@@ -188,6 +189,8 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    assert 40 < found.pop("outside") <= 63 and 10 < found.pop("outside, update compiled") <= 17
+    assert 10 < found["combined"]["update"]["all"] <= 13 < found["alone"]["update"]["all"] <= 54
     counts = {way: (one["views"]["all"], one["forward"]["all"] + one["backward"]["all"]) for way, one in found.items()}
     views, everything = counts["alone"]
     assert 20 < views <= 28 and 400 < everything <= 434
@@ -302,8 +305,68 @@ def test_one_graph_goes_with_one_device_that_keeps_its_activations(run):
         Pretraining(run(one_graph=True, recompute=True))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("optimizer", [{}, {"clip_trust": True, "lr_in_momentum": False}])
+def test_a_compiled_update_is_one_graph_and_has_the_bits_of_an_eager_one(run, graphs, precision, optimizer):
+    """Weights, averages and momenta of four steps, each of another rate; in fp16 the first one's gradients overflow."""
+    found, overrides = [], {**TINY, "optimizer": {**TINY["optimizer"], **optimizer}}
+    for compiled_update in (True, False):
+        training = Pretraining(run(overrides, one_graph=True, compiled_update=compiled_update, precision=precision))
+        if precision == "fp16":
+            training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, backoff_factor=2.0**-90)
+        weights = weights_after(training, 4)
+        momenta = [one["momentum_buffer"] for one in training.optimizer.state_dict()["state"].values()]
+        found.append((weights, torch.cat([one.flatten() for one in momenta]), training.skipped))
+        lr = training.optimizer.state_dict()["param_groups"][0]["lr"]
+        assert isinstance(lr, float) and lr == training.learning_rate(3) > 0  # in a checkpoint as it always was
+        if compiled_update:
+            assert graphs.frame_count == 2  # views with loss, and the update, of whatever rate
+    (weights, momenta, skipped), (wanted, eager_momenta, eager_skipped) = found
+    assert weights.equal(wanted) and momenta.equal(eager_momenta) and skipped == eager_skipped
+    assert (skipped > 0) == (precision == "fp16") and skipped < 4 and momenta.any()
+
+
+def test_a_compiled_update_continues_to_the_bit(tiny_store, tmp_path, graphs):
+    """After a checkpoint, and as an eager update from it."""
+    states = []
+    for name, ends, last in (("whole", (4,), True), ("parts", (1, 4), True), ("eager", (1, 4), False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for end, previous in zip(ends, (0, *ends), strict=False):
+            switches = {"one_graph": True, "compiled_update": end < 4 or last}
+            one = Run(load_recipe("digits", TINY), 0, 1, tiny_store, folder, on_cpu(**switches), 60)
+            with attempt_at(one, end) as attempt:
+                assert train_segment(one, attempt, until_epoch=end, previous=previous)
+        states.append(state_of(one))
+    assert all(equal_states(states[0], other) for other in states[1:])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "switches", "said"),
+    [
+        (TINY, {}, "one_graph is not"),
+        (
+            {
+                **TINY,
+                "optimizer": {"name": "sgd", "peak_lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": False},
+            },
+            {"one_graph": True},
+            "the optimiser is sgd, wanted lars",
+        ),
+    ],
+)
+def test_an_update_that_is_not_compiled_is_refused_in_one_line(run, overrides, switches, said):
+    with pytest.raises(UserError, match=f"^compute.compiled_update is true, but {said}: set it to false$"):
+        Pretraining(run(overrides, compiled_update=True, **switches))
+
+
 def test_what_is_sent_to_the_device_is_what_was_given():
     send = PackedCopies(torch.device("cpu"))
     arrays = [np.full((2, 3), number, np.float32) for number in range(9)]
     sent = [send(array) for array in arrays]
-    assert all(one.equal(torch.from_numpy(array)) for one, array in zip(sent, arrays, strict=True))
+    assert all(one.equal(torch.from_numpy(array)) for (one,), array in zip(sent, arrays, strict=True))
+    for array in arrays:
+        rates = np.arange(3, dtype=np.float32)
+        numbers, more = send(array, rates)
+        assert numbers.equal(torch.from_numpy(array)) and more.equal(torch.from_numpy(rates))
+        assert numbers.untyped_storage().data_ptr() == more.untyped_storage().data_ptr()

@@ -458,7 +458,7 @@ def with_network(published: Published, overrides: Mapping[str, Any]) -> dict[str
 
 
 def _compute_problems(experiment: Experiment) -> Iterator[str]:
-    for key in ("combined_kernels", "compile", "one_graph", "recompute", "static_views"):
+    for key in ("combined_kernels", "compile", "compiled_update", "one_graph", "recompute", "static_views"):
         if experiment.compute.evaluate.get(key):
             yield (
                 f"compute.evaluate.{key} is true, but only a pretraining can do that, not a frozen encoder: set it in "
@@ -472,6 +472,8 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
             "compute.pretrain.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
             "one_graph or compile to true, too, or it to false"
         )
+    if pretrain.compiled_update and not pretrain.one_graph:
+        yield "compute.pretrain.compiled_update is true, but one_graph is not: set both, or it to false"
     if pretrain.one_graph and tasks(pretrain) > 1:
         yield f"compute.pretrain.one_graph is for one device, and there are {tasks(pretrain)}: set it to false"
     for name in experiment.compute.trackers:

@@ -21,6 +21,10 @@ SWITCHES = {
         "with one_graph or compile on a GPU: put kernels that do not wait for each other into one launch",
     ),
     "compile": (False, "compile each network: fewer and larger kernels, half a minute or more at each start"),
+    "compiled_update": (
+        False,
+        "with one_graph, for LARS: compile the update too, with rates that come in the step's one copy",
+    ),
     "deterministic": (False, "GPU: only algorithms that repeat to the bit, none chosen by timing them"),
     "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
@@ -122,6 +126,8 @@ class Compute(Settings):
     """with one_graph or compile on a GPU: put kernels that do not wait for each other into one launch"""
     compile: bool = SWITCHES["compile"][0]
     """compile each network: fewer and larger kernels, half a minute or more at each start"""
+    compiled_update: bool = SWITCHES["compiled_update"][0]
+    """with one_graph, for LARS: compile the update too, with rates that come in the step's one copy"""
     deterministic: bool = SWITCHES["deterministic"][0]
     """GPU: only algorithms that repeat to the bit, none chosen by timing them"""
     one_graph: bool = SWITCHES["one_graph"][0]

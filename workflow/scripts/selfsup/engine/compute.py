@@ -30,6 +30,7 @@ class Compute:
     channels_last: bool = True
     combined_kernels: bool = False
     compile: bool = False
+    compiled_update: bool = False
     deterministic: bool = False
     one_graph: bool = False
     recompute: bool = False

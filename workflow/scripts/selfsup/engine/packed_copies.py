@@ -7,7 +7,7 @@ SLOTS = 4  # copies that may be on their way: the host is never so many steps ah
 
 
 class PackedCopies:
-    """Sends one array after the other, float32, all of one shape.
+    """Sends the arrays of one step after the other, float32, in every step of the same shapes.
 
     To a GPU they go through page-locked pieces of memory, taken in turn; an event tells when a piece has been read and
     may be written again. Elsewhere a tensor shares the array's memory.
@@ -17,9 +17,13 @@ class PackedCopies:
         self._device, self._turn = device, 0
         self._slots: list[tuple[torch.Tensor, torch.cuda.Event]] = []
 
-    def __call__(self, numbers: np.ndarray) -> torch.Tensor:
-        """Return the numbers on the device, to be written over as the caller likes."""
-        host = torch.from_numpy(numbers)
+    def __call__(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Return the arrays on the device, views of one tensor, to be written over as the caller likes."""
+        flat = arrays[0].reshape(-1) if len(arrays) == 1 else np.concatenate([one.reshape(-1) for one in arrays])
+        parts = self._sent(torch.from_numpy(flat)).split([one.size for one in arrays])
+        return tuple(part.view(one.shape) for part, one in zip(parts, arrays, strict=True))
+
+    def _sent(self, host: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
             return host
         slot, read = self._free_slot(host)

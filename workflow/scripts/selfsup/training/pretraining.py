@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,7 +31,7 @@ from selfsup.optim import build_optimizer, learning_rate, load_optimizer_state
 from selfsup.segments import record_run, write_card
 from selfsup.training.finite import FiniteGuard
 from selfsup.training.run import Run
-from selfsup.training.static_step import OneGraph, StaticViewMaker
+from selfsup.training.static_step import OneGraph, StaticViewMaker, compiled
 
 COMPILED_VARIANTS = 64  # of one function, at most: a ResNet-50 over ranks has about 16
 ROWS_PER_EPOCH = 10  # of history.csv; each reads a loss back from the device, on a GPU when the next is due
@@ -54,6 +55,8 @@ class Pretraining:
         self.treatments = self.method.parameter_groups()
         self.averager = GradientAverager([one.parameter for one in self.treatments], ranks)
         self.optimizer = build_optimizer(self.treatments, run.recipe["optimizer"])
+        if run.compute.compiled_update:
+            self._compile_update()
         self._decaying = [group["weight_decay"] != 0 for group in self.optimizer.param_groups]
         if "weight_decay" in self.method.schedules(0) and not any(self._decaying):
             raise PermanentError(
@@ -110,6 +113,19 @@ class Pretraining:
             for network in _single_networks(networks):
                 network.compile(dynamic=False, options=compute.inductor_options or None)
 
+    def _compile_update(self) -> None:
+        compute, optimizer = self.run.compute, self.run.recipe["optimizer"]["name"]
+        reason = None
+        if not compute.one_graph:
+            reason = "one_graph is not"
+        elif not hasattr(self.optimizer, "compile_update"):
+            reason = f"the optimiser is {optimizer}, wanted lars"
+        elif "weight_decay" in self.method.schedules(0):
+            reason = f"{self.run.recipe['method']} has a schedule of weight decay"
+        if reason:
+            raise UserError(f"compute.compiled_update is true, but {reason}: set it to false")
+        self.optimizer.compile_update(partial(compiled, compute=compute))
+
     @property
     def skipped(self) -> int:
         """The number of steps skipped so far. Waits for the device."""
@@ -156,6 +172,8 @@ class Pretraining:
                 group["weight_decay"] = schedules["weight_decay"]
 
     def _update_weights(self) -> None:
+        if self.run.compute.compiled_update:
+            self.optimizer.rates = self._one_graph.rates.unbind()
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
@@ -184,7 +202,8 @@ class Pretraining:
         """Yield for each micro-batch a function that computes its loss."""
         compute, step = self.run.compute, self._step_for_method()
         if self._one_graph:
-            yield from self._one_graph.losses(batch, step, parts)
+            rates = np.array([group["lr"] for group in self.optimizer.param_groups], np.float32)
+            yield from self._one_graph.losses(batch, step, parts, rates if compute.compiled_update else None)
             return
 
         # Not of compiled networks, whose graphs would depend on how many batch norms came before.

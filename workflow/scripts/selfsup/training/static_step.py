@@ -25,17 +25,24 @@ BACKEND = "inductor"  # of torch.compile
 WRITTEN_OVER = "output of CUDAGraphs that has been overwritten"  # in torch's message
 
 
+def compiled(function: Callable, compute: Compute, options: Mapping[str, bool] | None = None) -> Callable:
+    """Return a function compiled as one graph. options: of Inductor, beside those that `compute` asks for."""
+    wanted = {**compute.inductor_options, **(options or {})} or None
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND, options=wanted)
+
+
 class Inputs(NamedTuple):
     """What views are made from, on the device.
 
     pictures: uint8 [images, 3, H, W], or for each view its crops, [N, 3, size, size]. parameters: the columns that
     `static_views.packed` returns, and behind them what the method's loss is told. plain: the unaugmented pictures,
-    finished, if the recipe wants them.
+    finished, if the recipe wants them. rates: what was given for the update, float32 [groups of parameters].
     """
 
     pictures: Pictures
     parameters: torch.Tensor
     plain: torch.Tensor | None
+    rates: torch.Tensor | None
 
     def part(self, rows: slice) -> "Inputs":
         """Return what the views of some images of the batch are made from."""
@@ -43,7 +50,7 @@ class Inputs(NamedTuple):
         if not isinstance(pictures, torch.Tensor):
             pictures = tuple(crops[rows] for crops in pictures)
         plain = None if self.plain is None else self.plain[rows]
-        return Inputs(pictures, self.parameters[:, rows].contiguous(), plain)
+        return Inputs(pictures, self.parameters[:, rows].contiguous(), plain, self.rates)
 
 
 class StaticViewMaker(ViewMaker):
@@ -68,8 +75,11 @@ class StaticViewMaker(ViewMaker):
         views = self._views.of_images(pictures, parameters) if whole else self._views.of_crops(pictures, parameters)
         return tuple(view.contiguous(memory_format=self._memory_format) for view in views)
 
-    def inputs(self, batch: LoadedBatch, told: np.ndarray | None = None) -> Inputs:
-        """Bring to the device what the views of a batch are made from. told: `Method.told` of it, in the same copy."""
+    def inputs(self, batch: LoadedBatch, told: np.ndarray | None = None, rates: np.ndarray | None = None) -> Inputs:
+        """Bring to the device what the views of a batch are made from; all that the host computes, in one copy.
+
+        told: `Method.told` of the batch. rates: for the update, float32 [groups of parameters].
+        """
         pictures, places = batch.pictures, np.arange(len(batch.indices))
         if pictures is None and len(self._images) <= MOST_PICTURES:
             pictures, places = self._images, batch.indices
@@ -82,7 +92,8 @@ class StaticViewMaker(ViewMaker):
         plain, numbers = self._plain(batch, pictures, places), packed(batch.draws, places)
         if told is not None:
             numbers = np.concatenate([numbers, _checked(told, numbers.shape[:2])], axis=2)
-        return Inputs(pictures, self._send(numbers), plain)
+        numbers, *more = self._send(numbers, *([] if rates is None else [rates]))
+        return Inputs(pictures, numbers, plain, *(more or [None]))
 
     def _plain(self, batch: LoadedBatch, pictures: Pictures, places: np.ndarray) -> torch.Tensor | None:
         augment, plain = self._recipe.augment, batch.plain
@@ -126,11 +137,9 @@ class OneGraph:
 
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
         self._method, self._make_views, self._compute = method, make_views, compute
-        options = compute.inductor_options
-        if self._replays(method, compute):
-            options["triton.cudagraphs"] = True
-        settings = {"fullgraph": True, "dynamic": False, "backend": BACKEND, "options": options or None}
-        self._compiled = torch.compile(self._loss, **settings)
+        self.rates: torch.Tensor | None = None  # of the newest step's update, on the device
+        options = {"triton.cudagraphs": True} if self._replays(method, compute) else {}
+        self._compiled = compiled(self._loss, compute, options)
 
     @staticmethod
     def _replays(method: Method, compute: Compute) -> bool:
@@ -155,9 +164,12 @@ class OneGraph:
                 "one has written over: keep a clone() of it outside of `loss`, or set one_graph to false"
             ) from error
 
-    def losses(self, batch: LoadedBatch, step: Step, parts: int) -> Iterator[Callable[[], Output]]:
-        """Yield for each micro-batch a function that returns its loss."""
-        inputs, labels = self._make_views.inputs(batch, self._method.told(batch.draws)), batch.labels
+    def losses(
+        self, batch: LoadedBatch, step: Step, parts: int, rates: np.ndarray | None = None
+    ) -> Iterator[Callable[[], Output]]:
+        """Yield for each micro-batch a function that returns its loss. rates: to be brought to the device with it."""
+        inputs, labels = self._make_views.inputs(batch, self._method.told(batch.draws), rates), batch.labels
+        self.rates = inputs.rates
         labels = None if labels is None else labels.to(self._compute.device, non_blocking=True)
         rows = len(batch.indices) // parts
         torch.compiler.cudagraph_mark_step_begin()  # what the last step's graph has returned may be overwritten
@@ -168,7 +180,7 @@ class OneGraph:
 
     def _one(self, inputs: Inputs, labels: torch.Tensor | None, step: Step) -> Output:
         try:
-            loss, scalars = self._compiled(*inputs, labels, step)
+            loss, scalars = self._compiled(*inputs[:3], labels, step)
         except Exception as error:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException) or WRITTEN_OVER in str(error):
                 raise
