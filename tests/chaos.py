@@ -288,12 +288,17 @@ def on_this_machine(folder: Path, plan: Plan) -> list[Run]:
     return compare(undisturbed, lambda number: Run(folder / f"disturbed{number}", plan), plan, events, kinds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=25)
+def options(description: str, events: int) -> argparse.Namespace:
+    """What a driver is told on its command line. events: how many of them where nobody says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=events)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a random one, printed")
     parser.add_argument("--folder", type=Path, required=True, help="a folder to make")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = options(__doc__, events=25)
     # The demo, with a checkpoint every 1.2 seconds.
     plan = Plan({}, arguments.events, arguments.seed, checkpoint_minutes=0.02, latest_s=6)
     on_this_machine(arguments.folder.resolve(), plan)

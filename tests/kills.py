@@ -31,7 +31,7 @@ def trained(recipe: Recipe, data: Path, folder: Path, *arguments: str, kills: tu
     for step in kills:
         process = subprocess.Popen([sys.executable, str(PRETRAIN), *own], stdout=subprocess.DEVNULL)
         try:
-            wait_until(lambda: reached(folder) >= step or process.poll() is not None, f"step {step}", 120)  # noqa: B023
+            wait_until(lambda: reached(folder) >= step or process.poll() is not None, f"step {step}")  # noqa: B023
             assert process.poll() is None, f"ended before step {step}"
         finally:
             process.kill()

@@ -5,20 +5,22 @@ They are forked from one that has imported torch and has computed nothing: impor
 
 import contextlib
 import queue
-import socket
 
 import torch
 from torch import multiprocessing
 
 from selfsup.engine.distributed import Ranks
+from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import Place
 
 
 def on_ranks(function, size: int, *arguments):
     """Run function(ranks, *arguments) on `size` processes and return what each gave back."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with reserved_port() as port:
+        return _gathered(function, size, port, arguments)
+
+
+def _gathered(function, size: int, port: int, arguments: tuple) -> list:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "pandas"])
     results = context.Queue()

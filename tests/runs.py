@@ -1,9 +1,13 @@
 """Runs of the tiny recipe inside a test's own process, and stops at a chosen moment."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from selfsup.augment import Views
-from selfsup.engine import checkpoint
+from selfsup.data.store import PackedStore
+from selfsup.engine.checkpoint import load_checkpoint, save_checkpoint
 from selfsup.engine.compute import Compute
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.saving import Saver
@@ -75,8 +79,22 @@ def compute_in(dtype: torch.dtype, training: Pretraining) -> None:
     training.make_views = converted
 
 
+def part_in_float64(ranks: Ranks, store: PackedStore, recipe, path: Path, until: int) -> np.ndarray:
+    """Go on from the state at `path`, if there is one, and leave it there after step `until`. Returns all weights."""
+    training = Pretraining(Run(recipe, 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60))
+    compute_in(torch.float64, training)
+    if path.exists():
+        training.restore(path, load_checkpoint(path))
+    while training.step < until:
+        training.train_step(training.batches[training.step])
+    ranks.barrier()
+    if ranks.is_main:
+        save_checkpoint(path, training.state(), {"step": training.step})
+    return torch.cat([p.detach().flatten() for p in training.method.networks.parameters()]).numpy()
+
+
 def state_of(run: Run, end: int = 4) -> dict:
-    return checkpoint.load_checkpoint(run.folder / boundary_name(end))
+    return load_checkpoint(run.folder / boundary_name(end))
 
 
 def equal_states(one: dict, other: dict) -> bool:

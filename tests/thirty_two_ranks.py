@@ -16,11 +16,11 @@ nodes. Each claim is a line; the first that does not hold ends the script with a
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,14 +37,14 @@ sys.path[:0] = [str(REPOSITORY / "workflow" / "scripts"), str(TESTS)]
 
 from collectives import of_a_step  # noqa: E402
 from many_ranks import on_ranks  # noqa: E402
-from runs import compute_in, equal_states, on_cpu  # noqa: E402
+from runs import equal_states, part_in_float64  # noqa: E402
 from selfsup.data.store import PackedStore, StoreWriter  # noqa: E402
-from selfsup.engine.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from selfsup.engine.checkpoint import load_checkpoint  # noqa: E402
 from selfsup.engine.distributed import Ranks  # noqa: E402
 from selfsup.job.ledger import read_ledger  # noqa: E402
+from selfsup.job.local_ranks import reserved_port  # noqa: E402
 from selfsup.layout import boundary_name  # noqa: E402
 from selfsup.recipe import canonical, load_recipe  # noqa: E402
-from selfsup.training.pretraining import Pretraining, Run  # noqa: E402
 from tiny import TINY  # noqa: E402
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # two segments of two epochs
@@ -81,9 +81,8 @@ class Cluster:
     def start(self, run: Path, until: int, size: int | None = None) -> "Job":
         """Start pretrain.py once for each rank, as torchrun would on so many nodes."""
         size = size or self.size
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        kept = contextlib.ExitStack()
+        port = kept.enter_context(reserved_port())
         told = [sys.executable, REPOSITORY / "workflow/scripts/pretrain.py", "--recipe", canonical(self.recipe)]
         told += ["--data", self.store.folder, "--run-folder", run, "--until-epoch", until, "--device", "cpu"]
         told += ["--precision", "fp32", "--cpus", 1, "--checkpoint-minutes", 0.001]
@@ -96,17 +95,18 @@ class Cluster:
             with open(logs / f"rank_{rank:02d}", "w") as log:
                 environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
                 processes.append(subprocess.Popen([*map(str, told)], env=environment, stdout=log, stderr=log))
-        return Job(processes, logs, run, began)
+        return Job(processes, logs, run, began, kept)
 
 
 @dataclass
 class Job:
-    """The processes of a job, one a rank. logs: a file for each."""
+    """The processes of a job, one a rank. logs: a file for each. kept: their port, given back at their end."""
 
     processes: list[subprocess.Popen]
     logs: Path
     run: Path
     began: float
+    kept: contextlib.ExitStack
 
     def wait_for_steps(self, more: int) -> float:
         """Wait until it has done so many steps since its start; return the seconds that took."""
@@ -130,6 +130,7 @@ class Job:
         finally:
             for process in self.processes:
                 process.kill()
+            self.kept.close()
 
     def succeed(self) -> None:
         statuses = self.end()
@@ -235,20 +236,6 @@ def refused(cluster: Cluster, size: int) -> None:
     if 0 in statuses or any(wanted not in job.said(rank) for rank in range(size)):
         raise AssertionError(f"{size} ranks ended with {set(statuses)}:\n{job.said()}")
     print(f"{size} ranks were refused: the batch {wanted}", flush=True)
-
-
-def part_in_float64(ranks: Ranks, store: PackedStore, recipe, path: Path, until: int) -> np.ndarray:
-    """Go on from the state at `path`, if there is one, and leave it there after step `until`. Returns all weights."""
-    training = Pretraining(Run(recipe, 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60))
-    compute_in(torch.float64, training)
-    if path.exists():
-        training.restore(path, load_checkpoint(path))
-    while training.step < until:
-        training.train_step(training.batches[training.step])
-    ranks.barrier()
-    if ranks.is_main:
-        save_checkpoint(path, training.state(), {"step": training.step})
-    return torch.cat([p.detach().flatten() for p in training.method.networks.parameters()]).numpy()
 
 
 def agreement(cluster: Cluster, sizes: list[int]) -> None:

@@ -45,7 +45,7 @@ def jobs(printed: str, rule: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Wait until `condition` holds; an AssertionError after so many seconds, for a test must end."""
     end = time.monotonic() + seconds
     while not condition():

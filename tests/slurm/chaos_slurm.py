@@ -8,7 +8,6 @@ all that runs on it, of slurmctld; a time limit; a rank that is frozen for good.
 seed, which is printed.
 """
 
-import argparse
 import random
 import shutil
 import signal
@@ -157,11 +156,7 @@ def on_slurm(undisturbed: LocalRun, folder: Path, plan: Plan, cluster: Cluster, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a random one, printed")
-    parser.add_argument("--folder", type=Path, required=True, help="a folder to make")
-    arguments = parser.parse_args()
+    arguments = chaos.options(__doc__, events=100)
     plan = Plan(CHANGES, arguments.events, arguments.seed, checkpoint_minutes=0.02, latest_s=5)
     weights = {name: WEIGHTS.get(name, 1.0) for name in possible_events()}
     kinds = chaos.drawn(weights, plan.events, random.Random(plan.seed))

@@ -7,16 +7,18 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
 from many_ranks import on_ranks
-from runs import StopAfter, compute_in, on_cpu, train
-from selfsup.engine.checkpoint import load_checkpoint, save_checkpoint
+from runs import StopAfter, compute_in, on_cpu, part_in_float64, train
+from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.engine.device import build_problem, choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
 from selfsup.errors import UserError
 from selfsup.job import place as place_module
+from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import PORT_FROM_JOB, Place, discover_place, first_host
 from selfsup.layout import boundary_name
 from selfsup.models import BatchNorm
@@ -154,9 +156,9 @@ def test_a_job_with_gpus_does_not_fall_back_to_the_processor(monkeypatch):
         choose_device("auto", 0)
 
 
-def test_ranks_meet_at_an_ipv6_address(free_port):
-    place = {"address": "::1", "port": free_port}
-    with ThreadPoolExecutor() as side_by_side:
+def test_ranks_meet_at_an_ipv6_address():
+    with reserved_port("::1") as port, ThreadPoolExecutor() as side_by_side:
+        place = {"address": "::1", "port": port}
         other = side_by_side.submit(subprocess.run, [sys.executable, "-c", JOIN.format(**place, rank=1)], timeout=300)
         first = subprocess.run([sys.executable, "-c", JOIN.format(**place, rank=0)], timeout=300)
     assert (first.returncode, other.result().returncode) == (0, 0)
@@ -172,11 +174,19 @@ ranks.close()
 """
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::1", 0))
-        return probe.getsockname()[1]
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kept port takes the connections to rank 0")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_port_of_ranks_on_one_machine_is_given_to_nobody_else_before_rank_0_listens(address):
+    """It takes seconds to load torch; another process that asks for any port, as each does, might get this one."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with reserved_port(address) as port:
+        with socket.socket(family) as other, pytest.raises(OSError, match="in use"):
+            other.bind((address, port))
+        with socket.socket(family) as rank_0:
+            rank_0.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            rank_0.bind((address, port))
+            rank_0.listen()
+            socket.create_connection((address, port)).close()
 
 
 @pytest.mark.parametrize("port_from", ["MASTER_PORT", PORT_FROM_JOB])
@@ -300,29 +310,14 @@ def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     assert (wanted - found).norm() < 1e-9 * wanted.norm()
 
 
-def _train_part(ranks: Ranks, store, path, until: int) -> list[float]:
-    """Go on in float64 from the state at `path`, if there is one, and leave it there after step `until`."""
-    run = Run(load_recipe("digits", TINY), 0, 1, store, path.parent, on_cpu(ranks, threads=1), 60)
-    training = Pretraining(run)
-    compute_in(torch.float64, training)
-    if path.exists():
-        training.restore(path, load_checkpoint(path))
-    while training.step < until:
-        training.train_step(training.batches[training.step])
-    ranks.barrier()
-    if ranks.is_main:
-        save_checkpoint(path, training.state(), {"step": training.step})
-    return torch.cat([p.detach().flatten() for p in training.method.networks.parameters()]).tolist()
-
-
-def test_a_run_may_change_its_number_of_ranks_at_any_resume(tiny_store, tmp_path):
+def test_a_run_may_change_its_number_of_ranks_at_any_resume(tiny_store, tiny_recipe, tmp_path):
     """7 steps on one rank, 6 on four, 7 on two, in float64: the weights of 20 steps on one, to 1e-9 relative."""
-    wanted = as_double(_train_part(Ranks(), tiny_store, tmp_path / "whole.pt", 20))
+    wanted = part_in_float64(Ranks(), tiny_store, tiny_recipe, tmp_path / "whole.pt", 20)
     path = tmp_path / "changing.pt"
-    _train_part(Ranks(), tiny_store, path, 7)
-    on_ranks(_train_part, 4, tiny_store, path, 13)
-    for weights in on_ranks(_train_part, 2, tiny_store, path, 20):
-        assert (as_double(weights) - wanted).norm() < 1e-9 * wanted.norm()
+    part_in_float64(Ranks(), tiny_store, tiny_recipe, path, 7)
+    on_ranks(part_in_float64, 4, tiny_store, tiny_recipe, path, 13)
+    for weights in on_ranks(part_in_float64, 2, tiny_store, tiny_recipe, path, 20):
+        assert np.linalg.norm(weights - wanted) < 1e-9 * np.linalg.norm(wanted)
 
 
 SEVEN = {**TINY, "epochs": 7, "global_batch": 16}

@@ -67,13 +67,13 @@ def test_a_second_job_on_this_host_is_refused_with_the_first_ones_name(tmp_path,
     assert living_holder(tmp_path).pid == holder.pid
 
 
-def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path, holder):
+def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path, holder, monkeypatch):
     holder.kill()
     holder.wait()
-    began = time.monotonic()
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("it has waited"))
     lock = Lock(tmp_path, "the next")
     lock.acquire()
-    assert time.monotonic() - began < 1 and lock.is_mine()
+    assert lock.is_mine()
     assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
     lock.release()
     assert not list(tmp_path.iterdir()) and living_holder(tmp_path) is None
@@ -115,8 +115,8 @@ def test_a_silent_job_on_another_host_is_dead_after_a_while(tmp_path, monkeypatc
     monkeypatch.setattr(lock_module, "WATCHED_S", 1.0)
     monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: honest(0.1))
     for silent_s in (STALE_S + 100, STALE_S - 2):  # however old its beat is, none must be seen for a while
-        of_another_host(tmp_path, silent_s=silent_s)
         began = time.monotonic()
+        of_another_host(tmp_path, silent_s=silent_s)
         lock = Lock(tmp_path, "after waiting")
         lock.acquire()
         assert lock.is_mine() and time.monotonic() - began >= (1.0 if silent_s > STALE_S else 1.5)
@@ -199,7 +199,7 @@ def test_a_holder_that_lost_its_lock_writes_nothing_more(tmp_path):
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
 
 
-def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
+def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path, monkeypatch):
     with make_attempt(tmp_path) as attempt:
         attempt.set_columns(devices=4, device="NVIDIA H100", ranks=4)
         attempt.begin_steps(0, 512)
@@ -208,9 +208,11 @@ def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path):
         attempt.step_saved(50)
         attempt.set_ending("stopped by SIGTERM")
     # The next one is killed at step 120, its newest checkpoint that of step 90.
-    ledger = Ledger(tmp_path, began=time.monotonic() - 7200)
-    ledger.open({"stage": "pretraining", "goal": "epoch 4", "started": "2026-01-01T00:00:00+00:00"})
-    ledger.update(devices=4, device="NVIDIA H100", start_step=50, end_step=120, saved_step=90)
+    with monkeypatch.context() as still:
+        still.setattr("selfsup.job.ledger.time.monotonic", lambda: 9000.0)
+        ledger = Ledger(tmp_path, began=1800.0)
+        ledger.open({"stage": "pretraining", "goal": "epoch 4", "started": "2026-01-01T00:00:00+00:00"})
+        ledger.update(devices=4, device="NVIDIA H100", start_step=50, end_step=120, saved_step=90)
     assert rows(tmp_path)[1]["how_it_ended"] == "running"
     with pytest.raises(UserError), make_attempt(tmp_path):
         raise UserError("no GPU")  # one that did not come to its first step
@@ -240,7 +242,8 @@ def test_a_killed_attempt_has_done_at_least_what_it_saved(tmp_path):
 
 def test_a_clock_that_is_set_changes_no_attempts_length(tmp_path, monkeypatch):
     monkeypatch.setattr("selfsup.job.ledger.now", lambda: "2020-01-01T00:00:00+00:00")  # set back after the start
-    ledger = Ledger(tmp_path, began=time.monotonic() - 90)
+    monkeypatch.setattr("selfsup.job.ledger.time.monotonic", lambda: 1090.0)
+    ledger = Ledger(tmp_path, began=1000.0)
     ledger.open({"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00", "devices": 4})
     ledger.update("reached its goal")
     note_refused(tmp_path, {"stage": "pretraining", "started": "2026-01-01T00:00:00+00:00"}, "refused")
@@ -381,7 +384,10 @@ from selfsup.job import waiting
 from selfsup.job.stopping import StopRequest
 waiting.PATIENCE_S, waiting.POLL_S = 2.0, 0.05
 
-leaving, others_come_s = threading.Event(), {"before it began": 120, "while it computed": 0.1}.get(sys.argv[1], 3)
+leaving, others_come_s = threading.Event(), {"before it began": 120, "while it computed": 1}.get(sys.argv[1], 3)
+now = [1000.0]
+if sys.argv[1] == "while it computed":  # by a clock of its own, which stands still while it waits
+    time.monotonic = lambda: now[0]
 
 def leave(seconds):
     leaving.set()
@@ -394,7 +400,8 @@ if sys.argv[1] == "before it settled":
 if sys.argv[1] != "before it began":
     os.kill(os.getpid(), signal.SIGTERM)
 if sys.argv[1] == "while it computed":
-    time.sleep(3)
+    time.sleep(1)
+    now[0] += 3
 with waiting.waiting_for_ranks():
     if sys.argv[1] == "before it began":
         os.kill(os.getpid(), signal.SIGTERM)
@@ -460,13 +467,18 @@ def test_a_refusal_takes_no_torch(tmp_path):
     assert "STOP is there" in told and told.endswith("False\n")
 
 
+# Where a rank does not end by itself, a second is waited for it; elsewhere as long as it takes.
 RANK = """
 import os, signal, sys, time
-from selfsup.job.local_ranks import run_local_ranks
+from selfsup.job import local_ranks
+local_ranks.GRACE_S = 1.0 if sys.argv[1] in ("fail", "die", "suspend") else 300.0
 if "RANK" not in os.environ:
-    sys.exit(run_local_ranks(3))
+    sys.exit(local_ranks.run_local_ranks(3))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 os.write(1, f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n".encode())  # at once: three write here
+open(f"{sys.path[0]}/began_{os.environ['RANK']}", "w").close()
+while sum(name.startswith("began_") for name in os.listdir(sys.path[0])) < 3:  # however late they are started
+    time.sleep(0.01)
 if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(3)
 if sys.argv[1] == "die" and os.environ["RANK"] == "1":
@@ -486,11 +498,7 @@ if sys.argv[1] in ("fail", "die", "wait"):
 @pytest.fixture
 def rank_script(tmp_path):
     path = tmp_path / "ranks.py"
-    path.write_text(
-        RANK.replace(
-            "import os, signal", "from selfsup.job import local_ranks\nlocal_ranks.GRACE_S = 5.0\nimport os, signal"
-        )
-    )
+    path.write_text(RANK)
 
     def start(what: str) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}

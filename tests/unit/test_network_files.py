@@ -23,6 +23,7 @@ from selfsup.job.lock import LOCK_FILE, Lock
 from workflows import wait_until
 
 SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
+PATIENCE_S = 600
 FAULTS = {
     "the link is there": {"LINK": errno.EEXIST},
     "the link's answer is lost": {"LINK": errno.EIO},
@@ -104,7 +105,7 @@ def test_one_process_at_a_time_has_a_lock_and_each_has_a_row_in_the_ledger(share
         start(HOLDER, environment, folder, notes, times, name) for name, folder in zip("ab", shared, strict=True)
     ]
     for one in holders:
-        _, told = one.communicate(timeout=120)
+        _, told = one.communicate(timeout=PATIENCE_S)
         assert one.returncode == 0, told
     check_one_at_a_time(notes, 2 * times)
     ends = [row["how_it_ended"] for row in read_ledger(shared[0] / "ledger.csv")]
@@ -115,11 +116,11 @@ def test_one_process_at_a_time_has_a_lock_and_each_has_a_row_in_the_ledger(share
 def test_a_dead_holders_lock_is_taken_over_under_all_faults(shared, tmp_path):
     environment, notes = shim(tmp_path, shared[0], FAULTS["all of it"]), tmp_path / "notes"
     with start(HOLDER, environment, shared[0], notes, 0, "dead") as dead:
-        wait_until(notes.exists, "the first holder", 60)
-        wait_until(lambda: read_ledger(shared[1] / "ledger.csv"), "its row", 60)
+        wait_until(notes.exists, "the first holder")
+        wait_until(lambda: read_ledger(shared[1] / "ledger.csv"), "its row")
         dead.kill()
     other = start(HOLDER, environment, shared[1], notes, 1, "b")
-    _, told = other.communicate(timeout=60)
+    _, told = other.communicate(timeout=PATIENCE_S)
     assert other.returncode == 0, told
     assert [row["how_it_ended"] for row in read_ledger(shared[1] / "ledger.csv")] == ["killed", "reached its goal"]
     assert not (shared[1] / LOCK_FILE).exists()

@@ -15,16 +15,18 @@ import pytest
 from runs import equal_states
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.job.ledger import read_ledger
+from selfsup.job.local_ranks import reserved_port
 from selfsup.recipe import canonical
 from workflows import wait_until
 
 # A rank, 1 unless UNLUCKY is another, does at step 3 what `trouble` says; LINGER_S is what a watchdog waits for the
-# others' stacks, the other constants how long ranks wait for each other once they are asked to stop.
+# others' stacks, at which they look every six seconds; the other constants are how long ranks wait for each other once
+# they are asked to stop.
 SCRIPT = """
 import os, pathlib, signal, sys, time
 trouble, unlucky = os.environ["TROUBLE"], os.environ.get("UNLUCKY", "1")
 import selfsup.job.attempt, selfsup.job.local_ranks, selfsup.job.waiting, selfsup.job.watchdog
-selfsup.job.watchdog.LINGER_S = 2.0
+selfsup.job.watchdog.LINGER_S = 12.0
 selfsup.job.attempt.BEAT_S = 0.5
 selfsup.job.waiting.PATIENCE_S, selfsup.job.waiting.MORE_OF_OTHERS_S = 3.0, 1.0
 selfsup.job.local_ranks.GRACE_S = 10.0 if trouble == "is suspended" else 20.0
@@ -184,19 +186,17 @@ def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_s
 
 
 def test_a_stop_asked_for_while_a_rank_waits_for_one_that_never_started_ends_it_soon(two_ranks):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    process = two_ranks("nothing", **place)
-    wait_until(lambda: listens(int(port)), "rank 0 waiting for the other")
-    process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 75 and time.monotonic() - began < 300, told
-    assert " rank 0 | stopped by SIGTERM, waiting for another rank" in told
-    assert rows(two_ranks.run) == ["stopped by SIGTERM, waiting for another rank"]
-    assert sorted(path.name for path in two_ranks.run.iterdir()) == ["ledger.csv"]
+    with reserved_port() as port:
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        process = two_ranks("nothing", **place, MASTER_PORT=str(port))
+        wait_until(lambda: listens(port), "rank 0 waiting for the other")
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 75 and time.monotonic() - began < 300, told
+        assert " rank 0 | stopped by SIGTERM, waiting for another rank" in told
+        assert rows(two_ranks.run) == ["stopped by SIGTERM, waiting for another rank"]
+        assert sorted(path.name for path in two_ranks.run.iterdir()) == ["ledger.csv"]
 
 
 def listens(port: int) -> bool:

@@ -135,14 +135,14 @@ def test_signals_errors_and_ends_are_those_of_the_script(forking, tmp_path, owne
         process, pid = waiting()
         assert pid != process.pid
         process.send_signal(number)
-        assert process.wait(60) == status
+        assert process.wait(300) == status
     process, pid = waiting()
     os.kill(pid, signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(300) == -signal.SIGKILL
     process, pid = waiting()
     process.kill()
-    process.wait(60)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what was forked for it", 60)
+    process.wait(300)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what was forked for it")
     raised = subprocess.run([forking, "scripts/raises.py"], cwd=tmp_path, capture_output=True, text=True)
     assert raised.returncode == 1 and raised.stderr.endswith("\nZeroDivisionError: division by zero\n")
     other = subprocess.run([forking, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
@@ -150,6 +150,6 @@ def test_signals_errors_and_ends_are_those_of_the_script(forking, tmp_path, owne
     process, pid = waiting()
     owner.kill()
     owner.wait()
-    assert process.wait(60) != 0
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what is forked for an owner that has ended", 60)
+    assert process.wait(300) != 0
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of what is forked for an owner that has ended")
     wait_until(lambda: not servers(forking.parent), "the end of the processes that forks are made of")

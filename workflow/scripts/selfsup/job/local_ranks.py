@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from selfsup.job.stopping import EXIT_RESUBMIT
 from selfsup.signals import take_stop_signals
@@ -24,11 +25,29 @@ def run_local_ranks(count: int) -> int:
 
     It is 0 if all ranks end well, 75 if they were asked to stop, else the status of the rank that failed first.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with reserved_port() as port:
+        return _wait_for(_started(count, port))
+
+
+@contextlib.contextmanager
+def reserved_port(address: str = "127.0.0.1") -> Iterator[int]:
+    """Keep a port of this machine for rank 0, which listens at it seconds later: nobody else is given it meanwhile.
+
+    The socket that keeps it is bound with SO_REUSEADDR and does not listen: so torch's store, which sets that too, may.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((address, 0))
+        port = keeper.getsockname()[1]
+        if sys.platform != "linux":  # BSD's kernels would ask it for connections, instead of the one that listens
+            keeper.close()
+        yield port
+
+
+def _started(count: int, port: int) -> list[subprocess.Popen]:
+    """Start the ranks, which get the signals that this process is sent."""
     place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHER: os.getpid()}
-    ranks = []
+    ranks: list[subprocess.Popen] = []
 
     def forward(number: int, frame) -> None:
         for process in ranks:
@@ -39,7 +58,7 @@ def run_local_ranks(count: int) -> int:
     for rank in range(count):
         own = {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks.append(subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **own}))
-    return _wait_for(ranks)
+    return ranks
 
 
 def _wait_for(ranks: list[subprocess.Popen]) -> int:
