@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from runs import StopAfter, on_cpu, train
 from selfsup.atomic_files import write_atomically
 from selfsup.engine import checkpoint
 from selfsup.job.ledger import Ledger
+from selfsup.training.run import Run
 
 
 class Disk:
@@ -21,6 +23,7 @@ class Disk:
 
     def __init__(self, monkeypatch):
         self.events: list[tuple[str, str]] = []
+        self.when_named: list[tuple[str, dict[str, bytes]]] = []  # names, and what was on disk then, by name
         self._flushed: dict[Path, bytes] = {}
         self._honest = {name: getattr(os, name) for name in ("fsync", "replace")}
         self._unlink = Path.unlink
@@ -40,6 +43,8 @@ class Disk:
         source, target = Path(source).resolve(), Path(target)
         whole = self._flushed.get(source) == source.read_bytes()
         self.events.append(("rename" if whole else "rename what is not on disk", target.name))
+        self._flushed[target.resolve()] = self._flushed.pop(source, b"")
+        self.when_named.append((target.name, {path.name: content for path, content in self._flushed.items()}))
         self._honest["replace"](source, target)
 
     def _deleting(self):
@@ -93,6 +98,21 @@ def test_the_card_tells_the_checksum_of_what_is_on_disk_before_the_checkpoint_ha
     checkpoint.save_checkpoint(path, {"step": 1}, {"step": 1}, note)
     ((exists, card),) = seen
     assert not exists and card == {"step": 1, "format": 1, "sha256": checkpoint.sha256(path)}
+
+
+def test_rows_of_steps_are_on_disk_before_the_checkpoint_that_lies_behind_them(tmp_path, disk, tiny_recipe, tiny_store):
+    """With a rolling checkpoint after each step, a stop at a boundary's step, which is then taken over, and an end."""
+    run = Run(tiny_recipe, 0, 1, tiny_store, tmp_path / "run", on_cpu(), 1e-9)
+    run.folder.mkdir()
+    assert not train(run, 2, stop=StopAfter(4)) and train(run, 1, 2)
+    assert "rename what is not on disk" not in {what for what, _ in disk.events}
+    named = [(name, there) for name, there in disk.when_named if name.endswith(".pt")]
+    assert [name for name, _ in named if name.startswith("epoch")] == ["epoch_0001.pt", "epoch_0002.pt"]
+    for name, there in named:
+        boundary = {"epoch_0001.pt": 5, "epoch_0002.pt": 10}.get(name)
+        step = boundary or int(name.removeprefix("step_")[:9])
+        assert there["history.csv"].count(b"\n") >= 1 + step, name  # training has gone on meanwhile
+        assert boundary is None or there["knn.csv"].splitlines()[-1].startswith(b"%d," % step), name
 
 
 def test_a_rolling_checkpoint_that_becomes_a_boundary_is_on_disk(tmp_path, disk):

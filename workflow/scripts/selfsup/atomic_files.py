@@ -46,6 +46,12 @@ def put_in_place(temporary: Path, path: Path) -> None:
             os.close(folder)
 
 
+def flush(path: Path) -> None:
+    """Put on disk what has been appended to a file; there may be none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
 def rename_over(temporary: Path, path: Path) -> None:
     """Rename a file to `path`, whatever is there.
 

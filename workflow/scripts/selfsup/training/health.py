@@ -13,7 +13,6 @@ import torch
 from selfsup.augment import Views, apply, centre_view, crop_singly, draw
 from selfsup.engine.device import autocast, without_trials
 from selfsup.job.attempt import Attempt
-from selfsup.layout import RunFolder
 from selfsup.measures import effective_rank, knn_top1, uniformity
 from selfsup.methods import Method
 from selfsup.models.modes import evaluation_mode
@@ -64,8 +63,8 @@ class Health:
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
         self._milestone_epochs = every if passes / every <= SHARE else None
         self._trackers = trackers
-        path, rows = run.knn or RunFolder(run.folder).knn, {"steps_per_epoch": steps_per_epoch, "counts_from": 1}
-        self._history = History(path, start=start + 1, **rows) if ranks.is_main else None
+        rows = {"steps_per_epoch": steps_per_epoch, "counts_from": 1}
+        self._history = History(run.knn_rows, start=start + 1, **rows) if ranks.is_main else None
 
     @without_trials()
     def figures(self, step: int, *, last: bool) -> dict[str, float]:

@@ -1,17 +1,20 @@
 """The rows of a run as a CSV file, which a resume cuts back to its checkpoint."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsup.atomic_files import rename_over
+from selfsup.atomic_files import put_in_place
 from selfsup.errors import UserError
 from selfsup.training.sinks import COUNTED, Sink
 
 
 class History:
     """A CSV file with a row per logged step. A resume removes the rows after the checkpoint's step.
+
+    Who saves a checkpoint flushes the file first: a row before the checkpoint's step is never made again.
 
     The columns are those of all rows, in the order of their first appearance; missing values are blank. Rows of
     history.csv and of knn.csv count their steps differently; both get the columns of COUNTED, by which they join: what
@@ -64,7 +67,9 @@ class History:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        rename_over(temporary, self._path)
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power leaves an empty file under the name
+        put_in_place(temporary, self._path)
 
 
 def steps_logged(path: Path) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from selfsup import provenance
+from selfsup.atomic_files import flush
 from selfsup.data.loader import Batches, LoadedBatch, ViewMaker
 from selfsup.data.store import STATISTICS
 from selfsup.engine import checkpoint
@@ -337,10 +338,15 @@ class Pretraining:
             record_run(run.folder, run.recipe, run.revision, reached=epoch)
 
         def record(path: Path, card: Mapping) -> None:
-            record_run(run.folder, run.recipe, run.revision, card=card)
+            for rows in run.rows:  # before the checkpoint has its name: those of its steps are never made again
+                flush(rows)
+            # A boundary's own card is written last, when the segment is finished, because Snakemake waits for it.
+            if health is None:
+                write_card(path, card)
+            else:
+                record_run(run.folder, run.recipe, run.revision, card=card)
 
-        # A boundary's own card is written last, when the segment is finished, because Snakemake waits for it.
-        saver.save(path, self.state, card, wait=wait, then=tidy, note=write_card if health is None else record)
+        saver.save(path, self.state, card, wait=wait, then=tidy, note=record)
 
 
 def _single_networks(networks: nn.Module) -> Iterator[nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 from selfsup.data.statistics import resolved
 from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
-from selfsup.layout import PretrainPaths, boundary_files
+from selfsup.layout import PretrainPaths, RunFolder, boundary_files
 from selfsup.recipe import fingerprint
 from selfsup.settings.typed import plain
 
@@ -40,6 +40,15 @@ class Run:
     @property
     def partial(self) -> Path:
         return self.paths.partial
+
+    @property
+    def rows(self) -> list[Path]:
+        """The files with rows of steps, which a resume goes on with."""
+        return [self.paths.history, self.knn_rows]
+
+    @property
+    def knn_rows(self) -> Path:
+        return self.knn or RunFolder(self.folder).knn
 
     def checkpoints(self) -> list[Path]:
         """Return all existing checkpoints, rolling ones and boundaries."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from selfsup import provenance
+from selfsup.atomic_files import flush
 from selfsup.engine import checkpoint
 from selfsup.errors import UserError
 from selfsup.job.attempt import Attempt
@@ -65,6 +66,8 @@ def _take_over(training: Pretraining, attempt: Attempt, source: Path, boundary: 
     if training.ranks.from_main("health" not in card):
         card |= {"health": _health_now(training, attempt), "floors": dict(training.method.floors)}
     if is_main:
+        for rows in run.rows:
+            flush(rows)
         record_run(run.folder, run.recipe, run.revision, card=card)
         checkpoint.take_over(source, boundary)
 
