@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from selfsup.data.store import PackedStore
+from selfsup.job.place import TORCHRUN
 from selfsup.recipe import load_recipe
 from selfsup.settings import extensions
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
@@ -24,6 +25,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # So does nohup with SIGHUP, which a job then leaves ignored.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Inside a job of Slurm, under torchrun or with a tracker of one's own the tests are what they are elsewhere.
+for name in list(os.environ):
+    if name in TORCHRUN or name.startswith(("SLURM", "SNAKEMAKE_", "WANDB_", "MLFLOW_")):
+        del os.environ[name]
 
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)

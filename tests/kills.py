@@ -1,7 +1,6 @@
 """A pretraining as processes that are killed outright, and one that is not: their last checkpoints."""
 
-import contextlib
-import csv
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +8,26 @@ from pathlib import Path
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.layout import boundary_name
 from selfsup.recipe import Recipe, canonical
-from workflows import wait_until
 
-PRETRAIN = Path(__file__).parents[1] / "workflow/scripts/pretrain.py"
+SCRIPTS = Path(__file__).parents[1] / "workflow/scripts"
+# It kills itself before the first step from the given one on by when there is a checkpoint to go on from: who looks
+# from outside may come late.
+MORTAL = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+last = int(sys.argv.pop(1))
+import pretrain
+from selfsup.errors import run_script
+from selfsup.training.pretraining import Pretraining
 
+def train_step(self, batch, honest=Pretraining.train_step):
+    if self.step >= last and list(self.run.partial.glob("step_*.pt")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return honest(self, batch)
 
-def reached(folder: Path) -> int:
-    """The last step that history.csv tells of; -1 for none."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(list(csv.DictReader((folder / "history.csv").open()))[-1]["step"])
-    return -1
+Pretraining.train_step = train_step
+run_script(pretrain.main)
+"""
 
 
 def trained(recipe: Recipe, data: Path, folder: Path, *arguments: str, kills: tuple[int, ...] = ()) -> dict:
@@ -27,15 +36,10 @@ def trained(recipe: Recipe, data: Path, folder: Path, *arguments: str, kills: tu
     A rolling checkpoint is written several times a second, so that each process continues another one's.
     """
     own = ["--recipe", canonical(recipe), "--data", str(data), "--run-folder", str(folder)]
-    own += ["--until-epoch", str(recipe["epochs"]), "--checkpoint-minutes", "0.005", *arguments]
+    own += ["--until-epoch", str(recipe["epochs"]), "--checkpoint-minutes", "0.002", *arguments]
     for step in kills:
-        process = subprocess.Popen([sys.executable, str(PRETRAIN), *own], stdout=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: reached(folder) >= step or process.poll() is not None, f"step {step}")  # noqa: B023
-            assert process.poll() is None, f"ended before step {step}"
-        finally:
-            process.kill()
-            process.wait()
-    done = subprocess.run([sys.executable, str(PRETRAIN), *own], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", MORTAL, str(SCRIPTS), str(step), *own], stdout=subprocess.DEVNULL)
+        assert done.returncode == -signal.SIGKILL, f"ended before step {step}"
+    done = subprocess.run([sys.executable, str(SCRIPTS / "pretrain.py"), *own], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return load_checkpoint(folder / boundary_name(recipe["epochs"]))

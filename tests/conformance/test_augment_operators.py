@@ -143,7 +143,8 @@ def test_a_blur_is_torchvisions(kernel, pictures, random):
 def test_three_boxes_are_pillows_blur(pictures, random):
     """On bytes to the digit but where a sum is close to a half, for Pillow cuts its weights to 24 bits: one grey level
     in a thousandth of the pixels, or two where the next passes go on from it. On floats, which Pillow does not blur, up
-    to what it rounds away in six passes: three levels at most, less than a half in the mean.
+    to what it rounds away in six passes: three levels at most, and 0.56 in the mean, that of six independent roundings,
+    where a narrow blur evens none of them out.
     """
     sigma = torch.from_numpy(random.uniform(0.1, 2.0, COUNT).astype(np.float32))
     sigma[:4] = torch.tensor([0.1, 2.0, 2**0.5, 1.4])  # the ends; about where the box gets its next whole pixel
@@ -151,7 +152,7 @@ def test_three_boxes_are_pillows_blur(pictures, random):
     ours = three_boxes(pictures.float(), sigma, 2.0, "edge", Bytes.rounded)
     assert (ours - theirs).abs().max() <= 2 and (ours != theirs).float().mean() < 5e-3
     floats = three_boxes(pictures / 255, sigma, 2.0, "edge", Floats.rounded) * 255
-    assert (floats - theirs).abs().max() <= 3 and (floats - theirs).abs().mean() < 0.5
+    assert (floats - theirs).abs().max() <= 3.01 and (floats - theirs).abs().mean() < 0.6
 
 
 def test_three_boxes_have_together_the_variance_that_is_asked_for():

@@ -1,5 +1,7 @@
 """Encoders with batch norms folded into their convolutions, against the unfolded ones."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -49,15 +51,22 @@ def test_a_folded_encoder_gives_the_unfolded_ones_features(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 def test_folding_does_not_add_to_the_error_of_bf16(encoder):
-    """Mean distances from float64, some 1 % both; their ratio was 0.4 to 1.3, with the weights drawn."""
-    encoder = trained_encoder(*encoder)
+    """Mean distances from float64, some 1 % both, of six encoders whose weights are drawn. The logarithm of their ratio
+    has a mean of 0 to -0.1 and a deviation of 0.2 at most, over six of 0.08: twice as much is eight deviations away."""
+    ratios = [math.log(folded / unfolded) for folded, unfolded in (errors_in_bf16(*encoder) for _ in range(6))]
+    assert sum(ratios) / 6 < math.log(2)
+
+
+def errors_in_bf16(name: str, model: dict) -> list[float]:
+    """Of an encoder's features, folded and unfolded."""
+    encoder = trained_encoder(name, model)
     pictures = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     wanted, pictures = features(encoder, pictures), pictures.float()
     folded = features(fold_batch_norms(encoder, torch.bfloat16), pictures.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         unfolded = features(encoder.float(), pictures)
-    errors = [(one.double() - wanted).abs().mean().item() for one in (folded, unfolded)]
-    assert folded.dtype == torch.bfloat16 and 0 < errors[0] < 2 * errors[1]
+    assert folded.dtype == torch.bfloat16
+    return [(one.double() - wanted).abs().mean().item() for one in (folded, unfolded)]
 
 
 def test_folded_weights_are_rounded_once():

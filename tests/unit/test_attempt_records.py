@@ -73,14 +73,14 @@ def test_all_progress_of_an_attempt_reaches_the_watchdog(tmp_path):
 def test_a_heartbeat_that_finds_the_lock_taken_asks_to_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(attempt_module, "BEAT_S", 0.02)
     with make_attempt(tmp_path) as attempt:
-        other = dataclasses.replace(this_process("pretraining to epoch 7"), host="node7")
+        other = dataclasses.replace(this_process("pretraining to epoch 7"), host="node 7")
         (tmp_path / "lock.json").write_text(json.dumps(dataclasses.asdict(other)))
         until(lambda: attempt.stop.reason is not None)
         assert attempt.stop.reason == "another job, which has taken the run over"
 
 
 def of_another_host(folder: Path, silent_s: float) -> None:
-    other = dataclasses.replace(this_process("pretraining to epoch 7"), host="node7")
+    other = dataclasses.replace(this_process("pretraining to epoch 7"), host="node 7")
     (folder / "lock.json").write_text(json.dumps(dataclasses.asdict(other)))
     os.utime(folder / "lock.json", times=(time.time() - silent_s,) * 2)
 
@@ -92,7 +92,7 @@ def test_who_has_lost_a_lock_neither_keeps_it_alive_nor_releases_it(tmp_path):
     of_another_host(tmp_path, silent_s=1000)
     assert not lock.beat() and (tmp_path / "lock.json").stat().st_mtime < time.time() - 900
     lock.release()
-    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node 7"
 
 
 @pytest.mark.parametrize(("silent_s", "lives"), [(0, True), (60, True), (180, False)])

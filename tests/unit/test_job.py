@@ -54,8 +54,8 @@ def holder(tmp_path):
 
 
 def of_another_host(folder: Path, *, silent_s: float) -> None:
-    """Leave a lock as a job on another node would, its last beat so long ago."""
-    holder = dataclasses.replace(this_process("pretraining to epoch 7"), host="node7", pid=12, job_id="4711")
+    """Leave a lock as a job on another node would, its last beat so long ago. No machine has a name with a space."""
+    holder = dataclasses.replace(this_process("pretraining to epoch 7"), host="node 7", pid=12, job_id="4711")
     path = folder / "lock.json"
     path.write_text(json.dumps(dataclasses.asdict(holder)))
     os.utime(path, (time.time() - silent_s, time.time() - silent_s))
@@ -106,7 +106,7 @@ def test_a_job_on_another_host_is_refused_when_the_first_shows_a_sign_of_life(tm
         os.utime(tmp_path / "lock.json")
 
     monkeypatch.setattr(lock_module.time, "sleep", beat_of_the_other)
-    with pytest.raises(UserError, match=r"in use by Slurm job 4711 on node7 \(pretraining to epoch 7, since"):
+    with pytest.raises(UserError, match=r"in use by Slurm job 4711 on node 7 \(pretraining to epoch 7, since"):
         Lock(tmp_path, "another").acquire()
 
 
@@ -149,7 +149,7 @@ def test_slurm_is_asked_for_the_job_of_a_silent_lock(tmp_path, monkeypatch, stat
     found = holder_at_work(tmp_path)
     assert (found is not None) == at_work
     if at_work:
-        assert "Slurm job 4711 on node7" in found and f"which Slurm says is {state}" in found
+        assert "Slurm job 4711 on node 7" in found and f"which Slurm says is {state}" in found
 
 
 def test_a_dead_process_of_this_host_is_dead_though_its_allocation_lives(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_holder_that_lost_its_lock_writes_nothing_more(tmp_path):
         with pytest.raises(UserError, match="taken over by another job"):
             attempt.check_lock()
     assert rows(tmp_path)[-1]["how_it_ended"] == "running"  # the row is the other's to close
-    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node 7"
 
 
 def test_the_ledger_reckons_steps_done_lost_and_redone(tmp_path, monkeypatch):
@@ -451,7 +451,7 @@ def test_a_stop_is_heard_while_it_is_not_known_whether_another_job_lives(tmp_pat
     last = "stopped by SIGUSR2 before the first step (waiting for the lock of another job)"
     assert re.fullmatch(rf"(waits\n)*\d\d:\d\d:\d\d \| {re.escape(last)}\n", told)
     assert [row["how_it_ended"] for row in rows(tmp_path)] == [f"refused: {last}"]
-    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7"
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node 7"
 
 
 def test_a_refusal_takes_no_torch(tmp_path):

@@ -10,7 +10,6 @@ from tiny import TINY
 
 @pytest.mark.slow
 def test_three_kills_change_no_bit(tiny_store, tmp_path):
-    # 300 steps: the last kill comes in time also where the process that looks has to wait for a processor.
     recipe = load_recipe("digits", {**TINY, "epochs": 60})
     arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1")
     whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments)

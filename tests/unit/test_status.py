@@ -62,7 +62,7 @@ def test_the_job_at_work_is_named_with_its_state(config, run, tmp_path, monkeypa
         f"process {os.getpid()}",
         "pretraining",
     )
-    (run / "lock.json").write_text(json.dumps({**holder, "host": "node7", "job_id": "4711"}))
+    (run / "lock.json").write_text(json.dumps({**holder, "host": "node 7", "job_id": "4711"}))
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")

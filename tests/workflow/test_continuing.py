@@ -91,8 +91,9 @@ def test_a_loss_that_is_not_finite_ends_the_retries_at_once(workflow):
 
 
 def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflow):
-    run = quick(workflow, epochs=20, global_batch=64)
-    run.digits["segment_epochs"] = 20
+    """It would take minutes to its end: neither the file nor the deletion can come too late."""
+    run = quick(workflow, epochs=2000, global_batch=64)
+    run.digits["segment_epochs"] = 2000
     process = run.start("--retries", "3", f"{RUN}/encoder.safetensors")
     history = run.path(f"{RUN}/pretrain/history.csv")
     wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 5, "some steps")
@@ -104,7 +105,12 @@ def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflo
     assert endings(run)[0] == "stopped by the file results/digits/seed0/STOP, for good"
     assert [ending.split(":")[0] for ending in endings(run)[1:]] == ["refused"] * 3
     run.path(f"{RUN}/STOP").unlink()
-    assert f"steps {step} to 440 of 440, continuing" in run.run(f"{RUN}/encoder.safetensors")
+    process = run.start(f"{RUN}/encoder.safetensors")
+    goes_on = f"steps {step} to 44000 of 44000, continuing"
+    assert any(goes_on in line for line in process.stdout)
+    run.path(f"{RUN}/STOP").touch()
+    process.communicate(timeout=6000)
+    assert endings(run)[-1] == endings(run)[0]
 
 
 @pytest.fixture
@@ -153,7 +159,7 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
 @pytest.mark.cold
 def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, by_hand):
     run = quick(workflow)
-    first = by_hand({**run.digits["overrides"], "epochs": 300}, until=300)
+    first = by_hand({**run.digits["overrides"], "epochs": 100_000}, until=100_000)
     wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
     printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
     first.kill()

@@ -1,5 +1,6 @@
 """A method, an optimiser, a backbone, a task and a tracker from outside the package, named in config.yaml."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -40,7 +41,7 @@ def outside(tmp_path, repository) -> Workflow:
     block |= {"recipe": "mine/outside.yaml", "overrides": OVERRIDES, "segment_epochs": 2}
     block["evaluations"] = ["linear", "means"]
     block["compute"]["trackers"] = ["lines"]
-    block["compute"]["pretrain"] |= {"devices_per_node": 2, "cpus_per_device": 1, "checkpoint_minutes": 0.001}
+    block["compute"]["pretrain"] |= {"devices_per_node": 2, "cpus_per_device": 1, "checkpoint_minutes": 0.0001}
     workflow.config |= {
         "evaluations": {"means": {"protocol": "mine/class_means.yaml", "overrides": {"normalise": True}}},
         "extensions": ["mine/simsiam_outside.py"],
@@ -50,16 +51,34 @@ def outside(tmp_path, repository) -> Workflow:
     return workflow
 
 
+# Behind its first checkpoint the trainer stays where it is as long as there is a file `hold`.
+HOLDS = """
+import time
+
+def append(self, row, honest=Lines.append):
+    honest(self, row)
+    while Path("hold").exists() and list((self._path.parent / "partial").glob("step_*.pt")):
+        time.sleep(0.01)
+
+Lines.append = append
+"""
+
+
 def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside):
     """The second segment is killed after its first checkpoint; what it wrote of later steps is not written twice."""
+    code, hold = outside.path("mine/simsiam_outside_code.py"), outside.path("hold")
+    code.write_text(code.read_text() + HOLDS)
     outside.run(f"{RUN}/pretrain/epoch_0002.json")
+    hold.touch()
     process = outside.start(f"{RUN}/pretrain/epoch_0004.json")
     partial = outside.path(f"{RUN}/pretrain/partial")
     wait_until(lambda: list(partial.glob("step_*.pt")), "a checkpoint of the second segment")
     for job in psutil.Process(process.pid).children(recursive=True):
-        if any(word.endswith("pretrain.py") for word in job.cmdline()):
-            job.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(word.endswith("pretrain.py") for word in job.cmdline()):
+                job.kill()
     process.communicate()
+    hold.unlink()
     folder = outside.path(f"{RUN}/pretrain")
     assert process.returncode != 0 and not (folder / "epoch_0004.json").exists()
     outside.run("results/outside.csv")

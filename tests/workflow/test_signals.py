@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,16 +21,16 @@ from selfsup.job.ledger import read_ledger
 from selfsup.recipe import canonical, load_recipe
 from workflows import wait_until
 
-LONG = {"epochs": 40, "global_batch": 64, "model": {"width": 4}, "augment": {"size": 8}}
+# None of them comes to its end, however late a signal comes.
+ENDLESS = {"epochs": 4000, "global_batch": 64, "model": {"width": 4}, "augment": {"size": 8}}
 PATIENCE_S = 300
-ENDLESS = ["--recipe", canonical(load_recipe("digits", {**LONG, "epochs": 4000})), "--until-epoch", "4000"]
 
 
 @pytest.fixture
 def command(repository, tmp_path, packed_digits) -> list[str]:
     scripts = repository / "workflow" / "scripts"
     shutil.copytree(packed_digits, tmp_path / "digits")
-    recipe = canonical(load_recipe("digits", LONG))
+    recipe = canonical(load_recipe("digits", ENDLESS))
     arguments = [
         "--recipe",
         recipe,
@@ -38,7 +39,7 @@ def command(repository, tmp_path, packed_digits) -> list[str]:
         "--run-folder",
         tmp_path / "run",
         "--until-epoch",
-        "40",
+        "4000",
     ]
     return [*map(str, [sys.executable, scripts / "pretrain.py", *arguments, "--device", "cpu", "--cpus", "2"])]
 
@@ -70,7 +71,7 @@ def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tm
     assert step > logged_steps(tmp_path / "run")[4]
     again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     begins = next(line for line in again.stdout if ": steps " in line)
-    assert f"steps {step} to 880 of 880, continuing after" in begins
+    assert f"steps {step} to 88000 of 88000, continuing after" in begins
     again.kill()
     again.communicate()
 
@@ -82,9 +83,9 @@ def start(command: list[str], *more: str) -> subprocess.Popen:
 
 
 def test_the_approaching_time_limit_saves_everything_too(command, tmp_path):
-    """Under a limit of nine seconds, or a longer one where nine do not suffice for a step; epochs enough for any."""
+    """Under a limit of nine seconds, or a longer one where nine do not suffice for a step."""
     for minutes in (0.15, 0.6, 2.4, 9.6):
-        process = start([*command, *ENDLESS], "--time-limit", str(minutes))
+        process = start(command, "--time-limit", str(minutes))
         printed, _ = process.communicate(timeout=2 * PATIENCE_S + 60 * minutes)
         if logged_steps(tmp_path / "run"):
             break
@@ -108,10 +109,26 @@ def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
     assert row["how_it_ended"].startswith("stopped by SIG") and row["steps_lost"] == "0"
 
 
+SIGNALLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import pretrain
+from selfsup.errors import run_script
+from selfsup.job.lock import Lock
+
+def acquire(self, *told, honest=Lock.acquire):
+    honest(self, *told)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+Lock.acquire = acquire
+run_script(pretrain.main)
+"""
+
+
 def test_a_signal_before_the_first_step_is_no_crash(command, tmp_path):
-    process = start(command)
-    wait_until((tmp_path / "run" / "lock.json").exists, "the lock")
-    process.send_signal(signal.SIGUSR1)
+    """As soon as it has its lock, and before it has loaded torch."""
+    python, script, *words = command
+    process = start([python, "-c", SIGNALLED, os.path.dirname(script), *words])
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75 and "stopped by SIGUSR1 after step 0" in printed, printed
     assert not list((tmp_path / "run").rglob("*.pt"))
@@ -157,8 +174,8 @@ def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_
     with open(local / f"digits-{store.fingerprint[:16]}.lock", "a") as copying:
         fcntl.flock(copying, fcntl.LOCK_EX)
         process, began = start(command, "--local-copy", str(local)), time.monotonic()
-        wait_until((tmp_path / "run" / "lock.json").exists, "the lock")
-        time.sleep(1)
+        files = Path(f"/proc/{process.pid}/fd")
+        wait_until(lambda: any(_leads_to(one, copying.name) for one in files.iterdir()), "the opening of the file")
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75 and time.monotonic() - began < PATIENCE_S, printed
@@ -166,6 +183,13 @@ def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_
     (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
     assert row["how_it_ended"].startswith("stopped by SIGTERM before the first step")
     assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def _leads_to(link: Path, file: str) -> bool:
+    try:
+        return os.readlink(link) == file
+    except OSError:  # closed meanwhile
+        return False
 
 
 def test_what_writes_a_jobs_log_outlives_the_signals_that_the_trainer_takes(workflow):
