@@ -31,6 +31,9 @@ for name in list(os.environ):
     if name in TORCHRUN or name.startswith(("SLURM", "SNAKEMAKE_", "WANDB_", "MLFLOW_")):
         del os.environ[name]
 
+# And whatever one keeps to oneself: some tests drop root's privileges, and read what was written before.
+os.umask(0o022)
+
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)
 

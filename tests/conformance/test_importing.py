@@ -205,19 +205,22 @@ def test_features_of_official_weights_are_those_of_the_official_network(network,
     assert encoder.bn1.num_batches_tracked == 7
 
 
-def test_with_torchs_padding_the_same_weights_give_other_features(network, official_file):
-    """Why the recipe's key is asked for: pixels are shifted, by which features move a sixth of their length."""
-    encoder, _ = imported_backbone(official_file(), "official", load_recipe("imagenet_official", SMALL))
+def test_with_torchs_padding_the_same_weights_give_other_features(official_file):
+    """Why the recipe's key is asked for: pixels are shifted, by which features move a sixth of their length in the mean
+    of drawn networks. This one is always the same: of such narrow ones a thousandth moves less than 0.05."""
+    random = np.random.default_rng(0)
+    path = official_file(official_content(*official_network(random), FrozenDict))
+    encoder, _ = imported_backbone(path, "official", load_recipe("imagenet_official", SMALL))
     from selfsup.models import build_backbone
 
     other = build_backbone(load_recipe("imagenet", SMALL)).eval()
     other.load_state_dict(encoder.state_dict())
-    pictures = torch.randn(3, 3, 40, 40)
+    pictures = torch.from_numpy(random.normal(size=(3, 3, 40, 40)).astype(np.float32))
     with torch.no_grad():
         right, wrong = encoder(pictures), other(pictures)
     assert (right - wrong).norm() / right.norm() > 0.05
     with pytest.raises(UserError, match=r"model\.padding is 'symmetric' in the recipe, wanted 'same'"):
-        imported_backbone(official_file(), "official", load_recipe("imagenet", SMALL))
+        imported_backbone(path, "official", load_recipe("imagenet", SMALL))
 
 
 @pytest.mark.parametrize("by_dill", [True, False])
