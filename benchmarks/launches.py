@@ -1,13 +1,13 @@
 """How many kernels a GPU would launch for one step as one graph. Needs no GPU.
 
-    python benchmarks/launches.py [--code FOLDER]
+    python benchmarks/launches.py [--ranks N] [--code FOLDER]
 
 The step is compiled as `compute.one_graph` compiles it, as far as its two graphs of operators, on the processor. Then
 their tensors are said to lie on an H100, and Inductor writes its code for that: Triton kernels, and calls of cuDNN and
 cuBLAS. That is counted as it is, with `compute.combined_kernels`, and with that for all kernels but those that sum. The
 update of LARS is counted as `compute.compiled_update` compiles it, and beside it what a step launches outside of its
-graphs, eager operators one by one, with the update among them and without.
---code: keep what was written there. Prints JSON.
+graphs, eager operators one by one, with the update among them and without. --ranks: of one of so many, which hears
+nothing of the others; collectives are launches too. --code: keep what was written there. Prints JSON.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfsup.engine.compute import Compute
@@ -76,10 +77,21 @@ WAYS = {
 MOST_TENSORS, MOST_PIECES, PIECE = (110, 64, 48, 36, 30), 320, 65536
 LAUNCHES_NOTHING = (*CREATES, "detach", "lift_fresh", "_record_function_enter_new", "_record_function_exit")
 LAUNCH = re.compile(r"(triton_\w+)\.run\(|extern_kernels\.(\w+)\(|torch\.ops\.([\w.]+)\(")
+COLLECTIVES = ("_c10d_functional.all_reduce", "_c10d_functional.all_gather")
 
 
 class _CapturedError(Exception):
     """Ends the step once its graphs are known."""
+
+
+def among(size: int) -> Ranks:
+    """Return the first of `size` ranks; what it says to the others is heard by nobody."""
+    if size == 1:
+        return Ranks()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    ranks = Ranks()
+    ranks.size = size
+    return ranks
 
 
 def capture(training: Pretraining, part: str) -> dict[str, GraphModule]:
@@ -246,6 +258,7 @@ def launches(code: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--code", type=Path)
     options = parser.parse_args()
     torch._functorch.config.force_non_lazy_backward_lowering = True
@@ -253,7 +266,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe("cifar10")
         store = small_store(Path(folder) / "store", recipe["global_batch"])
-        compute = Compute(Ranks(), torch.device("cpu"), "bf16", 1, 0, one_graph=True)
+        compute = Compute(among(options.ranks), torch.device("cpu"), "bf16", 1, 0, one_graph=True)
         training = Pretraining(Run(recipe, 0, 1, store, Path(folder) / "run", compute, 60))
         beside = {
             "outside": len(outside(training)),
@@ -274,7 +287,11 @@ def counted(graphs: dict[str, GraphModule], way: str, folder: Path | None) -> di
         if folder:
             (folder / f"{name}, {way}.py").write_text(code)
         found = launches(code)
-        figures[name] = {"triton": sum(one.startswith("triton_") for one in found), "all": len(found)}
+        figures[name] = {
+            "triton": sum(one.startswith("triton_") for one in found),
+            "collectives": sum(one.startswith(COLLECTIVES) for one in found),
+            "all": sum("wait_tensor" not in one for one in found),
+        }
     return figures
 
 

@@ -15,7 +15,7 @@ from selfsup.recipe import load_recipe
 from selfsup.training import pretraining
 from selfsup.training.pretraining import Pretraining, Run
 
-COUNTED = ("all_reduce", "all_gather", "broadcast_object_list", "all_gather_object")
+COUNTED = ("all_reduce", "all_gather_into_tensor", "broadcast_object_list", "all_gather_object")
 
 
 @dataclass
@@ -33,9 +33,9 @@ def counting() -> Iterator[Traffic]:
 
     def counted(name: str):
         def call(*arguments, **named):
-            given = [one for one in arguments if isinstance(one, torch.Tensor)]  # a gather's own part comes second
+            given = arguments[1:] if name == "all_gather_into_tensor" else arguments  # what it fills comes first
             traffic.calls += 1
-            traffic.bytes += sum(one.nbytes for one in given)
+            traffic.bytes += sum(one.nbytes for one in given if isinstance(one, torch.Tensor))
             return honest[name](*arguments, **named)
 
         return call

@@ -1,5 +1,7 @@
 """Runs of the tiny recipe inside a test's own process, and stops at a chosen moment."""
 
+import contextlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,34 @@ def train(run: Run, *ends: int, stop: StopAfter | None = None) -> bool:
                 return False
         previous = end
     return True
+
+
+class KilledError(BaseException):
+    """What a SIGKILL at a certain step would do to all ranks: nothing more is saved."""
+
+
+def train_until_killed(run: Run, end: int, steps: int) -> None:
+    """Kill the training to the epoch `end` after so many steps; the rolling checkpoint of the last of them is lost."""
+    honest, left = Pretraining.train_step, iter(range(steps))
+
+    def mortal(self, batch):
+        if next(left, None) is None:
+            raise KilledError
+        return honest(self, batch)
+
+    Pretraining.train_step = mortal
+    try:
+        with contextlib.suppress(KilledError):
+            train(run, end)
+            raise AssertionError("the run was not killed")
+    finally:
+        Pretraining.train_step = honest
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    if run.compute.ranks.is_main:
+        max(run.partial.glob("step_*.pt")).unlink()
+    run.compute.ranks.barrier()
 
 
 def compute_in(dtype: torch.dtype, training: Pretraining) -> None:

@@ -98,7 +98,6 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
             True,
             ["compiled_update is true, but one_graph is not"],
         ),
-        ("experiments.cifar10.compute.pretrain.one_graph", True, ["one_graph is for one device, and there are 2"]),
         (
             "experiments.digits.compute.pretrain",
             {"one_graph": True, "recompute": True},

@@ -1,10 +1,8 @@
 """Ranks: found in the environment, and several of them computing what one does."""
 
-import contextlib
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from many_ranks import on_ranks
-from runs import StopAfter, compute_in, on_cpu, part_in_float64, train
+from runs import StopAfter, compute_in, on_cpu, part_in_float64, train, train_until_killed
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.engine.device import build_problem, choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
@@ -325,10 +323,6 @@ STEPS = 14  # two an epoch
 WAYS = {"whole": (7,), "two": (3, 7), "three": (2, 4, 7), "seven": (1, 2, 3, 4, 5, 6, 7)}
 
 
-class KilledError(BaseException):
-    """What a SIGKILL at a certain step would do to all ranks: nothing more is saved."""
-
-
 def _in_every_way(ranks: Ranks, store, folder) -> dict[str, bytes]:
     """The seven epochs in segments, stopped again and again, and killed again and again; the weights of each."""
     weights = {}
@@ -347,37 +341,13 @@ def _in_every_way(ranks: Ranks, store, folder) -> dict[str, bytes]:
                 asking = ranks.rank == ranks.size - 1
                 assert not train(run, 7, stop=StopAfter(steps - 1 if asking else STEPS))
             else:
-                _train_until_killed(run, steps + 1)
+                train_until_killed(run, 7, steps + 1)
         assert train(run, 7)
     for name in (*WAYS, "stopped", "killed"):
         state = load_checkpoint(folder / name / boundary_name(7))
         buffers = [one["momentum_buffer"] for one in state["optimizer"]["state"].values()]
         weights[name] = b"".join(value.numpy().tobytes() for value in [*state["method"].values(), *buffers])
     return weights
-
-
-def _train_until_killed(run: Run, steps: int) -> None:
-    """Kill the training after so many steps; the rolling checkpoint of the last of them is lost."""
-    honest, left = Pretraining.train_step, iter(range(steps))
-
-    def mortal(self, batch):
-        if next(left, None) is None:
-            raise KilledError
-        return honest(self, batch)
-
-    Pretraining.train_step = mortal
-    try:
-        with contextlib.suppress(KilledError):
-            train(run, 7)
-            raise AssertionError("the run was not killed")
-    finally:
-        Pretraining.train_step = honest
-    for thread in threading.enumerate():
-        if thread.name == "checkpoint":
-            thread.join()
-    if run.compute.ranks.is_main:
-        max(run.partial.glob("step_*.pt")).unlink()
-    run.compute.ranks.barrier()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from many_ranks import on_ranks
+from operators import Operators, sequences_of
 from runs import attempt_at, equal_states, on_cpu, state_of, train
 from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
@@ -60,32 +60,6 @@ def weights_after(training: Pretraining, steps: int) -> torch.Tensor:
 def test_static_views_train_to_the_same_bits(run, recipe, overrides):
     wanted = weights_after(Pretraining(run(overrides, recipe)), 3)
     assert weights_after(Pretraining(run(overrides, recipe, static_views=True)), 3).equal(wanted)
-
-
-class Operators(TorchDispatchMode):
-    """Notes each operator with the shapes and types of its tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        tensors = [
-            one for one in torch.utils._pytree.tree_leaves((args, kwargs, made)) if isinstance(one, torch.Tensor)
-        ]
-        self.seen.append(" ".join([str(function), *(f"{tuple(one.shape)} {one.dtype}" for one in tensors)]))
-        return made
-
-
-def sequences_of(training: Pretraining) -> list[list[str]]:
-    """Return the operators of steps 0 to 3."""
-    sequences = []
-    for step in range(4):
-        with Operators() as operators:
-            training.train_step(training.batches[step])
-        sequences.append(operators.seen)
-    return sequences
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -184,11 +158,7 @@ def test_one_graph_counts_batches_as_an_eager_step_does(run, graphs):
 @pytest.mark.slow
 def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     """In Inductor's code for CIFAR-10's step; the same count was seen on an H200, with 42 for batch norms' numbers."""
-    pytest.importorskip("triton")
-    script = Path(__file__).parents[2] / "benchmarks" / "launches.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = _launches()
     assert 40 < found.pop("outside") <= 63 and 10 < found.pop("outside, update compiled") <= 17
     assert 10 < found["combined"]["update"]["all"] <= 13 < found["alone"]["update"]["all"] <= 54
     counts = {way: (one["views"]["all"], one["forward"]["all"] + one["backward"]["all"]) for way, one in found.items()}
@@ -198,6 +168,22 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     assert 15 < views <= 25 and 200 < everything <= 330
     views, everything = counts["combined but for sums"]
     assert 15 < views <= 25 and 300 < everything <= 371
+
+
+@pytest.mark.slow
+def test_over_ranks_a_gpu_would_launch_collectives_and_merge_what_they_bring():
+    """43 calls of a batch norm gather, and merge by a kernel of their own; 22 sum their gradients."""
+    found = _launches("--ranks", "2")["alone"]
+    assert (found["forward"]["collectives"], found["backward"]["collectives"]) == (43, 22)
+    assert 500 < found["forward"]["all"] + found["backward"]["all"] <= 434 + 2 * 43 + 22
+
+
+def _launches(*options: str) -> dict:
+    pytest.importorskip("triton")
+    script = Path(__file__).parents[2] / "benchmarks" / "launches.py"
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_combined_kernels_are_asked_of_the_compiler(run, monkeypatch):
@@ -300,8 +286,8 @@ def test_what_a_method_keeps_of_a_graph_that_wrote_it_over_is_told_in_one_line(r
         training.train_step(training.batches[0])
 
 
-def test_one_graph_goes_with_one_device_that_keeps_its_activations(run):
-    with pytest.raises(UserError, match="one_graph is true, and cannot go with recompute, too: set it to false"):
+def test_one_graph_does_not_go_with_recompute(run):
+    with pytest.raises(UserError, match="one_graph is true, and cannot go with recompute, too: set one of them to fa"):
         Pretraining(run(one_graph=True, recompute=True))
 
 

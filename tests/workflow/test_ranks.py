@@ -33,6 +33,7 @@ selfsup.job.local_ranks.GRACE_S = 10.0 if trouble == "is suspended" else 20.0
 import pretrain
 from selfsup.errors import PermanentError, run_script
 from selfsup.engine import saving
+from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining
 
 honest = Pretraining.train_step
@@ -61,6 +62,7 @@ def save_slowly(path, state, card, *more, honest=saving.save_checkpoint):
     honest(path, state, card, *more)
 
 Pretraining.train_step, saving.save_checkpoint = train_step, save_slowly
+static_step.BACKEND = "aot_eager"  # no compiler for the processor
 run_script(pretrain.main)
 """
 
@@ -102,13 +104,14 @@ def test_a_rank_that_fails_speaks_first_and_takes_the_other_along(two_ranks):
     assert told.count("failed for good") == 2 and "image 17 is damaged" in told
 
 
-def test_a_rank_that_is_killed_takes_the_other_along_and_the_run_goes_on_later(two_ranks):
-    process, began = two_ranks("dies"), time.monotonic()
+@pytest.mark.parametrize("switches", [[], ["--one-graph"]], ids=["eager", "one graph"])
+def test_a_rank_that_is_killed_takes_the_other_along_and_the_run_goes_on_later(two_ranks, switches):
+    process, began = two_ranks("dies", *switches), time.monotonic()
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGKILL and time.monotonic() - began < 300
     assert "the connection to another rank broke" in told and "Traceback" not in told
     assert not (two_ranks.run / "failed.json").exists()
-    again = two_ranks("nothing")
+    again = two_ranks("nothing", *switches)
     told, _ = again.communicate(timeout=300)
     assert again.returncode == 0, told
     assert "steps 3 to 20 of 20, continuing after" in told

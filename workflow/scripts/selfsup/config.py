@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
 from selfsup.grids import read_config_file, without_grids
-from selfsup.jobs import Cluster, Compute, minutes, refuse_flags, tasks
+from selfsup.jobs import Cluster, Compute, minutes, refuse_flags
 from selfsup.layout import LINEAR, OWN_FOLDERS
 from selfsup.names import check_names
 from selfsup.protocols import Evaluation, evaluation_of, linear_evaluation
@@ -474,8 +474,6 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
         )
     if pretrain.compiled_update and not pretrain.one_graph:
         yield "compute.pretrain.compiled_update is true, but one_graph is not: set both, or it to false"
-    if pretrain.one_graph and tasks(pretrain) > 1:
-        yield f"compute.pretrain.one_graph is for one device, and there are {tasks(pretrain)}: set it to false"
     for name in experiment.compute.trackers:
         if name not in TRACKERS:
             yield f"compute.trackers names {name!r}, which does not exist{suggest(name, list(TRACKERS))}"

@@ -26,7 +26,7 @@ SWITCHES = {
         "with one_graph, for LARS: compile the update too, with rates that come in the step's one copy",
     ),
     "deterministic": (False, "GPU: only algorithms that repeat to the bit, none chosen by timing them"),
-    "one_graph": (False, "compile views, networks and loss together as one graph, on one device: more than `compile`"),
+    "one_graph": (False, "compile views, networks and loss together as one graph: more than `compile`"),
     "recompute": (False, "keep fewer activations and compute them again in the backward pass: same bits, less memory"),
     "static_views": (False, "make views by the same operators in every step: fewer kernels, same bits on a CPU"),
     "tf32": (False, "GPU: round factors of fp32 convolutions to 10 bits of mantissa"),
@@ -131,7 +131,7 @@ class Compute(Settings):
     deterministic: bool = SWITCHES["deterministic"][0]
     """GPU: only algorithms that repeat to the bit, none chosen by timing them"""
     one_graph: bool = SWITCHES["one_graph"][0]
-    """compile views, networks and loss together as one graph, on one device: more than `compile`"""
+    """compile views, networks and loss together as one graph: more than `compile`"""
     recompute: bool = SWITCHES["recompute"][0]
     """keep fewer activations and compute them again in the backward pass: same bits, less memory"""
     static_views: bool = SWITCHES["static_views"][0]

@@ -14,11 +14,16 @@ from selfsup.job.place import Place
 from selfsup.job.waiting import waiting_for_ranks
 
 TIMEOUT = timedelta(minutes=30)  # longer than the watchdog's, which prints the stacks
+_c10d = torch.ops._c10d_functional  # what torch.distributed does, as operators that can be compiled
 LAST_S = 3.0  # the others wait for so long, so that the rank that failed prints its message first
 
 
 class Ranks:
-    """The processes of a run, as seen by one of them. The methods are collective: all ranks call them in one order."""
+    """The processes of a run, as seen by one of them. The methods are collective: all ranks call them in one order.
+
+    Those that sum or gather tensors can be compiled: they become operators of the graph, around whose calls there is
+    to be `broken_connections_told`.
+    """
 
     def __init__(self, place: Place | None = None, device: torch.device | None = None):
         place = place or Place()
@@ -39,6 +44,8 @@ class Ranks:
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor`, made the sum over ranks in place."""
+        if self.size > 1 and torch.compiler.is_compiling():
+            return tensor.copy_(_compiled_sum(tensor))
         if self.size > 1:
             with _others_may_die():
                 dist.all_reduce(tensor)
@@ -81,10 +88,14 @@ class Ranks:
         """Return all ranks' tensors stacked: [size, ...]."""
         if self.size == 1:
             return tensor[None]
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        with _others_may_die():
-            dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
+        flat = tensor.flatten()
+        if torch.compiler.is_compiling():
+            whole = _c10d.wait_tensor(_c10d.all_gather_into_tensor(flat, self.size, dist.group.WORLD.group_name))
+        else:
+            whole = flat.new_empty(self.size * len(flat))
+            with _others_may_die():
+                dist.all_gather_into_tensor(whole, flat)
+        return whole.view(self.size, *tensor.shape)
 
     def gather_with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return all ranks' rows, [size N, ...] from [N, ...] on each rank; gradients flow back through it.
@@ -182,11 +193,17 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
         ctx.ranks = ranks
-        return ranks.all_reduce(tensor.clone())
+        return _compiled_sum(tensor) if torch.compiler.is_compiling() else ranks.all_reduce(tensor.clone())
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.ranks.all_reduce(gradient.clone()), None
+
+
+def _compiled_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum over ranks as a new tensor: for one that was written to, torch 2.11 compiles gradients of zero."""
+    summed = _c10d.wait_tensor(_c10d.all_reduce(tensor, "sum", dist.group.WORLD.group_name))
+    return summed.view(tensor.shape)
 
 
 @contextmanager
@@ -210,6 +227,21 @@ def _others_may_die() -> Iterator[None]:
         with waiting_for_ranks():
             yield
     except RuntimeError as error:
-        time.sleep(LAST_S)
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the connection to another rank broke ({reason}); that rank's own message says why") from error
+        raise _broken_connection(error) from error
+
+
+@contextmanager
+def broken_connections_told() -> Iterator[None]:
+    """Do the same around a compiled graph, some of whose errors come from elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise _broken_connection(error) from error
+
+
+def _broken_connection(error: RuntimeError) -> UserError:
+    time.sleep(LAST_S)
+    reason = str(error).splitlines()[0]
+    return UserError(f"the connection to another rank broke ({reason}); that rank's own message says why")

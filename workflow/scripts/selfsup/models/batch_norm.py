@@ -22,6 +22,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     groups = 1
     ranks = None
+    in_graph = False  # of a step that is compiled as one graph
     recomputing = False  # of all batch norms: a forward pass that is done again in the backward pass counts once
     recomputed = False  # of one: whatever it does in a backward pass is done again
 
@@ -46,6 +47,8 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         momentum, running = self._momentum(), (self.running_mean, self.running_var)
+        if self._over_ranks() and self.in_graph and torch.compiler.is_compiling():
+            return _in_graph(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
         if self._over_ranks():
             return _synchronised(x, *running, self.weight, self.bias, momentum, self.eps, self.ranks)
         return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
@@ -136,7 +139,64 @@ def _gradients(grad, x, mean, inverse_std, weight, eps):
     return torch.ops.aten.native_batch_norm_backward(grad, x, weight, *statistics, True, eps, [True] * 3)
 
 
-@torch.compiler.disable  # it cannot trace what ranks say to each other
+def _in_graph(x, running_mean, running_var, weight, bias, momentum, eps, ranks) -> torch.Tensor:
+    """Normalise by the statistics of all ranks, which have equally many rows."""
+    normalised, mean, variance = _InGraph.apply(x, weight, bias, eps, ranks)
+    with torch.no_grad():
+        count = ranks.size * (x.numel() // x.shape[1])
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+    return normalised
+
+
+class _InGraph(torch.autograd.Function):
+    """What `_Synchronised` computes, in operators that a compiler fuses with those around them.
+
+    With a backward pass of its own: that of torch.var_mean would compute the mean again, reading all of x for it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, ranks):
+        wide, over = _wide(x), [0, *range(2, x.dim())]
+        variance, mean = torch.var_mean(wide, over, correction=0)
+        means, variances = ranks.all_gather(torch.stack([mean, variance])).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        inverse_std = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.ranks = ranks
+        ctx.mark_non_differentiable(mean, variance)
+        normalised = (wide - _of(x, mean)) * _of(x, inverse_std * weight) + _of(x, bias)
+        return _as(normalised, x.dtype), mean, variance
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        grad, centred, over = _wide(grad), _wide(x) - _of(x, mean), [0, *range(2, x.dim())]
+        sum_grad, sum_product = grad.sum(over), (grad * centred).sum(over)
+        sums = ctx.ranks.all_reduce(torch.stack([sum_grad, sum_product]))
+        mean_grad, mean_product = sums / (ctx.ranks.size * (x.numel() // x.shape[1]))
+        x_grad = grad - _of(x, mean_grad) - centred * _of(x, mean_product * inverse_std.square())
+        x_grad = x_grad * _of(x, inverse_std * weight)
+        return x_grad.to(x.dtype), (sum_product * inverse_std).to(weight.dtype), sum_grad.to(weight.dtype), None, None
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return x in float32 or wider."""
+    return _as(x, torch.promote_types(x.dtype, torch.float32))
+
+
+def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x.to(dtype). Where that is x itself, torch 2.11 compiles gradients of zero for what returns it."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _of(x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    """Return [C] so that it broadcasts over x, [N, C] or [N, C, H, W]."""
+    return channels.view(-1, *[1] * (x.dim() - 2))
+
+
+@torch.compiler.disable  # so the graphs of `compile` end here, whose runs have begun with these bits
 def _synchronised(x, running_mean, running_var, weight, bias, momentum, eps, ranks) -> torch.Tensor:
     return _Synchronised.apply(x, weight, bias, running_mean, running_var, momentum, eps, ranks)
 

@@ -96,9 +96,8 @@ class Pretraining:
         compute, networks = self.run.compute, self.method.networks
         networks.to(compute.device, memory_format=compute.memory_format)
         self.method.connect()
-        if compute.one_graph and (compute.recompute or self.ranks.size > 1):
-            other = "recompute, too" if compute.recompute else f"{self.ranks.size} ranks"
-            raise UserError(f"compute.one_graph is true, and cannot go with {other}: set it to false")
+        if compute.one_graph and compute.recompute:
+            raise UserError("compute.one_graph is true, and cannot go with recompute, too: set one of them to false")
         if compute.combined_kernels and not (compute.one_graph or compute.compile):
             raise UserError(
                 "combined_kernels is true, which compiled steps alone can be: set one_graph or compile, too"

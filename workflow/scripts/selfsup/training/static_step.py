@@ -16,10 +16,11 @@ from selfsup.data.loader import LoadedBatch, Pictures, ViewMaker
 from selfsup.data.store import Split
 from selfsup.engine.compute import Compute
 from selfsup.engine.device import autocast
+from selfsup.engine.distributed import broken_connections_told
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError
 from selfsup.methods import Batch, Method, Output, Step
-from selfsup.models import counted_together
+from selfsup.models import BatchNorm, counted_together
 
 BACKEND = "inductor"  # of torch.compile
 WRITTEN_OVER = "output of CUDAGraphs that has been overwritten"  # in torch's message
@@ -138,6 +139,9 @@ class OneGraph:
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
         self._method, self._make_views, self._compute = method, make_views, compute
         self.rates: torch.Tensor | None = None  # of the newest step's update, on the device
+        for module in method.networks.modules():
+            if isinstance(module, BatchNorm):
+                module.in_graph = True
         options = {"triton.cudagraphs": True} if self._replays(method, compute) else {}
         self._compiled = compiled(self._loss, compute, options)
 
@@ -145,16 +149,18 @@ class OneGraph:
     def _replays(method: Method, compute: Compute) -> bool:
         """Say whether the kernels are launched all at once, as a CUDA graph: same bits, and no waiting for the host.
 
-        The first step runs kernel by kernel, the second is recorded, all others are replayed. Not with micro-batches,
-        which nobody has seen replayed.
+        The first step runs kernel by kernel, the second is recorded, all others are replayed. Not with micro-batches
+        or over several ranks, which nobody has seen replayed.
         """
-        return compute.device.type == "cuda" and method.context.recipe.micro_batches == 1
+        alone = method.context.recipe.micro_batches == 1 and compute.ranks.size == 1
+        return compute.device.type == "cuda" and alone
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Around a step: say in a line what torch says of a result of the graph that was kept and is no more."""
+        """Around a step: say in a line that a rank has gone, or that a result of the graph was kept and is no more."""
         try:
-            yield
+            with broken_connections_told():
+                yield
         except Exception as error:
             if WRITTEN_OVER not in str(error):
                 raise
