@@ -1,6 +1,7 @@
 """SimCLR, SimSiam, Barlow Twins and VICReg of lightly's blocks (pip: lightly), as its own examples put them together.
 
-A forward pass for each view, its heads, losses and LARS with the recipe's parameters, on torchvision's backbone.
+A forward pass for each view, its heads, losses and LARS with the recipe's parameters, on torchvision's backbone. Losses
+are computed in float32, as ours are: under autocast lightly's would have their products in 16 bits.
 EquiMod, which lightly lacks, is restated plainly around its SimCLR.
 """
 
@@ -17,6 +18,18 @@ from torch import nn
 
 from selfsup.engine.device import autocast
 from selfsup.methods.equimod_constants import parameter_count
+
+
+class InFull(nn.Module):
+    """A loss, computed in float32 whatever the precision of what it is given."""
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self._criterion = criterion
+
+    def forward(self, *outputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            return self._criterion(*(one.float() for one in outputs))
 
 
 class LightlyMethod:
@@ -65,7 +78,7 @@ def simclr_head(features: int, settings: Mapping) -> nn.Module:
 
 class SimCLR(LightlyMethod):
     def build(self, backbone, features):
-        self._criterion = NTXentLoss(self._settings["temperature"])
+        self._criterion = InFull(NTXentLoss(self._settings["temperature"]))
         return nn.ModuleDict({"backbone": backbone, "projector": simclr_head(features, self._settings)})
 
     def loss(self, batch):
@@ -76,7 +89,7 @@ class SimSiam(LightlyMethod):
     def build(self, backbone, features):
         hidden, _, out = self._settings["projector"]["layers"]
         narrow = self._settings["predictor"]["layers"][0]
-        self._criterion = NegativeCosineSimilarity()
+        self._criterion = InFull(NegativeCosineSimilarity())
         projector = heads.SimSiamProjectionHead(features, hidden, out)
         predictor = heads.SimSiamPredictionHead(out, narrow, out)
         return nn.ModuleDict({"backbone": backbone, "projector": projector, "predictor": predictor})
@@ -91,7 +104,7 @@ class SimSiam(LightlyMethod):
 class BarlowTwins(SimCLR):
     def build(self, backbone, features):
         hidden, _, out = self._settings["projector"]["layers"]
-        self._criterion = BarlowTwinsLoss(lambda_param=self._settings["redundancy"])
+        self._criterion = InFull(BarlowTwinsLoss(lambda_param=self._settings["redundancy"]))
         projector = heads.BarlowTwinsProjectionHead(features, hidden, out)
         return nn.ModuleDict({"backbone": backbone, "projector": projector})
 
@@ -100,7 +113,7 @@ class VICReg(SimCLR):
     def build(self, backbone, features):
         hidden, _, out = self._settings["projector"]["layers"]
         weights = (self._settings[name] for name in ("invariance", "variance", "covariance"))
-        self._criterion = VICRegLoss(*weights)
+        self._criterion = InFull(VICRegLoss(*weights))
         projector = heads.VICRegProjectionHead(features, hidden, out, num_layers=3)
         return nn.ModuleDict({"backbone": backbone, "projector": projector})
 
@@ -121,8 +134,8 @@ class EquiMod(LightlyMethod):
         super().__init__(recipe, device, **settings)
 
     def build(self, backbone, features):
-        self._criterion = NTXentLoss(self._wrapped["temperature"])
-        self._equivariance = NTXentLoss(self._settings["temperature"])
+        self._criterion = InFull(NTXentLoss(self._wrapped["temperature"]))
+        self._equivariance = InFull(NTXentLoss(self._settings["temperature"]))
         projector, encoder = self._settings["projector"], self._settings["parameter_encoder"]
         width = projector["layers"][-1] + encoder["layers"][-1]
         return nn.ModuleDict(
