@@ -10,7 +10,6 @@ each other. Inductor takes minutes; `--backend aot_eager --ways eager "one graph
 
 import argparse
 import contextlib
-import socket
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from selfsup.data.store import PackedStore
 from selfsup.engine.compute import Compute
 from selfsup.engine.device import choose_precision
 from selfsup.engine.distributed import Ranks
+from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import Place
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
@@ -84,18 +84,16 @@ def of_a_rank(rank: int, size: int, port: int, store: Path, options: argparse.Na
 
 
 def measure(size: int, store: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     told = multiprocessing.get_context("spawn").Queue()
-    processes = multiprocessing.start_processes(
-        of_a_rank, (size, port, store, options, told), size, join=False, start_method="spawn"
-    )
-    while told.empty():
-        processes.join(timeout=1)  # raises a rank's own error
-    found = told.get()
-    while not processes.join():
-        pass
+    with reserved_port() as port:
+        processes = multiprocessing.start_processes(
+            of_a_rank, (size, port, store, options, told), size, join=False, start_method="spawn"
+        )
+        while told.empty():
+            processes.join(timeout=1)  # raises a rank's own error
+        found = told.get()
+        while not processes.join():
+            pass
     return found
 
 

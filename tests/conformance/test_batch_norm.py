@@ -49,8 +49,9 @@ def test_statistics_over_all_views_or_of_each(shape, views, dtype):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("views", [2, 3])
-def test_views_written_to_their_places_have_the_bits_of_views_joined(views, dtype, memory_format):
+def test_views_written_to_their_places_have_the_bits_of_views_joined(views, calls, dtype, memory_format):
     x = torch.randn(12, 8, 5, 5).to(dtype).to(memory_format=memory_format).requires_grad_()
     upstream = torch.randn(12, 8, 5, 5).to(dtype).to(memory_format=memory_format)
     norm = BatchNorm(8, momentum=0.3, eps=1e-3)
@@ -60,7 +61,7 @@ def test_views_written_to_their_places_have_the_bits_of_views_joined(views, dtyp
     joined.load_state_dict(norm.state_dict())
     made = []
     for forward in (norm, lambda x: torch.cat([joined(view) for view in x.chunk(views)])):
-        output = forward(x)
+        output = sum(forward(number * x) for number in range(1, calls + 1))  # as a method may
         output.backward(upstream)
         made.append((output.detach(), x.grad))
         x.grad = None

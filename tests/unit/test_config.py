@@ -9,6 +9,8 @@ from selfsup.errors import UserError
 from selfsup.settings.typed import Settings, read
 from selfsup.settings.yaml_reader import read_yaml
 
+SGD = {"name": "sgd", "momentum": 0.9, "nesterov": False}
+
 
 @pytest.fixture
 def raw(repository) -> dict:
@@ -97,6 +99,16 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
             "experiments.digits.compute.pretrain.compiled_update",
             True,
             ["compiled_update is true, but one_graph is not"],
+        ),
+        (
+            "experiments.digits",
+            {
+                "recipe": "digits",
+                "dataset": "digits",
+                "overrides": {"optimizer": {**SGD, "peak_lr": 0.1, "weight_decay": 0.1}},
+                "compute": {"pretrain": {"one_graph": True, "compiled_update": True}},
+            },
+            ["compiled_update is true, but the optimiser is sgd, wanted lars"],
         ),
         (
             "experiments.digits.compute.pretrain",

@@ -360,3 +360,13 @@ def test_segments_stops_and_kills_change_no_bit(tiny_store, tmp_path, size):
     )
     for weights in found:
         assert [name for name in weights if weights[name] != found[0]["whole"]] == []
+
+
+def _needs_a_gradient(ranks) -> tuple[bool, list[float]]:
+    gathered = ranks.all_gather(2 * torch.tensor([1.0 + ranks.rank], requires_grad=True))
+    return gathered.requires_grad, gathered.flatten().tolist()
+
+
+def test_what_is_gathered_without_a_gradient_has_none():
+    """A queue that takes it would otherwise reach into the graphs of all earlier steps."""
+    assert on_ranks(_needs_a_gradient, 2) == [(False, [2.0, 4.0])] * 2

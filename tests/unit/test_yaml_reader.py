@@ -90,3 +90,9 @@ def test_a_file_is_utf8_whatever_the_locale_and_another_encoding_is_named(tmp_pa
 def test_a_slip_is_told_with_line_and_column(text, words):
     with pytest.raises(UserError, match=words):
         parse_yaml(text, "mine.yaml")
+
+
+@pytest.mark.parametrize("depth", [600, 5000])
+def test_what_is_nested_too_deeply_is_one_line(depth):
+    with pytest.raises(UserError, match=r"^mine\.yaml: nested too deeply .*: write it flatter$"):
+        parse_yaml("[" * depth + "]" * depth, "mine.yaml")

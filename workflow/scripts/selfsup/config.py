@@ -470,10 +470,18 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
     if pretrain.combined_kernels and not (pretrain.one_graph or pretrain.compile):
         yield (
             "compute.pretrain.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
-            "one_graph or compile to true, too, or it to false"
+            "one_graph or compile to true, too, or combined_kernels to false"
         )
     if pretrain.compiled_update and not pretrain.one_graph:
-        yield "compute.pretrain.compiled_update is true, but one_graph is not: set both, or it to false"
+        yield (
+            "compute.pretrain.compiled_update is true, but one_graph is not: set one_graph to true, too, or "
+            "compiled_update to false"
+        )
+    if pretrain.compiled_update and (optimizer := experiment.recipe.optimizer.name) != "lars":
+        yield (
+            f"compute.pretrain.compiled_update is true, but the optimiser is {optimizer}, wanted lars: set "
+            "compiled_update to false"
+        )
     for name in experiment.compute.trackers:
         if name not in TRACKERS:
             yield f"compute.trackers names {name!r}, which does not exist{suggest(name, list(TRACKERS))}"

@@ -88,7 +88,7 @@ class Ranks:
         """Return all ranks' tensors stacked: [size, ...]."""
         if self.size == 1:
             return tensor[None]
-        flat = tensor.flatten()
+        flat = tensor.detach().flatten()  # no gradient: see gather_with_gradient
         if torch.compiler.is_compiling():
             whole = _c10d.wait_tensor(_c10d.all_gather_into_tensor(flat, self.size, dist.group.WORLD.group_name))
         else:

@@ -6,7 +6,6 @@ one gives the same numbers on CPU and GPU, where it uses the same kernels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import reduce
 
 import torch
 from torch.nn import functional as F
@@ -40,7 +39,8 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if x.is_cuda or self._over_ranks() or torch.compiler.is_compiling():
             return torch.cat([self._normalise(view) for view in x.chunk(self.groups)])
         momenta = [self._momentum() for _ in range(self.groups)]
-        return _OfEachView.apply(x, self.weight, self.bias, self.running_mean, self.running_var, momenta, self.eps)
+        shared = [self.weight, self.bias] * self.groups
+        return _OfEachView.apply(x, self.running_mean, self.running_var, momenta, self.eps, *shared)
 
     def _over_ranks(self) -> bool:
         return self.ranks is not None and self.ranks.size > 1
@@ -110,11 +110,13 @@ def configure_batch_norm(network: torch.nn.Module, *, groups: int, ranks) -> Non
 class _OfEachView(torch.autograd.Function):
     """Normalisation of each view by itself on a CPU, with F.batch_norm's kernels and bits.
 
-    Each view is written to its place in the result: views joined afterwards take twice as long.
+    Each view is written to its place in the result: views joined afterwards take twice as long. Weight and bias are
+    given once for each view, so that autograd adds their gradients in the order of as many calls.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momenta, eps):
+    def forward(ctx, x, running_mean, running_var, momenta, eps, *shared):
+        weight, bias = shared[:2]
         made, statistics = torch.empty_like(x), []
         for view, place, momentum in zip(x.chunk(len(momenta)), made.chunk(len(momenta)), momenta, strict=True):
             found = place, _channels(x, 0.0), _channels(x, 0.0)
@@ -130,8 +132,8 @@ class _OfEachView(torch.autograd.Function):
         views = len(statistics) // 2
         given = zip(grad.chunk(views), x.chunk(views), statistics[::2], statistics[1::2], strict=True)
         x_grads, *shared = zip(*(_gradients(*one, weight, ctx.eps) for one in given), strict=True)
-        weight_grad, bias_grad = (reduce(torch.add, reversed(grads)) for grads in shared)  # as autograd adds them
-        return torch.cat(x_grads), weight_grad, bias_grad, None, None, None, None
+        last_first = [grad for of_view in reversed(list(zip(*shared, strict=True))) for grad in of_view]
+        return torch.cat(x_grads), None, None, None, None, *last_first
 
 
 def _gradients(grad, x, mean, inverse_std, weight, eps):
@@ -196,7 +198,7 @@ def _of(x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
     return channels.view(-1, *[1] * (x.dim() - 2))
 
 
-@torch.compiler.disable  # so the graphs of `compile` end here, whose runs have begun with these bits
+@torch.compiler.disable  # the graphs of `compile` must end here, or runs that were begun with it would change bits
 def _synchronised(x, running_mean, running_var, weight, bias, momentum, eps, ranks) -> torch.Tensor:
     return _Synchronised.apply(x, weight, bias, running_mean, running_var, momentum, eps, ranks)
 

@@ -28,6 +28,8 @@ class LARS(torch.optim.Optimizer):
     parameters nor buffers; `skipped` tells of it: a bool tensor, or None, no scaler.
     """
 
+    rates: Sequence[torch.Tensor] | None = None
+    _compiled: Callable | None = None  # of the class: torch copies an optimiser without what else its instances have
     _step_supports_amp_scaling = True  # to GradScaler: `step` is to be called always, with `found_inf` and `grad_scale`
 
     def __init__(
@@ -51,8 +53,6 @@ class LARS(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self.skipped: torch.Tensor | None = None
-        self.rates: Sequence[torch.Tensor] | None = None
-        self._update = _update
         for group in self.param_groups:
             for key in ("lr", "momentum", "weight_decay", "trust_coefficient"):
                 if not group[key] >= 0:
@@ -73,12 +73,13 @@ class LARS(torch.optim.Optimizer):
         self.skipped = None if overflow is None else overflow > 0
         rates = self.rates or [group["lr"] for group in self.param_groups]
         groups = [self._group(group, rate) for group, rate in zip(self.param_groups, rates, strict=True)]
-        self._update([one for one in groups if one.parameters], self.skipped, getattr(self, "grad_scale", None))
+        update = self._compiled or _update
+        update([one for one in groups if one.parameters], self.skipped, getattr(self, "grad_scale", None))
         return loss
 
     def compile_update(self, compiled: Callable[[Callable], Callable]) -> None:
         """Have the update of all groups compiled. `rates` must then be set, or each new rate is compiled anew."""
-        self._update = compiled(_update)
+        self._compiled = compiled(_update)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take a state over. Buffers get their parameters' memory layout: the layouts of a list must be alike."""

@@ -86,6 +86,8 @@ def parse_yaml(text: str, thing: str) -> Any:
         return copy.deepcopy(_loaded(text))
     except _Ambiguous as error:
         raise UserError(f"{thing}{_place(error)}: {error.problem}") from error
+    except RecursionError as error:
+        raise UserError(f"{thing}: nested too deeply for a file of settings: write it flatter") from error
     except TypeError as error:
         raise UserError(f"{thing}: not valid YAML: a mapping or a list stands where a key belongs ({error})") from error
     except ValueError as error:  # such as !!int ten

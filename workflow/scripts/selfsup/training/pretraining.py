@@ -100,7 +100,8 @@ class Pretraining:
             raise UserError("compute.one_graph is true, and cannot go with recompute, too: set one of them to false")
         if compute.combined_kernels and not (compute.one_graph or compute.compile):
             raise UserError(
-                "combined_kernels is true, which compiled steps alone can be: set one_graph or compile, too"
+                "compute.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
+                "one_graph or compile to true, too"
             )
         if compute.recompute:
             recompute_activations(networks, self.run.recipe["augment"]["size"])
@@ -123,7 +124,7 @@ class Pretraining:
         elif "weight_decay" in self.method.schedules(0):
             reason = f"{self.run.recipe['method']} has a schedule of weight decay"
         if reason:
-            raise UserError(f"compute.compiled_update is true, but {reason}: set it to false")
+            raise UserError(f"compute.compiled_update is true, but {reason}: set compiled_update to false")
         self.optimizer.compile_update(partial(compiled, compute=compute))
 
     @property

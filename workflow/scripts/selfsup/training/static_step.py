@@ -1,7 +1,7 @@
 """A step whose operators and shapes do not depend on what was drawn: run one by one, or compiled as one graph."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -133,7 +133,7 @@ def _checked(told: np.ndarray, rows: tuple[int, int]) -> np.ndarray:
 class OneGraph:
     """Views and loss of a method, compiled as one function, its backward pass too.
 
-    A method's `loss` is given no `parameters`, `indices` or `places`, which stay on the host; `told` it is.
+    A method's `loss` is given `told`, but no `parameters`, `indices` or `places`, which stay on the host.
     """
 
     def __init__(self, method: Method, make_views: StaticViewMaker, compute: Compute):
@@ -159,7 +159,7 @@ class OneGraph:
     def explained(self) -> Iterator[None]:
         """Around a step: say in a line that a rank has gone, or that a result of the graph was kept and is no more."""
         try:
-            with broken_connections_told():
+            with broken_connections_told() if self._compute.ranks.size > 1 else nullcontext():
                 yield
         except Exception as error:
             if WRITTEN_OVER not in str(error):
