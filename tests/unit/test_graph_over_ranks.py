@@ -37,8 +37,8 @@ def in_double(training: Pretraining) -> None:
     training.make_views.views_of = views_of
 
 
-def _trained(ranks: Ranks, store, folder, overrides, recipe, double: bool, one_graph: bool) -> dict:
-    training, graphs = started(ranks, store, folder, overrides, recipe, static_views=True, one_graph=one_graph)
+def _trained(ranks: Ranks, store, folder, overrides, recipe, double: bool, switches: dict) -> dict:
+    training, graphs = started(ranks, store, folder, overrides, recipe, static_views=True, **switches)
     if double:
         in_double(training)
     losses, gradients = [], []
@@ -53,7 +53,7 @@ def _trained(ranks: Ranks, store, folder, overrides, recipe, double: bool, one_g
 
 def both(*arguments) -> tuple[list[dict], list[dict]]:
     """What two ranks have found, each in turn as one graph and operator by operator."""
-    return on_ranks(_trained, 2, *arguments, True), on_ranks(_trained, 2, *arguments, False)
+    return on_ranks(_trained, 2, *arguments, {"one_graph": True}), on_ranks(_trained, 2, *arguments, {})
 
 
 def apart(found: list[float], wanted: list[float]) -> float:
@@ -89,6 +89,15 @@ def test_in_float32_too(tiny_store, tmp_path):
     assert found[0]["graphs"] == 1 and found[0]["weights"] == found[1]["weights"]
     assert found[0]["losses"] == pytest.approx(wanted[0]["losses"], rel=1e-6)
     assert apart(found[0]["gradients"][0], wanted[0]["gradients"][0]) < 4e-6
+
+
+def test_a_compiled_update_over_ranks_has_the_bits_of_an_eager_one(tiny_store, tmp_path):
+    given = tiny_store, tmp_path, TINY, "digits", False
+    eager, compiled = (
+        on_ranks(_trained, 2, *given, {"one_graph": True, "compiled_update": update}) for update in (False, True)
+    )
+    assert [one["graphs"] for one in (*eager, *compiled)] == [1, 1, 2, 2]
+    assert all(one["weights"] == eager[0]["weights"] for one in (*eager, *compiled))
 
 
 def _of_all_rows(ranks: Ranks, rows: torch.Tensor, way: str, compiled: bool) -> torch.Tensor:
