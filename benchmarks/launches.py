@@ -1,6 +1,6 @@
 """How many kernels a GPU would launch for one step as one graph. Needs no GPU.
 
-    python benchmarks/launches.py [--ranks N] [--code FOLDER]
+    python benchmarks/launches.py [--ranks N] [--ways alone] [--code FOLDER]
 
 The step is compiled as `compute.one_graph` compiles it, as far as its two graphs of operators, on the processor. Then
 their tensors are said to lie on an H100, and Inductor writes its code for that: Triton kernels, and calls of cuDNN and
@@ -259,6 +259,7 @@ def launches(code: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--code", type=Path)
     options = parser.parse_args()
     torch._functorch.config.force_non_lazy_backward_lowering = True
@@ -275,7 +276,7 @@ def main() -> None:
         graphs = {part: capture(training, part)["forward"] for part in ("views", "update")}
         graphs |= capture(training, "whole")
     pretend_a_gpu()
-    print(json.dumps({way: counted(graphs, way, options.code) for way in WAYS} | beside))
+    print(json.dumps({way: counted(graphs, way, options.code) for way in options.ways} | beside))
 
 
 def counted(graphs: dict[str, GraphModule], way: str, folder: Path | None) -> dict[str, dict]:

@@ -173,7 +173,7 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
 @pytest.mark.slow
 def test_over_ranks_a_gpu_would_launch_collectives_and_merge_what_they_bring():
     """43 calls of a batch norm gather, and merge by a kernel of their own; 22 sum their gradients."""
-    found = _launches("--ranks", "2")["alone"]
+    found = _launches("--ranks", "2", "--ways", "alone")["alone"]
     assert (found["forward"]["collectives"], found["backward"]["collectives"]) == (43, 22)
     assert 500 < found["forward"]["all"] + found["backward"]["all"] <= 434 + 2 * 43 + 22
 
