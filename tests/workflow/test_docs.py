@@ -33,6 +33,7 @@ CANNOT_RUN = {
 }
 # Scripts that need hours, or files that others have: their options are looked up in --help.
 OPTIONS_ONLY = {
+    "overlap.py": "compiles for minutes",
     "audit.py": "a finished run",
     "record_bands.py": "three finished seeds",
     "import_encoder.py": "published weights",
