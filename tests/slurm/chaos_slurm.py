@@ -102,6 +102,9 @@ def node_killed(run: SlurmRun, pid: int, draw: random.Random) -> bool:
 
 
 def controller_killed(run: SlurmRun, pid: int, draw: random.Random) -> bool:
+    if not (job := run.job(pid)):
+        return False
+    run.cluster.keep_job(job)
     run.cluster.kill_daemon("slurmctld")
     time.sleep(draw.uniform(0, 6))
     run.cluster.start_controller()

@@ -121,6 +121,16 @@ class Cluster:
             ).stdout
         return ""
 
+    def keep_job(self, job: str) -> None:
+        """Have slurmctld write its state to disk, with a job that runs.
+
+        It does so seconds after a change. Killed before, it takes a running job for a pending one, starts it again and
+        drains the node where it still runs ("Duplicate jobid"), until somebody resumes that node.
+        """
+        asked = time.time()
+        self.ask("scontrol", "update", f"JobId={job}", "Comment=kept")
+        wait_for("slurmctld's state", lambda: (self.lab / "state" / "job_state").stat().st_mtime > asked)
+
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
         self._start("slurmctld", ["slurmctld", "-f", self.configuration])
