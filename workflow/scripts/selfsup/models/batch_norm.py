@@ -36,7 +36,7 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             return self._normalise(x)
         if len(x) % self.groups:
             raise ValueError(f"a batch of {len(x)} cannot be cut into {self.groups} views")
-        if x.is_cuda or self._over_ranks() or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or self._over_ranks() or torch.compiler.is_compiling():
             return torch.cat([self._normalise(view) for view in x.chunk(self.groups)])
         momenta = [self._momentum() for _ in range(self.groups)]
         shared = [self.weight, self.bias] * self.groups
