@@ -19,6 +19,7 @@ from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin
 from selfsup.errors import PermanentError, UserError, run_script
 from selfsup.job.attempt import Attempt
 from selfsup.job.place import Place
+from selfsup.jobs import AUTO
 from selfsup.layout import epoch_of
 from selfsup.recipe import fingerprint, parse_recipe
 from selfsup.training.sinks import check_trackers
@@ -39,7 +40,7 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
     # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
     from selfsup.engine.compute import start_compute
-    from selfsup.training.pretraining import Run
+    from selfsup.training.run import Run, begun_with
     from selfsup.training.segment import train_segment
 
     if recipe["global_batch"] % (place.size * recipe["micro_batches"]):
@@ -50,7 +51,8 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
     store = open_store(
         arguments.data, arguments.local_copy, heartbeat=attempt.heartbeat_before_work, quiet=place.local_rank > 0
     )
-    compute = start_compute(arguments, place)
+    begun = begun_with(arguments.run_folder) if arguments.one_graph == AUTO else None
+    compute = start_compute(arguments, place, begun)
     attempt.set_columns(**compute.ledger_columns())
     run = Run(
         recipe=recipe,

@@ -8,7 +8,7 @@ from pathlib import Path
 from selfsup.job.attempt import Attempt
 from selfsup.job.local_ranks import run_local_ranks
 from selfsup.job.place import Place, discover_place, node_name
-from selfsup.jobs import DEFAULTS, SWITCHES
+from selfsup.jobs import AUTO, DEFAULTS, SWITCHES
 from selfsup.logs import start_logging
 
 
@@ -58,10 +58,13 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_switches(parser: argparse.ArgumentParser) -> None:
     for name, (default, text) in SWITCHES.items():
-        flag, state = f"--{name.replace('_', '-')}", "on" if default else "off"
-        parser.add_argument(
-            flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text}; default {state}"
-        )
+        flag, told = f"--{name.replace('_', '-')}", f"{text}; default {'on' if default else 'off'}"
+        if name != "one_graph":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=told)
+            continue
+        off = flag.replace("--", "--no-")
+        parser.add_argument(flag, nargs="?", const=True, choices=[AUTO], default=default, help=f"{told}; {off}")
+        parser.add_argument(off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_time_arguments(parser: argparse.ArgumentParser) -> None:

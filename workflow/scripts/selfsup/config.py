@@ -465,14 +465,14 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
                 "compute.pretrain"
             )
     pretrain = experiment.compute.pretrain
-    if pretrain.one_graph and pretrain.recompute:
+    if pretrain.one_graph is True and pretrain.recompute:
         yield "compute.pretrain has one_graph and recompute, which cannot be combined: set one of them to false"
-    if pretrain.combined_kernels and not (pretrain.one_graph or pretrain.compile):
+    if pretrain.combined_kernels and not (pretrain.one_graph is True or pretrain.compile):
         yield (
             "compute.pretrain.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
             "one_graph or compile to true, too, or combined_kernels to false"
         )
-    if pretrain.compiled_update and not pretrain.one_graph:
+    if pretrain.compiled_update and pretrain.one_graph is not True:
         yield (
             "compute.pretrain.compiled_update is true, but one_graph is not: set one_graph to true, too, or "
             "compiled_update to false"

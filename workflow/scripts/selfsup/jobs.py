@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from selfsup.errors import UserError
-from selfsup.settings.notes import NAME, Count, Hours, NotNegative, Pattern, Positive
+from selfsup.settings.notes import NAME, Count, Hours, NotNegative, OrWord, Pattern, Positive
 from selfsup.settings.typed import Settings, since
 
+AUTO = "auto"  # of one_graph: the job decides, by `selfsup.engine.compute.one_graph_applies`
 # Keys of a `compute` block that are on or off, with their defaults; docs/performance.md says what each brings.
 SWITCHES = {
     "channels_last": (True, "keep the channels of each pixel together in memory, which fast convolutions prefer"),
@@ -130,8 +131,8 @@ class Compute(Settings):
     """with one_graph, for LARS: compile the update too, with rates that come in the step's one copy"""
     deterministic: bool = SWITCHES["deterministic"][0]
     """GPU: only algorithms that repeat to the bit, none chosen by timing them"""
-    one_graph: bool = SWITCHES["one_graph"][0]
-    """compile views, networks and loss together as one graph: more than `compile`"""
+    one_graph: Annotated[bool, OrWord(AUTO)] = SWITCHES["one_graph"][0]
+    """compile views, networks and loss together as one graph: more than `compile`; auto: on a single GPU"""
     recompute: bool = SWITCHES["recompute"][0]
     """keep fewer activations and compute them again in the backward pass: same bits, less memory"""
     static_views: bool = SWITCHES["static_views"][0]
@@ -261,11 +262,15 @@ def arguments(block: Mapping[str, Any], *, in_slurm: bool, local_copy: str | Non
     """What a script is told of the machine, as words of its command line."""
     given = {name: block[name] for name, default in DEFAULTS.items() if block.get(name, default) != default}
     words = [f"--{_flag(name)} {value}" for name, value in given.items()]
-    words += [f"--{'' if block[name] else 'no-'}{_flag(name)}" for name in SWITCHES if name in block]
+    words += [_switch(_flag(name), block[name]) for name in SWITCHES if name in block]
     words += [f"--local-copy {shlex.quote(local_copy)}"] if local_copy else []
     # A local run has no time limit; Slurm's is told, for sites that send no signal ahead of it.
     words += [f"--time-limit {minutes(block)}" if in_slurm else f"--local-ranks {block['devices_per_node']}"]
     return " ".join(words)
+
+
+def _switch(flag: str, value: bool | str) -> str:
+    return f"--{flag} {value}" if value == AUTO else f"--{'' if value else 'no-'}{flag}"
 
 
 def _flag(name: str) -> str:

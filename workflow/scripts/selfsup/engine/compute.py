@@ -1,8 +1,13 @@
 """The means by which a job computes: ranks, device, precision, threads, loader workers."""
 
 import argparse
+import importlib.util
+import logging
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +17,9 @@ from selfsup.engine.distributed import Ranks
 from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.engine.shared_cores import tell_shared_cores
 from selfsup.job.place import Place
-from selfsup.jobs import SWITCHES
+from selfsup.jobs import AUTO, SWITCHES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,8 @@ class Compute:
         return {**columns, "devices": self.ranks.size, "code_revision": provenance.code_revision()}
 
 
-def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
-    """Set up the device and join the other ranks."""
+def start_compute(arguments: argparse.Namespace, place: Place, begun: Mapping[str, Any] | None = None) -> Compute:
+    """Set up the device and join the other ranks. begun: the numerics of the run that goes on; None: a new one."""
     torch.set_num_threads(arguments.cpus)
     # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits, and bf16 is there for speed. Matrix products
     # never use TensorFloat-32, because they crop pictures and compute the figures of classifiers and neighbours.
@@ -78,4 +85,31 @@ def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
     if device.type == "cpu" and place.local_rank == 0 and not place.several_nodes:
         tell_shared_cores(precision, arguments.cpus, place.size)
     switches = {name: getattr(arguments, name) for name in SWITCHES}
+    if arguments.one_graph == AUTO:
+        switches["one_graph"] = one_graph_applies(device, place.size, switches, begun)
     return Compute(Ranks(place, device), device, precision, arguments.cpus, workers, **switches)
+
+
+def one_graph_applies(
+    device: torch.device, ranks: int, switches: Mapping[str, Any], begun: Mapping[str, Any] | None
+) -> bool:
+    """Say what `one_graph: auto` is: true where it was measured to be faster, on a single GPU, and can be compiled.
+
+    A run that goes on keeps what its newest checkpoint was computed with, because the graph changes bits. switches: the
+    others of the job; begun: that checkpoint's numerics, None for a new run.
+    """
+    if device.type != "cuda" or ranks > 1 or switches["recompute"] or switches["compile"]:
+        return False
+    if begun is not None and not begun.get("one_graph", False):
+        return False
+    if lacking := _lacks_for_compiling():
+        logger.info("note: one_graph is auto, and stays off: %s, which torch's compiler needs", lacking)
+    return not lacking
+
+
+def _lacks_for_compiling() -> str | None:
+    """Return what is missing for compiling for a GPU; None if all is there."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    return None if any(name and shutil.which(name) for name in compilers) else "no C compiler is found (CC, cc, gcc)"

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfsup.data.statistics import resolved
 from selfsup.data.store import PackedStore
+from selfsup.engine import checkpoint
 from selfsup.engine.compute import Compute
 from selfsup.layout import PretrainPaths, RunFolder, boundary_files
 from selfsup.recipe import fingerprint
@@ -52,7 +53,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Return all existing checkpoints, rolling ones and boundaries."""
-        return [*self.partial.glob("*.pt"), *boundary_files(self.folder)]
+        return checkpoints_in(self.folder)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with this run for the run to continue from it."""
@@ -63,3 +64,15 @@ class Run:
             "dataset_fingerprint": self.store.fingerprint,
             "fingerprint": fingerprint(self.recipe, self.revision),
         }
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return all checkpoints of a run's folder, rolling ones and boundaries."""
+    return [*PretrainPaths(folder).partial.glob("*.pt"), *boundary_files(folder)]
+
+
+def begun_with(folder: Path) -> Mapping[str, Any] | None:
+    """Return the numerics of the newest checkpoint that can be read; None where a run has none yet."""
+    newest_first = sorted(checkpoints_in(folder), key=checkpoint.step_of, reverse=True)
+    cards = (checkpoint.known_card(path) or {} for path in newest_first)
+    return next((card["numerics"] for card in cards if "numerics" in card), None)
