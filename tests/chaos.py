@@ -30,10 +30,19 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY / "workflow" / "scripts"), str(REPOSITORY / "tests")]
 
-from chaos_books import check_files, check_ledger, check_seconds, check_writers  # noqa: E402
+from chaos_books import (  # noqa: E402
+    check_files,
+    check_ledger,
+    check_lost,
+    check_saving,
+    check_seconds,
+    check_writers,
+    quickest,
+)
 from chaos_events import EVENTS, PATIENCE_S, SNAKEMAKE, WITH_CLOCK, WITH_DISK, WRITE, Event, send  # noqa: E402
 from faults import COMPILER, Faults, SmallDisk, can_mount  # noqa: E402
 from selfsup.engine.checkpoint import load_checkpoint  # noqa: E402
+from selfsup.job.ledger import read_ledger  # noqa: E402
 from selfsup.job.lock import living_holder  # noqa: E402
 from selfsup.settings.yaml_reader import read_yaml  # noqa: E402
 
@@ -138,8 +147,15 @@ class Run:
 
     def state(self) -> dict:
         """The newest boundary's whole state, without what tells of attempts."""
-        state = load_checkpoint(max(self.pretrain.glob("epoch_*.pt")))
+        state = self._newest()
         return {key: state[key] for key in ("method", "optimizer", "scaler", "step")}
+
+    def batch(self) -> int:
+        """Images per step."""
+        return self._newest()["recipe"]["global_batch"]
+
+    def _newest(self) -> dict:
+        return load_checkpoint(max(self.pretrain.glob("epoch_*.pt")))
 
     def ranks(self, pid: int) -> list[int]:
         """The processes of all ranks, of which `pid` is the first."""
@@ -248,6 +264,8 @@ def compare(undisturbed: Run, make_run, plan: Plan, events: Mapping[str, Event],
         undisturbed.finish()
     finally:
         undisturbed.close()
+    interval_s = plan.checkpoint_minutes * 60
+    check_saving(read_ledger(undisturbed.pretrain / "ledger.csv"), interval_s, undisturbed.batch())
     while done < len(kinds):  # a run may end before its last event: then another takes the rest
         runs.append(make_run(len(runs) + 1))
         try:
@@ -259,7 +277,7 @@ def compare(undisturbed: Run, make_run, plan: Plan, events: Mapping[str, Event],
             raise AssertionError(f"the last checkpoints of {undisturbed.folder} and {runs[-1].folder} differ")
         if undisturbed.encoder.read_bytes() != runs[-1].encoder.read_bytes():
             raise AssertionError(f"the encoders of {undisturbed.folder} and {runs[-1].folder} differ")
-        _check_books(runs[-1], undisturbed.state()["step"], wall)
+        _check_books(runs[-1], undisturbed, wall, interval_s)
     if WRITE in kinds and not sum(run.writes_hit for run in runs):
         raise AssertionError("no kill met a checkpoint's write")
     happened = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds).items()))
@@ -267,16 +285,21 @@ def compare(undisturbed: Run, make_run, plan: Plan, events: Mapping[str, Event],
     return runs
 
 
-def _check_books(run: Run, total_steps: int, wall_s: float) -> None:
+def _check_books(run: Run, undisturbed: Run, wall_s: float, interval_s: float) -> None:
+    total_steps = undisturbed.state()["step"]
     rows = check_ledger(run.pretrain / "ledger.csv", total_steps, damaged=bool(run.damaged))
     check_seconds(rows, wall_s)
     if run.faults:
         inside = [one for one in run.faults.renamings() if "pretrain" in one.path.parts]
         check_writers(inside, rows)
+    images_per_s = max(quickest(one.pretrain / "history.csv") for one in (run, undisturbed))
+    damaged = [int(stem.removeprefix("step_")) for stem in run.damaged]
+    lost_s = check_lost(rows, interval_s, images_per_s, run.batch(), damaged)
     ends = Counter(row["how_it_ended"] for row in rows)
     redone, most = (method(int(row["steps_redone"] or 0) for row in rows) for method in (sum, max))
     print(f"{len(rows)} attempts in {wall_s:.0f} s: " + ", ".join(f"{count} {end}" for end, count in ends.items()))
-    print(f"the ledger adds up: {redone} of {total_steps} steps done again, {most} at most after one event", flush=True)
+    print(f"the ledger adds up: {redone} of {total_steps} steps done again, {most} at most by one attempt")
+    print(f"an event cost {lost_s:.1f} s of work at most, with a checkpoint every {interval_s:g} s", flush=True)
 
 
 def on_this_machine(folder: Path, plan: Plan) -> list[Run]:

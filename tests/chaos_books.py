@@ -1,6 +1,7 @@
 """What must hold of a disturbed run besides its bits: whole files, a ledger that adds up, one writer at a time."""
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from selfsup.provenance import sha256
 
 SAVED_FIRST = ("stopped by SIGTERM", "stopped by SIGUSR1", "stopped by the approaching time limit")
 SLACK_S = 1.0  # the ledger has whole seconds
+WRITE_S = 1.0  # the step after which a checkpoint is due, and the checkpoint's write, on a busy machine
 
 
 def check_files(pretrain: Path, damaged: set[str]) -> None:
@@ -65,6 +67,54 @@ def check_seconds(rows: Sequence[Mapping[str, str]], wall_s: float) -> None:
     used = sum(float(row["device_hours"] or 0) * 3600 / int(row["devices"]) for row in begun(rows) if row["devices"])
     if used > wall_s + SLACK_S * len(rows):
         raise AssertionError(f"{len(rows)} attempts took {used:.0f} s together, in {wall_s:.0f} s")
+
+
+def quickest(history: Path) -> float:
+    """Return the most images per second between two rows of a history.csv."""
+    with open(history, newline="") as file:
+        return max(float(row["images_per_s"]) for row in csv.DictReader(file))
+
+
+def check_lost(
+    rows: Sequence[Mapping[str, str]], interval_s: float, images_per_s: float, batch: int, damaged: Collection[int] = ()
+) -> float:
+    """No event has cost more work than is done between two checkpoints. Returns the seconds that one has cost at most.
+
+    The work lies between the step at which an attempt goes on and the furthest that one had reached before it.
+    interval_s: `checkpoint_minutes`. images_per_s: the quickest of a few steps, which never makes the work longer than
+    it was. damaged: steps of the checkpoints that were damaged on purpose: each makes an event cost an interval more.
+    """
+    most, reached = 0.0, 0
+    for row in rows:
+        if not row["start_step"]:  # ended before its first step
+            continue
+        start = int(row["start_step"])
+        seconds = (reached - start) * batch / images_per_s
+        intervals = 1 + sum(start < step <= reached for step in damaged)
+        allowed = intervals * (interval_s + WRITE_S)
+        if seconds > allowed:
+            raise AssertionError(
+                f"attempt {row['attempt']} went on at step {start}, though one before it had reached step {reached}: "
+                f"at least {seconds:.1f} s of work were lost, wanted at most {allowed:.1f} s: {intervals} times "
+                f"{interval_s:g} s between checkpoints and {WRITE_S:g} s to write one"
+            )
+        most, reached = max(most, seconds), max(reached, int(row["end_step"]))
+    return most
+
+
+def check_saving(rows: Sequence[Mapping[str, str]], interval_s: float, batch: int) -> None:
+    """Each attempt of an undisturbed run has written as many checkpoints as its time asks for.
+
+    interval_s: `checkpoint_minutes`.
+    """
+    for row in rows:
+        seconds = int(row["steps_done"]) * batch / float(row["images_per_s"]) - float(row["stall_s"])
+        wanted = seconds / (interval_s + WRITE_S) - 1
+        if int(row["checkpoints"]) < wanted:
+            raise AssertionError(
+                f"attempt {row['attempt']} trained for {seconds:.1f} s and wrote {row['checkpoints']} checkpoints, "
+                f"wanted {wanted:.0f}, one every {interval_s:g} s"
+            )
 
 
 def check_writers(renamings: Sequence[Renaming], rows: Sequence[Mapping[str, str]]) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from slurm_workflow import LONG, RUN, SlurmWorkflow
+from slurm_workflow import CHECKPOINT_MINUTES, LONG, RUN, SlurmWorkflow
 
 from workflows import Workflow
 
@@ -38,7 +38,8 @@ def undisturbed(made_once) -> Workflow:
     def train(folder: Path) -> None:
         local = Workflow(folder, repository)
         local.digits.update(overrides=LONG, segment_epochs=6)
-        local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
+        how = {"devices_per_node": 4, "cpus_per_device": 1, "checkpoint_minutes": CHECKPOINT_MINUTES}
+        local.digits["compute"]["pretrain"].update(how)
         local.run(f"{RUN}/encoder.safetensors")
 
     return Workflow(made_once("undisturbed", train), repository)

@@ -12,6 +12,7 @@ from workflows import QUICK, Workflow
 
 # 132 steps of a narrow network: half a minute on four ranks of two cores, time enough to interfere.
 LONG = {**QUICK, "epochs": 6, "global_batch": 64}
+CHECKPOINT_MINUTES = 0.02  # of the undisturbed run, and of the one that it is compared with after several events
 PATIENCE_S = 240.0
 RUN = "results/digits/seed0"
 

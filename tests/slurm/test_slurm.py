@@ -8,7 +8,7 @@ import signal
 import pandas as pd
 import pytest
 from chaos_slurm import LocalRun, on_slurm, possible_events
-from slurm_workflow import LONG, RUN, SlurmWorkflow
+from slurm_workflow import CHECKPOINT_MINUTES, LONG, RUN, SlurmWorkflow
 
 from chaos import Plan
 from selfsup.job.ledger import read_ledger
@@ -200,7 +200,7 @@ CHAOS = ["SIGKILL of slurmctld", "disk full", "frozen for seconds", "clock jumps
 def test_five_events_one_after_the_other_change_no_bit_and_the_ledger_adds_up(tmp_path, cluster, undisturbed):
     """`make chaos-slurm` in short; one of the five ends the job."""
     seed, changes = random.randrange(10**6), {"overrides": LONG, "segment_epochs": 3}
-    plan = Plan(changes, len(CHAOS), seed, checkpoint_minutes=0.02, latest_s=4)
+    plan = Plan(changes, len(CHAOS), seed, CHECKPOINT_MINUTES, latest_s=4)
     shutil.copytree(undisturbed.folder, tmp_path / "undisturbed")
     left_alone = LocalRun(tmp_path / "undisturbed", plan, disturbed=False)
     kinds = [kind for kind in CHAOS if kind in possible_events()]
