@@ -1,11 +1,15 @@
+import argparse
 import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from selfsup.arguments import seed
 from selfsup.config import check_config, dataset_problem, from_command_line, labels_problem, load_config
 from selfsup.errors import UserError
+from selfsup.random_draws import Stream, words
 from selfsup.settings.typed import Settings, read
 from selfsup.settings.yaml_reader import read_yaml
 
@@ -32,6 +36,18 @@ def test_the_shipped_configuration_is_valid(repository):
     assert config.tables["table1"] == ["cifar10", "imagenet"]
     imagenet = config.experiments["imagenet"].compute["pretrain"]
     assert imagenet["nodes"] * imagenet["devices_per_node"] == 32  # paper, section 6.6
+
+
+def test_the_last_seed_is_the_last_word_of_32_bits(raw):
+    """In config.yaml and on a script's command line; it draws other numbers than its neighbours."""
+    last = 2**32 - 1
+    config = check_config(changed(raw, "experiments.digits.seeds", [0, last]))
+    assert config.experiments["digits"].seeds == [0, last] and seed(str(last)) == last
+    drawn = {words(one, Stream.PRETRAIN, epoch=0, indices=np.array([0])).tobytes() for one in (0, last - 1, last)}
+    assert len(drawn) == 3
+    for text in (str(last + 1), "-1", "1.0", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not a seed, wanted 0 to 4294967295"):
+            seed(text)
 
 
 def test_a_recipe_and_a_dataset_are_an_experiment(raw):
@@ -63,6 +79,7 @@ def test_a_recipe_and_a_dataset_are_an_experiment(raw):
         ("experiments.digits.segment_epochs", 0, ["segment_epochs is 0", "at least 1"]),
         ("experiments.digits.seeds", [], ["seeds"]),
         ("experiments.digits.seeds", [-1], ["seeds.0 is -1", "at least 0"]),
+        ("experiments.digits.seeds", [2**32], ["seeds.0 is 4294967296", "at most 4294967295"]),
         (
             "experiments.digits.overrides",
             {"optimizer": {"lr": 1}},

@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 from selfsup.as_run import config_as_run, record_what_runs
 from selfsup.config import check_config, load_config
 from selfsup.errors import UserError
-from selfsup.grids import MOST, without_grids
+from selfsup.grids import MOST, read_config_file, without_grids
 from selfsup.settings.yaml_reader import read_yaml
 from selfsup.tables.differs_in import differs_in
 
@@ -102,6 +102,36 @@ def test_two_grids_that_make_one_name_are_refused(raw):
     taken["experiments"]["sweep-peak_lr_1"] = {"recipe": "digits", "dataset": "digits", "grid": {"epochs": [3]}}
     with pytest.raises(UserError, match=r"sweep.* both make sweep-peak_lr_1-epochs_3: rename one"):
         check_config(taken)
+
+
+def written(tmp_path, experiments: dict):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"experiments": experiments}))
+    return path
+
+
+def test_more_experiments_than_one_grid_may_have_are_refused_by_hand_and_by_several_grids_too(tmp_path):
+    block = {"recipe": "digits", "dataset": "digits"}
+    by_hand = {f"experiment_{number}": block for number in range(MOST)}
+    assert len(read_config_file(written(tmp_path, by_hand))["experiments"]) == MOST
+    grid = {**block, "grid": {"epochs": list(range(1, 201))}}
+    for experiments, count in (({**by_hand, "another": block}, MOST + 1), ({"first": grid, "second": grid}, 400)):
+        with pytest.raises(UserError, match=rf"^config.yaml: experiments are {count}, .*, wanted at most {MOST}: .*$"):
+            read_config_file(written(tmp_path, experiments))
+    for content in ("", "experiments: [1]"):  # for others to refuse
+        (tmp_path / "config.yaml").write_text(content)
+        read_config_file(tmp_path / "config.yaml")
+
+
+def test_what_was_run_in_the_course_of_time_may_be_more(raw, tmp_path, monkeypatch):
+    """Those of another --configfile than today's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    ran = without_grids(with_grid(raw, {"epochs": [3, 4]}))
+    record_what_runs(tmp_path / "results", check_config(ran), ran, {("sweep-epochs_4", 0)})
+    monkeypatch.setattr("selfsup.grids.MOST", len(raw["experiments"]))
+    known = config_as_run("config.yaml", tmp_path / "results")
+    assert len(known.experiments) == len(raw["experiments"]) + 1 and "sweep-epochs_4" in known.experiments
 
 
 def test_an_experiment_that_stands_there_itself_is_taken(raw, tmp_path, repository):

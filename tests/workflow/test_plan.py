@@ -1,11 +1,13 @@
 """What is said before anything runs: the plan, and one line for each mistake."""
 
 import copy
+import json
 import subprocess
 import sys
 
 import pytest
 
+from selfsup.grids import MOST
 from workflows import QUICK, jobs
 
 # What Snakemake's Slurm plugin looks for; a plan asks none of them anything.
@@ -142,9 +144,21 @@ def test_a_jobs_command_line_is_short_and_holds_no_recipe(workflow):
 
 @pytest.mark.slow
 def test_commands_do_not_grow_with_the_number_of_experiments(workflow):
-    for number in range(250):
-        workflow.config["experiments"][f"experiment_{number}"] = {**copy.deepcopy(workflow.digits), "overrides": QUICK}
-    assert "experiment_249" in workflow.run("plan")
+    experiments = workflow.config["experiments"]
+    for number in range(MOST - len(experiments)):
+        experiments[f"experiment_{number}"] = {**copy.deepcopy(workflow.digits), "overrides": QUICK}
+    assert f"experiment_{number}" in workflow.run("plan")
+
+
+def test_more_experiments_than_one_grid_may_have_are_refused_unless_they_were_run(workflow):
+    whole = {**workflow.digits, "grid": {"optimizer.peak_lr": list(range(1, MOST + 1))}, "evaluations": ["linear"]}
+    workflow.config["experiments"]["sweep"] = whole
+    count = MOST - 1 + len(workflow.config["experiments"])
+    refused = workflow.run("-n", "data/digits/store.json", ok=False)
+    assert refused.splitlines()[-1].startswith(f"error: config.yaml: experiments are {count}, those of grids written")
+    workflow.path("results").mkdir()
+    workflow.path("results/config.json").write_text(json.dumps(workflow.config))
+    workflow.run("-n", "--configfile", "results/config.json", "--", "data/digits/store.json")
 
 
 @pytest.mark.parametrize("target", ["plan", "preflight"])

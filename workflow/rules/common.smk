@@ -7,9 +7,9 @@ from snakemake.utils import update_config
 
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
-from selfsup.grids import without_grids
+from selfsup.grids import check_number, without_grids
 from selfsup.job.executor import keep_jobs_without_news
-from selfsup.layout import LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
+from selfsup.layout import CONFIG_AS_RUN, LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
 from selfsup.targets import evaluation_asked_for, evaluation_with_features, experiment_asked_for
 
@@ -19,6 +19,8 @@ def checked_config():
     if not IS_MODULE:
         update_config(config, from_command_line(workflow.config_settings.config))
     config.update(without_grids(config))
+    if CONFIG_AS_RUN.resolve() not in (Path(path).resolve() for path in workflow.configfiles):
+        check_number(config)  # what was run in the course of time may be more
     return check_config(config)
 
 

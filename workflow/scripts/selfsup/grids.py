@@ -11,14 +11,30 @@ from typing import Any
 from selfsup.errors import UserError
 from selfsup.settings.yaml_reader import read_yaml
 
-MOST = 250  # combinations: each is a folder, a line of a table and a curve of a figure
+MOST = 250  # experiments of a configuration: each is a folder, a line of a table and a curve of a figure
 RECIPE = "recipe"  # the one key of a grid that is the experiment's own
 EXAMPLE = "for example {optimizer.peak_lr: [0.1, 0.2]}"
 
 
 def read_config_file(path: Path) -> Any:
     """Return the content of a config.yaml without grids. Raises UserError."""
-    return without_grids(read_yaml(path))
+    written = without_grids(read_yaml(path))
+    check_number(written)
+    return written
+
+
+def check_number(written: Any) -> None:
+    """Raise UserError if a configuration without grids has more experiments than one should.
+
+    For what a person asks for: what was run in the course of time may be more, and is still shown.
+    """
+    experiments = written.get("experiments") if isinstance(written, Mapping) else None
+    count = len(experiments) if isinstance(experiments, Mapping) else 0
+    if count > MOST:
+        raise UserError(
+            f"config.yaml: experiments are {count}, those of grids written out, wanted at most {MOST}: take out those "
+            "that are finished, whose results stay, or run the others in another folder"
+        )
 
 
 def without_grids(raw: Any) -> Any:

@@ -30,6 +30,7 @@ OWN_FOLDERS = (
     "random_init",
 )  # of a run: no evaluation may have their names
 RECORDS_OF_RUNS = "*/seed*.json"  # below the results: see RunPaths.as_run
+CONFIG_AS_RUN = RESULTS / "config.json"  # all of these in one, by `make report`
 
 _BOUNDARY = re.compile(r"epoch_\d+\.pt")
 
