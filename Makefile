@@ -82,8 +82,8 @@ bench: env .venv/bench  ## run the benchmarks, with text and JSON: make bench BE
 	@touch $@
 
 .PHONY: fuzz
-fuzz: env  ## try bad input, made by machine: 11,000 settings, pictures, archives, checkpoints and cards; minutes
-	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py
+fuzz: env  ## try bad input, made by machine: 17,000 settings, pictures, archives, checkpoints, encoders and cards; minutes
+	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py tests/unit/test_bad_encoders.py
 
 .PHONY: mutants
 mutants: env  ## make small wrong changes to the code, each of which a test must find; half an hour, continues where it was stopped

@@ -1,6 +1,6 @@
 """Bad input by machine: whatever stands in a file, the answer is a result or one or two lines, never a crash.
 
-Some 550 cases, the same ones each time; FUZZ=20, which is `make fuzz`, tries twenty times as many.
+Some 600 cases, the same ones each time; FUZZ=20, which is `make fuzz`, tries twenty times as many.
 """
 
 import copy
@@ -27,6 +27,7 @@ from selfsup.errors import UserError
 from selfsup.protocols import PROTOCOLS, read_evaluation
 from selfsup.recipe import load_recipe, parse_recipe
 from selfsup.segments import record_run, recorded_cards, restore_cards, work_done
+from selfsup.settings.registries import METHODS
 from selfsup.settings.typed import plain
 from selfsup.settings.yaml_reader import parse_yaml, read_yaml
 from selfsup.training.history import History, steps_logged
@@ -118,9 +119,14 @@ SMALL_CONFIG = {
     "experiments": {name: CONFIG["experiments"][name] for name in ("digits", "cifar10")},
     "tables": {"demo": ["digits"]},
 }
-RECIPES = [
-    plain(load_recipe(name)) for name in ("digits", "simclr_digits", "moco_v3_vit_small_imagenet", "equimod_digits")
-]
+# One of each method, and one of a transformer.
+OTHERS = ("simclr", "equimod", "simsiam", "barlow_twins", "vicreg", "moco_v3")
+BASES = ("digits", *(f"{name}_digits" for name in OTHERS), "moco_v3_vit_small_imagenet")
+RECIPES = [plain(load_recipe(name)) for name in BASES]
+
+
+def test_each_method_has_a_recipe_among_those_that_are_changed():
+    assert {recipe["method"] for recipe in RECIPES} == set(METHODS)
 
 
 @cases(40)
@@ -129,7 +135,7 @@ def test_whatever_config_yaml_says(content):
     told(check_config, content)
 
 
-@cases(40)
+@cases(80)
 @given(st.sampled_from(RECIPES).flatmap(changed))
 def test_whatever_a_recipe_says(recipe):
     told(parse_recipe, json.dumps(recipe))
@@ -278,6 +284,19 @@ FILES = [
     "partial/step_000000005.pt",
     "partial/step_000000005.json",
 ]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("json")])
+def test_a_card_or_a_record_cut_at_every_length(tmp_path, saved, name):
+    """By what a plan and a look for the newest checkpoint read. The run's record has a boundary's card too."""
+    folder, recipe, whole = copied(saved, tmp_path), load_recipe("digits"), (saved / name).read_bytes().rstrip()
+    paths = [folder / "epoch_0001.pt", *(folder / "partial").glob("*.pt")]
+    for length in reversed(range(len(whole))):
+        os.truncate(folder / name, length)
+        assert (told(recorded_cards, folder) is None) == (name == "segments.json")
+        told(work_done, folder, recipe, 1)
+        steps = [told(checkpoint.step_of, path) for path in paths]
+        assert steps == {"epoch_0001.json": [5, 5], "segments.json": [None, 5]}.get(name, [5, -1])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,6 +5,7 @@ What stands in the way of an answer, such as a run of another recipe, is a UserE
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,14 +54,14 @@ def export_finished(config: Config, experiment: Experiment, encoder: EncoderPath
 
     Raises UserError for one that was trained on other images than the experiment names now, or with another seed.
     """
-    training = _card(encoder, seed).get("training") or {}
+    training = _part(_card(encoder, seed), "training")
     if training.get("fingerprint") != fingerprint(experiment.recipe, experiment.revision):
         return False
-    if encoder.boundary is not None and training["epoch"] != int(encoder.boundary):
+    if encoder.boundary is not None and training.get("epoch") != int(encoder.boundary):
         return False
     store = store_in(data_of(config.data_dir, experiment.dataset))
     known, found = card_if_any(store).get("fingerprint"), training.get("dataset_fingerprint")
-    if known and found and known != found:
+    if isinstance(known, str) and isinstance(found, str) and known != found:
         raise UserError(
             f"{encoder.weights} was trained on other images ({found[:8]}) than those of {store} ({known[:8]}): "
             f"restore the dataset, or raise experiments.{experiment.name}.revision to train anew"
@@ -70,7 +71,7 @@ def export_finished(config: Config, experiment: Experiment, encoder: EncoderPath
 
 def import_finished(config: Config, experiment: Experiment, run: RunFolder, seed: int) -> bool:
     """Return whether the encoder was imported from the file that config.yaml names, as it is now."""
-    published, imported = config.published[experiment.name], _card(run.encoder, seed).get("imported") or {}
+    published, imported = config.published[experiment.name], _part(_card(run.encoder, seed), "imported")
     path = Path(published["path"])
     if imported.get("publisher") != published["publisher"] or not path.is_file():
         return False
@@ -137,6 +138,12 @@ def _card(encoder: EncoderPaths, seed: int) -> dict[str, Any]:
             f"{encoder.card} is of seed {card['seed']}, wanted {seed}: a copied folder? Delete it, to run this seed"
         )
     return card
+
+
+def _part(card: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of a card; nothing where it is no mapping, so that the file is made again."""
+    part = card.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 @cache

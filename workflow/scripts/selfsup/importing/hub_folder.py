@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from selfsup import provenance
 from selfsup.cards import read_card
 from selfsup.errors import UserError
-from selfsup.importing.published import Published
+from selfsup.importing.published import Published, read_tensors
 
 
 def read_hub_folder(path: Path) -> Published:
@@ -27,7 +25,7 @@ def read_hub_folder(path: Path) -> Published:
         raise UserError(
             f"{path}: its SHA-256 is {found[:16]}, but its card says {wanted[:16]}: download or publish it again"
         )
-    return Published(load_file(path), {"epochs": epochs}, method)
+    return Published(read_tensors(path, "model.safetensors of publish.py's"), {"epochs": epochs}, method)
 
 
 def _told(card: Mapping, *keys: str, kind: type) -> Any:
