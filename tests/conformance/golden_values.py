@@ -1,11 +1,14 @@
-"""What must never change: draws, the order of samples, initial weights, the losses of each method's first 20 steps.
+"""What must never change: draws, the order of samples, initial weights, the losses of each method's first 20 steps, the
+figures of each task.
 
-    .venv/bin/python tests/conformance/golden_values.py "<words of docs/changelog.md that allow a change>"
+    .venv/bin/python tests/conformance/golden_values.py [--part further] "<words of docs/changelog.md that allow it>"
 
-writes golden_values.json beside this file anew. A changed value means that a run begun before goes on to other bits:
-the changelog has to say so, and the file names its words.
+writes golden_values.json beside this file anew, or that part alone: first losses of further recipes, and the tasks'
+figures. A changed loss means that a run begun before goes on to other bits, a changed figure that two evaluations of
+one encoder cannot be compared: the changelog has to say so, and the file names its words.
 """
 
+import argparse
 import hashlib
 import json
 import platform
@@ -18,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from golden_figures import close, figures  # noqa: E402
 
 from runs import on_cpu  # noqa: E402
 from selfsup.augment import draw, draws  # noqa: E402
@@ -26,7 +30,7 @@ from selfsup.methods import build_method  # noqa: E402
 from selfsup.random_draws import Stream, network_seeds, shuffled, torch_seed, words  # noqa: E402
 from selfsup.recipe import load_recipe  # noqa: E402
 from selfsup.training.pretraining import Pretraining, Run  # noqa: E402
-from tiny import write_tiny_store  # noqa: E402
+from tiny import SMALL_VIT, write_tiny_store  # noqa: E402
 
 FILE = Path(__file__).with_suffix(".json")
 CHANGELOG = Path(__file__).parents[2] / "docs/changelog.md"
@@ -35,6 +39,25 @@ RECIPES = ("digits", "simclr_digits", "simsiam_digits", "barlow_twins_digits", "
 RECIPES += ("equimod_digits",)
 SMALL = {"epochs": 4, "global_batch": 8, "model": {"width": 4}}
 STEPS = 20
+# What those do not have: an inner BYOL, a summed loss, padding as SAME, clipped trust, a transformer with AdamW.
+NARROW = {**SMALL, "augment": {"size": 8}, "optimizer": {"warmup_epochs": 1}}
+TWINS: dict[str, dict] = {
+    "equimod_byol_cifar10": {
+        **NARROW,
+        "augment": {"size": 8, "plain": {"resize": None, "crop": 8}},
+        "equimod": {"parameters": "measured"},  # the authors' constants are of 32 pixels
+    },
+    "simclr_cifar10_official": NARROW,
+    "cifar10_official": NARROW,
+    "barlow_twins_cifar10_solo": NARROW,
+    "moco_v3_vit_small_imagenet": {
+        **NARROW,
+        "model": {"backbone": "timm/vit_tiny_patch16_224", "arguments": SMALL_VIT},
+        "augment": {"size": 16},
+        "linear": {"test": {"resize": 18, "crop": 16}},
+    },
+}
+EQUAL_ANYWHERE = 4  # losses, within 1e-4: each step carries on what processors sum in different orders
 WIDE = (30, 100)  # pixels, height and width: a quarter of the tries of a crop fit
 OPERATIONS = ("CROP", "FLIP", "JITTER", "JITTER_FACTORS", "GRAYSCALE", "BLUR", "SOLARIZE", "CROP_TRIES")
 
@@ -79,8 +102,28 @@ def rounded() -> dict[str, Any]:
         write_tiny_store(Path(scratch) / "store")
         store = PackedStore(Path(scratch) / "store")
         return {
-            name: {"initial weights": _weights(name), "losses": _losses(name, store, Path(scratch) / name)}
+            name: {
+                "initial weights": _weights(name),
+                "losses": _losses(name, SMALL, STEPS, store, Path(scratch) / name),
+            }
             for name in RECIPES
+        }
+
+
+def further() -> dict[str, Any]:
+    """Return the first losses of further recipes, and the figures of tasks."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_tiny_store(Path(scratch) / "store")
+        return {"losses": twins(), "figures": figures(PackedStore(Path(scratch) / "store"), Path(scratch) / "tasks")}
+
+
+def twins() -> dict[str, list[float]]:
+    """Return the first losses of further recipes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_tiny_store(Path(scratch) / "store")
+        store = PackedStore(Path(scratch) / "store")
+        return {
+            name: _losses(name, changes, EQUAL_ANYWHERE, store, Path(scratch) / name) for name, changes in TWINS.items()
         }
 
 
@@ -91,9 +134,9 @@ def _weights(name: str) -> dict[str, list[float]]:
     return {key: [float(value.detach().square().mean()), float(value.detach().flatten()[0])] for key, value in several}
 
 
-def _losses(name: str, store: PackedStore, folder: Path) -> list[float]:
-    training = Pretraining(Run(load_recipe(name, SMALL), 1, 1, store, folder, on_cpu(), 60))
-    return [float(training.train_step(training.batches[step])) for step in range(STEPS)]
+def _losses(name: str, changes: dict, steps: int, store: PackedStore, folder: Path) -> list[float]:
+    training = Pretraining(Run(load_recipe(name, changes), 1, 1, store, folder, on_cpu(), 60))
+    return [float(training.train_step(training.batches[step])) for step in range(steps)]
 
 
 def machine() -> dict[str, str]:
@@ -120,14 +163,24 @@ def digest(values: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    because = " ".join(" ".join(sys.argv[1:]).split())
-    if not because or because not in " ".join(CHANGELOG.read_text().split()):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", help="of the changelog")
+    parser.add_argument("--part", choices=["all", "further"], default="all", help="default: all")
+    arguments = parser.parse_args()
+    because = " ".join(" ".join(arguments.words).split())
+    if because not in " ".join(CHANGELOG.read_text().split()):
         sys.exit(f"say which words of {CHANGELOG} allow the change: found {because!r}, which does not stand there")
     torch.set_num_threads(2)
-    values = {"exact": exact(), "rounded": rounded()}
-    known = json.loads(FILE.read_text())["allowed"] if FILE.exists() else {}
-    allowed = {**known, digest(values): because}
-    FILE.write_text(json.dumps({"allowed": allowed, "machine": machine(), **values}, indent=1) + "\n")
+    content = json.loads(FILE.read_text()) if FILE.exists() else {}
+    if arguments.part == "all":
+        values = {"exact": exact(), "rounded": rounded()}
+        content |= {"allowed": content.get("allowed", {}) | {digest(values): because}, "machine": machine(), **values}
+    values, known = further(), content.get("further", {})
+    for version in values["figures"].keys() & known.get("figures", {}).keys():
+        if not close(version.partition(",")[0], values["figures"][version], known["figures"][version]):
+            sys.exit(f"the figures of {version} have changed: raise `version` in the settings of the task")
+    content["further"] = {"allowed": known.get("allowed", {}) | {digest(values): because}, **values}
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

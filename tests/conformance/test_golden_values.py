@@ -3,14 +3,12 @@
 import json
 
 import pytest
-from golden_values import CHANGELOG, FILE, digest, exact, machine, rounded
+from golden_values import CHANGELOG, EQUAL_ANYWHERE, FILE, digest, exact, machine, rounded, twins
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 GOLDEN = json.loads(FILE.read_text())
 WAY = "if it is meant: python tests/conformance/golden_values.py '<words of docs/changelog.md that allow it>'"
-
-EQUAL_ANYWHERE = 4  # of the losses
 
 
 @pytest.mark.parametrize("part", GOLDEN["exact"])
@@ -36,9 +34,19 @@ def test_initial_weights_and_losses_never_change():
         assert losses[:steps] == pytest.approx(wanted[:steps], rel=1e-3), f"{name}: {WAY}"
 
 
-def test_the_changelog_allows_the_values_that_are_recorded():
+def test_first_losses_of_further_recipes_never_change():
+    found, recorded = twins(), GOLDEN["further"]["losses"]
+    assert found.keys() == recorded.keys(), WAY
+    for name, losses in found.items():
+        assert losses == pytest.approx(recorded[name], rel=1e-4), f"{name}: {WAY}"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "parts"), [(GOLDEN, ("exact", "rounded")), (GOLDEN["further"], ("losses", "figures"))]
+)
+def test_the_changelog_allows_the_values_that_are_recorded(recorded, parts):
     """An edit by hand, or without words of the changelog, is found."""
-    changelog, allowed = " ".join(CHANGELOG.read_text().split()), GOLDEN["allowed"]
-    now = digest({key: GOLDEN[key] for key in ("exact", "rounded")})
+    changelog, allowed = " ".join(CHANGELOG.read_text().split()), recorded["allowed"]
+    now = digest({key: recorded[key] for key in parts})
     assert list(allowed)[-1] == now, WAY
     assert [words for words in allowed.values() if words not in changelog] == []
