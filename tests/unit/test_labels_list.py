@@ -1,6 +1,7 @@
 """Lists of file names whose labels are used, as SimCLR's authors publish them, and the names that a store keeps."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,3 +116,32 @@ def test_as_many_as_in_the_published_lists_are_one_percent(tmp_path):
     labels, listed = np.arange(1_281_167) % 1000, np.arange(0, 1_281_100, 100)
     found = LabelledImages.of(labels, settings, listed)
     assert len(found.share) == 12811 and set(found.share) == set(listed) and not set(found.held_out) & set(listed)
+
+
+class _Named(list):
+    def names(self) -> list[str]:
+        return list(self)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(495, True), (505, True), (494, False), (506, False)])
+def test_a_list_may_differ_from_the_share_by_a_hundredth(tmp_path, count, fits):
+    """ImageNet's list of 1 % has 12,811 names."""
+    names = [f"n01/{number}.png" for number in range(1000)]
+    settings = settings_of(tmp_path, names[:count])
+    listed = SimpleNamespace(train=_Named(names), folder=tmp_path)
+    if fits:
+        assert len(listed_images(listed, settings)) == count
+    else:
+        with pytest.raises(PermanentError, match=rf"names {count} of 1,000 training images: set labels to"):
+            listed_images(listed, settings)
+
+
+def test_all_images_without_a_label_may_be_held_out(tmp_path):
+    labels = np.arange(10) % 2
+    for held_out, fits in ((5, True), (6, False)):
+        settings = settings_of(tmp_path, [], held_out=held_out, held_out_of="rest", labels_list=None)
+        if fits:
+            assert len(LabelledImages.of(labels, settings).held_out) == held_out
+        else:
+            with pytest.raises(PermanentError, match="held_out is 6, but only 5 of 10 training images are not among"):
+                LabelledImages.of(labels, settings)
