@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import health_gate
-from runs import StopAfter, equal_states, state_of, train
+from operators import Operators
+from runs import StopAfter, attempt_at, equal_states, on_cpu, state_of, train
 from selfsup.bands import BANDS, band, collapsed, outside, read_bands, record, recorded_for
 from selfsup.data.store import PackedStore, StoreWriter
 from selfsup.errors import UserError
@@ -21,10 +22,12 @@ from selfsup.models import BatchNorm
 from selfsup.models.modes import batch_statistics, evaluation_mode
 from selfsup.recipe import load_recipe, pretraining_part
 from selfsup.settings.registries import METHODS
-from selfsup.training import health, pretraining, sinks
-from selfsup.training.health import Health
+from selfsup.training import health, kept_pictures, pretraining, sinks
+from selfsup.training.health import BATCH, Health, steps_between
+from selfsup.training.kept_pictures import KeptPictures, has_room
+from selfsup.training.pretraining import Pretraining
 from selfsup.training.sinks import check_trackers
-from tiny import TINY
+from tiny import TINY, with_method
 
 CHEAP = {"feature_spread", "alignment", "cosine", "projection_spread"}
 
@@ -113,8 +116,6 @@ def measured_often(monkeypatch):
 
 @pytest.fixture
 def run(tiny_recipe, tiny_store, tmp_path):
-    from runs import on_cpu
-
     def make(folder="run", **changes) -> pretraining.Run:
         settings = {"recipe": tiny_recipe, "seed": 0, "revision": 1, "store": tiny_store, "folder": tmp_path / folder}
         made = pretraining.Run(**{**settings, "compute": on_cpu(), "checkpoint_minutes": 60, **changes})
@@ -202,6 +203,45 @@ def test_knn_asks_training_images_that_are_not_in_its_bank(run, monkeypatch):
     assert len(queries) == 5 and len(bank) == 38 and not set(bank) & set(queries)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pictures_of_milestones_are_made_once_and_have_the_figures_of_those_made_anew(
+    run, measured_often, monkeypatch, precision
+):
+    """Four milestones of 32 pictures of the bank and 5 queries. Each takes 768 bytes: in room for 10, the queries stay."""
+    made, centre_view = [], health.centre_view
+
+    def counted(recipe, images):
+        pictures = centre_view(recipe, images)
+        made.append(len(pictures))
+        return pictures
+
+    monkeypatch.setattr(health, "centre_view", counted)
+    figures = []
+    for room, wanted in ((0, [32, 5] * 4), (10 * 768, [32, 5, 32, 32, 32]), (2**28, [32, 5])):
+        monkeypatch.setattr(kept_pictures, "KEPT_BYTES", room)
+        made.clear()
+        looked = run(f"room {room}", compute=on_cpu(precision=precision))
+        assert train(looked, 4)
+        assert made == wanted
+        figures.append(rows(looked.folder / "knn.csv"))
+    assert len(figures[0]) == 4 and figures[0] == figures[1] == figures[2]
+
+
+def test_kept_pictures_are_those_that_are_asked_for():
+    kept = KeptPictures(lambda indices: torch.from_numpy(indices * 10.0), torch.device("cpu"))
+    for places in ([1, 2], [1, 3], [1], [1, 2]):
+        assert kept.of(np.array(places)).tolist() == [10.0 * place for place in places]
+
+
+def test_a_gpu_that_is_short_of_memory_keeps_no_pictures(monkeypatch):
+    """86 MB, CIFAR-10's, want 20 times as much that is free."""
+    free = 2 * 86_000_000 * 10
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 10**9))
+    gpu = torch.device("cuda", 0)
+    assert has_room(gpu, 86_000_000) and not has_room(gpu, 86_000_001)
+    assert has_room(torch.device("cpu"), 86_000_001)
+
+
 def test_what_a_methods_loss_wants_logged_is_a_column(run, monkeypatch):
     loss = BYOL.loss
 
@@ -261,6 +301,35 @@ def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypa
         milestones = (len(one._bank) + len(one._queries)) * health.MILESTONES
         assert milestones / (steps * batch * recipe["epochs"] * health.PASSES_OF_A_STEP) < health.SHARE
         assert len(one._bank) >= 4 * {"cifar10": 512, "imagenet": 2048}[name] and every == 50
+
+
+@pytest.mark.parametrize("method", ["byol", "simsiam", "barlow_twins", "vicreg", "moco_v3"])
+def test_figures_launch_less_than_a_hundredth_of_the_operators_of_the_steps_between_them(run, method):
+    """Counted on a ResNet-18: its number of operators depends neither on its width nor on the batch.
+
+    Both kinds together, on devices of the shipped recipes' batches, and on one of 1,024 images.
+    """
+    watched = run(recipe=load_recipe("digits", TINY if method == "byol" else with_method(method)))
+    training = Pretraining(watched)
+    training.train_step(training.batches[0])
+    with Operators() as step:
+        training.train_step(training.batches[1])
+    with attempt_at(watched, 4) as attempt:
+        looking = Health(training.method, watched, attempt, start=0, steps_per_epoch=5, row_interval=1)
+        looking._features(looking._bank)  # makes the pictures
+        with Operators() as cheap:
+            assert looking.figures(2, last=True)
+        with Operators() as features:
+            looking._features(looking._bank)
+    look, passed = (len(one.seen) / len(step.seen) for one in (cheap, features))
+    assert 0.1 < look < 0.4 and 0.02 < passed < 0.15
+    for images, ranks, batch, epochs, pictures in (
+        (50_000, 1, 512, 1000, 7_000),
+        (1_281_167, 32, 4096, 1000, 10_192),
+        (1_281_167, 4, 4096, 1000, 10_192),
+    ):
+        milestone = passed * -(-pictures // (ranks * BATCH)) / (images // batch * -(-epochs // health.MILESTONES))
+        assert look / steps_between(min(256, batch), batch / ranks, 1) + milestone < 0.01
 
 
 class NoPredictor(BYOL):

@@ -18,6 +18,7 @@ from selfsup.methods import Method
 from selfsup.models.modes import evaluation_mode
 from selfsup.random_draws import Stream, shuffled
 from selfsup.training.history import History
+from selfsup.training.kept_pictures import KeptPictures
 from selfsup.training.run import Run
 from selfsup.training.sinks import Sink
 
@@ -30,6 +31,17 @@ QUERIES, QUERY_SHARE = 2000, 0.1  # of k-NN, not in its bank: at most, and as a 
 BANK, BANK_SHARE = 5000, 0.4
 IMAGES_PER_FEATURE = 4  # for effective rank and uniformity: with fewer, the number of images limits the rank
 BATCH = 256
+
+
+def steps_between(images: int, batch: float, row_interval: int) -> int:
+    """Return the steps from one look at so many images to the next. batch: of a step on one device.
+
+    That is by arithmetic. A look also launches up to 0.4 times the operators of a step, which is under 1 % as long as
+    there are 38 steps between them: up to 1,200 images on a device. With more, steps take as much longer as there are
+    fewer of them in between.
+    """
+    interval = images * PASSES_OF_A_PROBE / (batch * PASSES_OF_A_STEP * SHARE)
+    return math.ceil(interval / row_interval) * row_interval
 
 
 class Health:
@@ -54,10 +66,11 @@ class Health:
         self._method, self._run, self._attempt = method, run, attempt
         self._split, self._steps_per_epoch = run.store.train, steps_per_epoch
         self._choose_images(method.encoder().out_features)
+        self._pictures = KeptPictures(self._centred, run.compute.device)
+        self._labels: list[torch.Tensor] = []  # of the bank and of the queries
         ranks, batch = run.compute.ranks, run.recipe["global_batch"]
         probe = self._bank[: min(PROBE_IMAGES, batch)]
-        interval = len(probe) * PASSES_OF_A_PROBE / (batch / ranks.size * PASSES_OF_A_STEP * SHARE)
-        self._interval = math.ceil(interval / row_interval) * row_interval
+        self._interval = steps_between(len(probe), batch / ranks.size, row_interval)
         self._probe = self._views(probe) if ranks.is_main else None
         passes = (len(self._queries) + len(self._bank)) / (len(self._split) * PASSES_OF_A_STEP)
         every = math.ceil(run.recipe["epochs"] / MILESTONES)
@@ -104,9 +117,10 @@ class Health:
         return figures
 
     def _knn(self, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, float]:
-        known, asked = (
-            torch.from_numpy(self._split.labels[chosen]).to(bank.device) for chosen in (self._bank, self._queries)
-        )
+        if not self._labels:
+            labels = (torch.from_numpy(self._split.labels[chosen]) for chosen in (self._bank, self._queries))
+            self._labels = [one.to(bank.device) for one in labels]
+        known, asked = self._labels
         return {"knn_top1": knn_top1(bank, known, queries, asked, len(self._run.store.classes))}
 
     def _choose_images(self, features: int) -> None:
@@ -125,18 +139,20 @@ class Health:
         plain = None if plain is None else plain.to(device)
         return apply(recipe, [view.to(device) for view in crops], draws, plain)
 
+    def _centred(self, indices: np.ndarray) -> torch.Tensor:
+        return centre_view(self._run.recipe_of_views, map(self._split.image, indices))
+
     def _features(self, indices: np.ndarray) -> torch.Tensor:
         """Return features of training images, prepared like test images: float32 [N, D] on the device. Collective.
 
         Each rank computes a part. The parts are equally long: the last ones are filled up with images from the start.
         """
-        ranks, device = self._run.compute.ranks, self._run.compute.device
+        ranks = self._run.compute.ranks
         share = -(-len(indices) // ranks.size)
         mine = np.resize(indices, share * ranks.size)[ranks.rank * share : (ranks.rank + 1) * share]
         encoder, parts = self._method.encoder(), []
         with evaluation_mode(encoder):
             for start in range(0, share, BATCH):
-                pictures = centre_view(self._run.recipe_of_views, map(self._split.image, mine[start : start + BATCH]))
-                parts.append(encoder(pictures.to(device)).float())
+                parts.append(encoder(self._pictures.of(mine[start : start + BATCH])).float())
                 self._attempt.heartbeat(f"health, image {start}")
         return ranks.all_gather(torch.cat(parts)).flatten(0, 1)[: len(indices)]
