@@ -6,11 +6,13 @@
 #     benchmarks/gpu.sh OUT --arms [--cifar10 FILE]                     docs/gpu/README.md's 40-epoch arms
 #     benchmarks/gpu.sh OUT [--minutes 5] [--cifar10 FILE] [--only tests,agreement,bench,training]     older set, longer
 #
-# --check has the parts facts, tests, convolutions, steps, profile, run, resnet50, each with a limit of its own. FILE is
-# CIFAR-10's archive, its folder, or a tree of image files, in a folder or a tar. --smoke: tiny, on a CPU, to see that
-# the script works. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an
-# epoch takes, all included, instead of timing steps. After -- come further options: with --check of gpu_check.py's part
-# steps, with --train and --arms of table1.py. PYTHON chooses the interpreter.
+# --check has the parts facts, steps, start, tests, resnet50, profile, run, convolutions, kills, the most wanted first,
+# each with a limit of its own, and all together with --within SECONDS (580). A part whose limit is over leaves what it
+# has measured; those for which no time is left are told at the end, for another call with --only. FILE is CIFAR-10's archive, its folder, or a tree of image files,
+# in a folder or a tar. --smoke: tiny, on a CPU, to see that the script works. A part that fails is told at the end, and
+# the others run. --epoch-seconds N with --train: what an epoch takes, all included, instead of timing steps. After --
+# come further options: with --check of gpu_check.py's part steps, with --train and --arms of table1.py. PYTHON chooses
+# the interpreter.
 #
 # Where one command may take less time than the machine can be had: --leave SECONDS with --train or --arms returns then
 # and leaves the work going on, from a copy of this tree; `benchmarks/gpu.sh OUT --fetch [--leave SECONDS]` waits for its
@@ -19,10 +21,10 @@
 # OUT gets at most 8 files of at most 16 MB: gpu.txt (all output), JSON and CSV, and with --train the encoder in pieces:
 # cat encoder.part* > encoder.safetensors
 set -uo pipefail
-usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,25s/^# \{0,1\}//p' "$0"; }
 refuse() { echo "error: $1" >&2; usage >&2; exit 2; }
 
-PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=() FURTHER=()
+PYTHON=${PYTHON:-python3} MINUTES=5 CIFAR10=() QUICK=() DEVICE=cuda MODE=older ONLY= WORK=/tmp/selfsup-gpu LEAVE= EPOCH=() FURTHER=() WITHIN=580
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || { usage >&2; exit 2; }
 GIVEN=("${@:2}") FROM=$PWD OUT=$1; shift
 while [ $# -gt 0 ]; do
@@ -30,7 +32,7 @@ while [ $# -gt 0 ]; do
         --check | --arms | --fetch) MODE=${1#--} ;;
         --) shift; FURTHER=("$@"); break ;;
         --smoke) QUICK=(--quick --threads 1) DEVICE=cpu ;;
-        --train | --minutes | --cifar10 | --only | --work | --leave | --epoch-seconds)
+        --train | --minutes | --cifar10 | --only | --work | --leave | --within | --epoch-seconds)
             [ $# -gt 1 ] || refuse "$1 wants a value after it"
             case $1 in
                 --train) MODE=train MINUTES=$2 ;;
@@ -41,6 +43,7 @@ while [ $# -gt 0 ]; do
                 --only) ONLY=$2 ;;
                 --work) WORK=$2 ;;
                 --leave) LEAVE=$2 ;;
+                --within) WITHIN=$2 ;;
                 --epoch-seconds) EPOCH=(--epoch-seconds "$2") ;;
             esac
             shift ;;
@@ -49,6 +52,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $MINUTES in '' | *[!0-9.]*) refuse "--train and --minutes want a number of minutes, found $MINUTES" ;; esac
+case $WITHIN in '' | *[!0-9]*) refuse "--within wants whole seconds, found $WITHIN" ;; esac
 case $LEAVE in *[!0-9]*) refuse "--leave wants whole seconds, found $LEAVE" ;; esac
 mkdir -p "$OUT" "$WORK" || exit 1
 OUT=$(cd "$OUT" && pwd) WORK=$(cd "$WORK" && pwd)
@@ -83,20 +87,27 @@ facts() {  # what is not there (free, uptime: procps) is left out; the 8th of cp
     nproc; uptime 2> /dev/null; head -n 1 /proc/stat; free -g 2> /dev/null | head -n 2 || :
 }
 
-part() {  # name, seconds, command...: runs it when --only has it, for at most so long, with its time
+part() {  # name, seconds (0: no limit), command...: runs it when --only has it, for at most so long, with its time
     case ,$ONLY, in *,"${1%%-*}",*) ;; *) return ;; esac
-    local name=$1 limit=$2 began=$SECONDS
+    local name=$1 limit=$2 began=$SECONDS left
     shift 2
+    if [ -n "$WHOLE" ]; then
+        left=$((WHOLE - SECONDS))
+        if [ "$left" -lt 15 ]; then unbegun+=("$name"); return; fi
+        if [ "$left" -lt "$limit" ]; then limit=$left; fi
+    fi
     printf '\n##### %s: %s\n' "$name" "$*"
     LIMIT=$limit "$@" || failed+=("$name (status $?)")
     printf '##### %s took %s s\n' "$name" $((SECONDS - began))
 }
-limited() { if command -v timeout > /dev/null && [ "${LIMIT:-0}" != 0 ]; then timeout "$LIMIT" "$@"; else "$@"; fi; }
+limited() {  # asks the command to end when its time is over, and ends it when it has not done so after 10 s
+    if command -v timeout > /dev/null && [ "${LIMIT:-0}" != 0 ]; then timeout -s "${BY:-TERM}" -k 10 "$LIMIT" "$@"; else "$@"; fi
+}
 bench() { limited "$PYTHON" "benchmarks/$1.py" --device "$DEVICE" ${QUICK[@]+"${QUICK[@]}"} "${@:2}"; }
-tests() {
+tests() {  # options of pytest; it tells what has passed when it is interrupted
     "$PYTHON" -c 'import pytest' 2> /dev/null || return 0
-    limited "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda -rs --durations=5 2>&1 | tee "$OUT/tests.txt"
-    local status=${PIPESTATUS[0]}
+    BY=INT limited "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda -rs --durations=5 "$@" 2>&1
+    local status=$?
     # Without a GPU pytest may find nothing to run (5).
     if [ "$status" = 5 ] && [ "$DEVICE" = cpu ]; then return 0; fi
     return "$status"
@@ -113,16 +124,19 @@ older() {
     part training 0 bench short_training --minutes "$MINUTES" ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$OUT" \
         --json "$OUT/training.json"
 }
-measure() {  # 580 s at most, all limits together
-    ONLY=${ONLY:-facts,tests,convolutions,steps,profile,run,resnet50}
+measure() {  # the most wanted first: each has a limit, and all together have one
+    ONLY=${ONLY:-facts,steps,start,tests,resnet50,profile,run,convolutions,kills}
+    WHOLE=$WITHIN
     rm -f "$WORK"/run_*.csv  # of an earlier call
     part facts 5 facts
-    part tests 200 tests
-    part convolutions 40 bench gpu_check convolutions --json "$OUT/convolutions.json"
-    part steps 150 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
+    part steps 190 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
+    part start 75 bench gpu_check start --json "$OUT/start.json"
+    part tests 160 tests -k 'not three_kills'
+    part resnet50 120 bench gpu_check resnet50 --json "$OUT/resnet50.json"
     part profile 45 bench gpu_check profile --json "$OUT/profile.json"
-    part run 80 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
-    part resnet50 50 bench gpu_check resnet50 --json "$OUT/resnet50.json"
+    part run 90 bench gpu_check run ${CIFAR10[@]+"${CIFAR10[@]}"} --results "$WORK" --json "$OUT/run.json"
+    part convolutions 40 bench gpu_check convolutions --json "$OUT/convolutions.json"
+    part kills 240 tests -k three_kills
     if [ -e "$WORK/run_history.csv" ]; then tar czf "$OUT/run.tar.gz" -C "$WORK" run_history.csv run_knn.csv run_ledger.csv; fi
 }
 table1() {
@@ -131,7 +145,7 @@ table1() {
         --json "$OUT/training.json" ${FURTHER[@]+"${FURTHER[@]}"}
 }
 all() {
-    failed=()
+    failed=() unbegun=() WHOLE=
     check || return 1
     case $MODE in
         older) older ;;
@@ -139,6 +153,7 @@ all() {
         train) table1 --minutes "$MINUTES" ${EPOCH[@]+"${EPOCH[@]}"} ;;
         arms) table1 --arms ;;
     esac
+    if [ ${#unbegun[@]} -gt 0 ]; then printf '\nno time was left for: %s\n' "${unbegun[*]}"; fi
     if [ ${#failed[@]} -gt 0 ]; then
         printf '\nfailed: %s\n' "${failed[*]}"
         return 1

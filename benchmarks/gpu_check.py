@@ -1,13 +1,18 @@
 """What binds on this GPU, a part at a time: benchmarks/gpu.sh OUT --check runs them all.
 
-    python benchmarks/gpu_check.py convolutions|steps|resnet50|profile|run [--json FILE]
+    python benchmarks/gpu_check.py convolutions|steps|start|resnet50|profile|run [--json FILE]
 
-convolutions   each shape of ResNet-18 at 32 pixels alone, forward and both gradients
-steps          a step of CIFAR-10's recipe in the ways of WAYS, or those named by --ways, with the share of the roofline
-               sum that its networks reach (as one graph: that the whole step reaches)
-resnet50       the same step of ImageNet's recipe with 256 pictures, eager
+steps          a step of CIFAR-10's recipe in the first CHECKED ways of WAYS, or those named by --ways, with the share of
+               the roofline sum that its networks reach (as one graph: that the whole step reaches), and what of a step
+               as one graph its views are
+start          two starts of pretrain.py with one_graph, the second with what the first has compiled
+resnet50       the step of ImageNet's recipe with 256 pictures, as one graph and eager
 profile        the kernels of an eager step and of one as a graph by their own time, and the host's operations
 run            pretrain.py itself: rows, health figures, milestones, a checkpoint after 4 of 40 epochs, and from it to 6
+convolutions   each shape of ResNet-18 at 32 pixels alone, forward and both gradients
+
+What was measured is in FILE as soon as it is known. --quick compiles graphs as far as operators (aot_eager): Inductor
+takes minutes for a CPU's code.
 """
 
 import argparse
@@ -25,6 +30,7 @@ from our_byol import OurStep, as_shipped
 from pictures import small_store
 from roofline import Peaks, kernels_of, measured_peaks, roofline_sum, tell_peaks
 from short_training import pictures, rows, script
+from start_up import first_step
 from torch._inductor import config as inductor
 from torch.autograd import DeviceType
 from torch.nn import functional as F
@@ -34,6 +40,7 @@ from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
 from selfsup.layout import boundary_name
 from selfsup.recipe import Recipe, canonical, load_recipe
+from selfsup.training import static_step
 
 REPEATS = 20
 PROFILED_STEPS, PROFILE_ROWS = 3, 40
@@ -69,13 +76,16 @@ RESNET18 = [
 
 
 def main() -> None:
-    parts = {"convolutions": convolutions, "steps": steps, "resnet50": resnet50, "profile": profiles, "run": run}
+    parts = {"steps": steps, "start": start, "resnet50": resnet50, "profile": profiles, "run": run}
+    parts |= {"convolutions": convolutions}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="+", choices=sorted(parts))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="of the part steps: only these")
     parser.add_argument("--cifar10", type=Path, help="of the part run: CIFAR-10's archive, folder or tree")
     parser.add_argument("--results", type=Path, help="of the part run: copy history.csv, knn.csv and ledger.csv there")
     with measuring.report("gpu_check", parser) as (report, options), tempfile.TemporaryDirectory() as folder:
+        if options.quick:
+            static_step.BACKEND = "aot_eager"
         for part in options.part:
             parts[part](report, options, Path(folder))
 
@@ -147,25 +157,41 @@ def _of_convolution(shape: Convolution, images: int, dtype: torch.dtype, device:
 
 # The ways of computing a step, by how much they tell if the time is over.
 WAYS = {
-    "eager": {},
     "one graph": {"one_graph": True},
+    "one graph, combined kernels": {"one_graph": True, "combined_kernels": True},
+    "one graph, combined kernels, update too": {"one_graph": True, "combined_kernels": True, "compiled_update": True},
+    "eager": {},
+    "one graph, combined but for sums": {"one_graph": True, "combined_kernels": True},
     "static views": {"static_views": True},
     "compiled": {"compile": True},
     "fp16": {},
-    "one graph, combined kernels": {"one_graph": True, "combined_kernels": True},
-    "one graph, combined kernels, update too": {"one_graph": True, "combined_kernels": True, "compiled_update": True},
-    "one graph, combined but for sums": {"one_graph": True, "combined_kernels": True},
 }
+CHECKED = 4  # of them, as many as fit into the part's time
+# What they take until the first step is done, in s: the first and the last as an H200 had it, the others supposed.
+STARTS = dict(zip(WAYS, (46, 46, 52, 7), strict=False))
+VIEWS_AT_ONCE = 10
 
 
 def steps(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
-    ways = list(WAYS)[: 1 if options.quick else None] if options.ways is None else options.ways
-    _tell_steps(report, options, _recipe(options), folder, ways)
+    checked = list(WAYS)[:CHECKED]
+    if options.quick:
+        checked.remove("one graph, combined kernels")  # the same operators as with the update
+    _tell_steps(report, options, _recipe(options), folder, options.ways or checked)
 
 
 def resnet50(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
     recipe = _recipe(options, "imagenet", {"global_batch": 256, "micro_batches": 1})
-    _tell_steps(report, options, recipe, folder, ["eager"], turn=8)
+    _tell_steps(report, options, recipe, folder, ["one graph", "eager"], turn=8)
+
+
+def start(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
+    recipe = _recipe(options)
+    store = _store(options, recipe, folder)
+    arguments = ["--recipe", canonical(recipe), *([] if options.quick else ["--one-graph"])]
+    seconds = []
+    for number in ("first", "second"):
+        seconds.append(first_step(arguments, store.folder, folder / number, options.device.type))
+        report.say(f"{number} start: {seconds[-1]:.1f} s to the first row of history.csv", starts_s=seconds)
 
 
 def _recipe(options: argparse.Namespace, name: str = "cifar10", changes: dict | None = None) -> Recipe:
@@ -187,20 +213,28 @@ def _tell_steps(
     for way in ways:
         compute = replace(as_shipped(options.device, "fp16" if way == "fp16" else "auto"), **WAYS[way])
         peaks = peaks or (None if options.quick else measured_peaks(options.device, compute.precision))
+        figures: dict[str, float] = {}
         try:
             with inductor.patch(combo_kernels_pointwise_only="but for sums" in way):
-                figures = _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn)
+                for found in _of_step(store, recipe, compute, folder, turn=2 if options.quick else turn):
+                    figures |= found
+                    _tell(report, recipe, way, found, figures)
         except Exception as error:  # of whatever kind: the others' figures are not lost for it
             report.say(f"{way}: failed, {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
-            continue
         finally:
             torch.cuda.empty_cache()
-        least = least or (1e3 * _least(store, recipe, compute, folder, peaks) if peaks else None)
-        if least:
-            figures["roofline_share"] = least / figures.get("networks_ms", figures["step_ms"])
-        images = f", {1e3 * recipe['global_batch'] / figures['step_ms']:,.0f} images/s" if "step_ms" in figures else ""
-        told = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        report.say(f"{recipe['model']['backbone']}, {way}: {told}{images}", **{way: figures})
+        least = least or (1e3 * _least(store, recipe, compute, folder, peaks) if peaks and figures else None)
+        if least and figures:
+            share = {"roofline_share": least / figures.get("networks_ms", figures["step_ms"])}
+            _tell(report, recipe, way, share, figures | share)
+
+
+def _tell(report: measuring.Report, recipe: Recipe, way: str, found: dict[str, float], figures: dict) -> None:
+    """Tell what was found of a way; `figures` are all that is known of it."""
+    told = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
+    if "step_ms" in found:
+        told += f", {1e3 * recipe['global_batch'] / found['step_ms']:,.0f} images/s"
+    report.say(f"{recipe['model']['backbone']}, {way}: {told}", **{way: dict(figures)})
 
 
 def _store(options: argparse.Namespace, recipe: Recipe, folder: Path) -> PackedStore:
@@ -208,18 +242,52 @@ def _store(options: argparse.Namespace, recipe: Recipe, folder: Path) -> PackedS
     return small_store(folder / "store", 40 if options.quick else 50_000 if small else 5_000, recipe["augment"]["size"])
 
 
-def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, turn: int) -> dict[str, float]:
+def _of_step(store: PackedStore, recipe: Recipe, compute, folder: Path, *, turn: int) -> Iterator[dict[str, float]]:
+    """Yield a step's time, then its parts': what is known by then is not lost if the time is over."""
     began, device = time.perf_counter(), compute.device
     memory = measuring.PeakMemory(device)
     step = OurStep(store, recipe, replace(compute, workers=min(compute.workers, 8)), folder)
     step.turn(1)
-    figures = {"start_s": time.perf_counter() - began}
+    started = time.perf_counter() - began
     memory.reset()
-    figures["step_ms"] = min(1e3 * step.turn(turn) / turn for _ in range(2))
-    if not compute.one_graph:  # which has no views by themselves
-        figures |= {f"{name}_alone_ms": 1e3 * seconds for name, seconds in step.parts(min(turn, 10)).items()}
-        figures["networks_ms"] = milliseconds(step.on_ready_views(), device)
-    return figures | {"peak_gb": memory.bytes() / 1e9}
+    step_ms = min(1e3 * step.turn(turn) / turn for _ in range(2))
+    yield {"start_s": started, "step_ms": step_ms, "peak_gb": memory.bytes() / 1e9}
+    if compute.one_graph:
+        yield _of_views(step, step_ms)
+        return
+    parts = {f"{name}_alone_ms": 1e3 * seconds for name, seconds in step.parts(min(turn, 10)).items()}
+    yield parts | {"networks_ms": milliseconds(step.on_ready_views(), device)}
+
+
+def _of_views(step: OurStep, step_ms: float) -> dict[str, float]:
+    """Return the milliseconds of the views of a step as one graph, and their share of it.
+
+    They are compiled by themselves and, on a GPU, launched several times at once, so that the host does not count.
+    """
+    maker, device = step.training.make_views, step.compute.device
+    inputs = maker.inputs(step.training.batches[step.training.step])
+    compiled = static_step.compiled(maker.views_of, step.compute)
+    with torch.no_grad():
+        call = _at_once(lambda: compiled(inputs.pictures, inputs.parameters), device)
+        found = milliseconds(call, device) / VIEWS_AT_ONCE
+    return {"views_ms": found, "views_share": found / step_ms}
+
+
+def _at_once(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return a function that calls another VIEWS_AT_ONCE times; on a GPU as one CUDA graph."""
+
+    def calls() -> None:
+        for _ in range(VIEWS_AT_ONCE):
+            call()
+
+    if device.type != "cuda":
+        return calls
+    calls()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        calls()
+    return graph.replay
 
 
 def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Peaks) -> float:
@@ -231,7 +299,7 @@ def _least(store: PackedStore, recipe: Recipe, compute, folder: Path, peaks: Pea
 def profiles(report: measuring.Report, options: argparse.Namespace, folder: Path) -> None:
     recipe = _recipe(options)
     store = _store(options, recipe, folder)
-    for way in ("eager",) if options.quick else ("eager", "one graph"):
+    for way in ("eager",) if options.quick else ("one graph", "eager"):
         compute = replace(as_shipped(options.device), workers=0, **WAYS[way])
         step = OurStep(store, recipe, compute, folder)
         step.turn(3)
@@ -269,7 +337,8 @@ def run(report: measuring.Report, options: argparse.Namespace, folder: Path) -> 
     own = {"epochs": end if options.quick else RUN_EPOCHS, "optimizer": {"warmup_epochs": 0 if options.quick else 1}}
     recipe = load_recipe(name, own | ({"model": {"width": 4}} if options.quick else {}))
     pretrain = folder / "pretrain"
-    computing = ["--data", str(store.folder), "--device", options.device.type, "--cpus", str(torch.get_num_threads())]
+    computing = ["--data", str(store.folder), "--device", options.device.type, "--one-graph", "auto"]
+    computing += ["--cpus", str(torch.get_num_threads())]
     for epoch, previous in ((stop, 0), (end, stop)):
         until = ["--until-epoch", str(epoch), "--previous", str(previous)]
         script("pretrain.py", "--recipe", canonical(recipe), *computing, "--run-folder", str(pretrain), *until)

@@ -11,13 +11,14 @@ import os
 import platform
 import re
 import resource
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))  # byol_in_one_page
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
@@ -178,7 +179,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 class Report:
-    """A benchmark's text, printed as it comes, and its figures, written as JSON in the end."""
+    """A benchmark's text, printed as it comes, and its figures, written as JSON with each that is said."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
         self._name, self._path = name, arguments.json
@@ -189,11 +190,13 @@ class Report:
         self.say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in self._machine.items()))
 
     def say(self, line: str | None = None, **figures: Any) -> None:
-        """Print a line, if any; `figures` are what it says, for the JSON file."""
+        """Print a line, if any; `figures` are what it says, for the JSON file, which then has all that was said."""
         if line is not None:
             print(line, flush=True)
             self._text.append(line)
         self._figures |= figures
+        if figures:
+            self.write()
 
     def write(self) -> None:
         if not self._path:
@@ -212,10 +215,19 @@ class Report:
 
 @contextlib.contextmanager
 def report(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[Report, argparse.Namespace]]:
-    """Read the arguments, give the report to be filled, and write it; what was measured before an error is kept."""
+    """Read the arguments, give the report to be filled, and write it; what was measured before an error is kept.
+
+    So it is when SIGTERM says that the time is over.
+    """
     arguments = arguments_of(parser)
     made = Report(name, arguments)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield made, arguments
     finally:
+        signal.signal(signal.SIGTERM, before)
         made.write()
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)

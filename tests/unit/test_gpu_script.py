@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,6 +17,21 @@ WAYS = (
     "print(json.dumps({way: sorted(one.numerics().items()) for way, one in ways.items()}))"
 )
 PART_BYTES = 16 * 2**20
+# The part `steps`, whose second way is being measured for as long as one likes.
+ENDLESS = """
+import time
+import gpu_check
+
+def of_step(store, recipe, compute, folder, turn, calls=[]):
+    calls.append(way := len(calls) + 1)
+    yield {"step_ms": float(way)}
+    if way == 2:
+        print("the second", flush=True)
+        time.sleep(600)
+
+gpu_check._of_step = of_step
+gpu_check.main()
+"""
 
 
 @pytest.fixture
@@ -50,24 +67,66 @@ def brought_back(folder) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_script, tmp_path):
     (tmp_path / "no_pictures.tar").touch()
-    status, said = gpu_script("--check", "--smoke", "--cifar10", str(tmp_path / "no_pictures.tar"))
+    status, said = gpu_script("--check", "--smoke", "--within", "3000", "--cifar10", str(tmp_path / "no_pictures.tar"))
     assert status == 1 and "failed: run (status 1)" in said, said  # the only part that wants pictures
     assert "Traceback" not in said
-    assert {"gpu.txt", "convolutions.json", "steps.json", "profile.json", "resnet50.json"} <= set(
-        brought_back(tmp_path / "out")
-    )
-    figures = {
-        name: json.loads((tmp_path / f"out/{name}.json").read_text())["figures"] for name in ("convolutions", "steps")
-    }
+    parts = ("convolutions", "steps", "start", "profile", "resnet50")
+    assert {"gpu.txt", *(f"{name}.json" for name in parts)} <= set(brought_back(tmp_path / "out"))
+    figures = {name: json.loads((tmp_path / f"out/{name}.json").read_text())["figures"] for name in parts}
     assert figures["convolutions"]["step_convolutions_ms"] > 0
+    assert len(figures["start"]["starts_s"]) == 2 and min(figures["start"]["starts_s"]) > 0
     eager = figures["steps"]["eager"]
     assert eager["step_ms"] > 0 and eager["views_alone_ms"] > 0 and eager["networks_ms"] > 0
+    for part, way in (
+        ("steps", "one graph"),
+        ("steps", "one graph, combined kernels, update too"),
+        ("resnet50", "one graph"),
+    ):
+        graph = figures[part][way]
+        assert graph["step_ms"] > 0 and 0 < graph["views_share"] == graph["views_ms"] / graph["step_ms"]
     status, said = gpu_script("--check", "--smoke", "--only", "run")
     assert status == 0 and "all parts ran" in said, said
     attempts = json.loads((tmp_path / "out/run.json").read_text())["figures"]["attempts"]
     assert len(attempts) == 2  # the second continues the first's checkpoint
     with tarfile.open(tmp_path / "out/run.tar.gz") as tar:
         assert sorted(tar.getnames()) == ["run_history.csv", "run_knn.csv", "run_ledger.csv"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, tmp_path, how):
+    """SIGTERM is what a part's limit sends first: it also leaves no pictures behind."""
+    (tmp_path / "temporary").mkdir()
+    words = ["steps", "--quick", "--device", "cpu", "--json", str(tmp_path / "steps.json")]
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, *words],
+        env={**os.environ, "PYTHONPATH": str(repository / "benchmarks"), "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert any(line == "the second\n" for line in process.stdout)
+        finally:
+            process.send_signal(how)
+    figures = json.loads((tmp_path / "steps.json").read_text())["figures"]
+    assert [one["step_ms"] for one in figures.values()] == [1.0, 2.0]
+    if how == signal.SIGTERM:
+        assert process.returncode == 128 + how and not list((tmp_path / "temporary").iterdir())
+
+
+def test_the_ways_of_the_check_fit_into_its_time(repository):
+    """By the starts on an H200, 10 s to load, 10 for the roofline's peaks and sum, and 4 for each way's steps."""
+    limit = int(re.search(r"part steps (\d+) ", (repository / "benchmarks/gpu.sh").read_text())[1])
+    ways = "import json, gpu_check; print(json.dumps([gpu_check.STARTS, list(gpu_check.WAYS)[:gpu_check.CHECKED]]))"
+    done = subprocess.run([sys.executable, "-c", ways], capture_output=True, text=True, cwd=repository / "benchmarks")
+    starts, checked = json.loads(done.stdout)
+    assert checked[:3] == ["one graph", "one graph, combined kernels", "one graph, combined kernels, update too"]
+    assert list(starts) == checked and sum(starts.values()) + 10 + 10 + 4 * len(checked) <= limit
+
+
+def test_parts_for_which_no_time_is_left_are_named(gpu_script, tmp_path):
+    status, said = gpu_script("--check", "--smoke", "--only", "facts,steps", "--within", "1")
+    assert status == 0 and "no time was left for: facts steps" in said
+    assert not (tmp_path / "out/steps.json").exists()
 
 
 @pytest.mark.slow
@@ -117,6 +176,7 @@ def test_the_check_needs_no_procps_and_packs_no_earlier_run(gpu_script, tmp_path
     ("arguments", "wanted"),
     [
         (["--train"], "--train wants a value"),
+        (["--check", "--within", "1.5"], "--within wants whole seconds, found 1.5"),
         (["--train", "ten"], "want a number of minutes, found ten"),
         (["--cifar10", "nowhere.tar"], "nowhere.tar: no such file"),
         (["--check", "--leave", "5"], "--leave is for --train and --arms"),
