@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py convolutions|steps|start|resnet50|profile|run [--json FILE]
 
-steps          a step of CIFAR-10's recipe in the first CHECKED ways of WAYS, or those named by --ways, with the share of
+steps          a step of CIFAR-10's recipe in the first CHECKED ways of WAYS, or in those of --ways, with the share of
                the roofline sum that its networks reach (as one graph: that the whole step reaches), and what of a step
                as one graph its views are
 start          two starts of pretrain.py with one_graph, the second with what the first has compiled

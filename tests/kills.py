@@ -1,5 +1,6 @@
 """A pretraining as processes that are killed outright, and one that is not: their last checkpoints."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.layout import boundary_name
 from selfsup.recipe import Recipe, canonical
+from selfsup.training import static_step
 
 SCRIPTS = Path(__file__).parents[1] / "workflow/scripts"
 # It kills itself before the first step from the given one on by when there is a checkpoint to go on from: who looks
@@ -15,9 +17,10 @@ SCRIPTS = Path(__file__).parents[1] / "workflow/scripts"
 MORTAL = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-last = int(sys.argv.pop(1))
+last, backend = float(sys.argv.pop(1)), sys.argv.pop(1)
 import pretrain
 from selfsup.errors import run_script
+from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining
 
 def train_step(self, batch, honest=Pretraining.train_step):
@@ -26,20 +29,31 @@ def train_step(self, batch, honest=Pretraining.train_step):
     return honest(self, batch)
 
 Pretraining.train_step = train_step
+static_step.BACKEND = backend
 run_script(pretrain.main)
 """
 
 
-def trained(recipe: Recipe, data: Path, folder: Path, *arguments: str, kills: tuple[int, ...] = ()) -> dict:
+def trained(
+    recipe: Recipe,
+    data: Path,
+    folder: Path,
+    *arguments: str,
+    kills: tuple[int, ...] = (),
+    backend: str = static_step.BACKEND,
+) -> dict:
     """Train to the end, killed by SIGKILL after each of these steps; return the last checkpoint.
+
+    backend: what compiles a step as one graph.
 
     A rolling checkpoint is written several times a second, so that each process continues another one's.
     """
     own = ["--recipe", canonical(recipe), "--data", str(data), "--run-folder", str(folder)]
     own += ["--until-epoch", str(recipe["epochs"]), "--checkpoint-minutes", "0.002", *arguments]
+    program = [sys.executable, "-c", MORTAL, str(SCRIPTS)]
     for step in kills:
-        done = subprocess.run([sys.executable, "-c", MORTAL, str(SCRIPTS), str(step), *own], stdout=subprocess.DEVNULL)
+        done = subprocess.run([*program, str(step), backend, *own], stdout=subprocess.DEVNULL)
         assert done.returncode == -signal.SIGKILL, f"ended before step {step}"
-    done = subprocess.run([sys.executable, str(SCRIPTS / "pretrain.py"), *own], capture_output=True, text=True)
+    done = subprocess.run([*program, str(math.inf), backend, *own], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return load_checkpoint(folder / boundary_name(recipe["epochs"]))

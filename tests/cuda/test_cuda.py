@@ -225,12 +225,17 @@ def test_what_a_network_drops_is_a_function_of_the_step(repeatable, tiny_store, 
     assert all(states[0][name].equal(value) for name, value in states[1].items())
 
 
-def test_three_kills_change_no_bit_of_a_deterministic_run(tmp_path):
-    """ResNet-18 of full width in bf16, as processes: each kill comes while steps are queued on the device."""
+@pytest.mark.parametrize("switches", [(), ("--one-graph",)], ids=["eager", "one_graph"])
+def test_three_kills_change_no_bit_of_a_deterministic_run(tmp_path, switches):
+    """ResNet-18 of full width in bf16, as processes: each kill comes while steps are queued on the device.
+
+    As one graph, each process compiles or takes what another has compiled, records a CUDA graph, and replays it.
+    """
     prepare("digits", None, tmp_path / "digits")
     recipe = load_recipe("digits", {"epochs": 16, "model": {"width": 64}, "optimizer": {"warmup_epochs": 1}})
-    arguments = ("--device", "cuda", "--precision", "bf16", "--deterministic", "--cpus", "4")
+    arguments = ("--device", "cuda", "--precision", "bf16", "--deterministic", "--cpus", "4", *switches)
     whole = trained(recipe, tmp_path / "digits", tmp_path / "whole", *arguments)
     parts = trained(recipe, tmp_path / "digits", tmp_path / "parts", *arguments, kills=(60, 140, 240))
     assert max(attempt["start_step"] for attempt in parts["attempts"]) > 0
+    assert {attempt["one_graph"] for attempt in parts["attempts"]} == {bool(switches)}
     assert equal_states(whole, parts)

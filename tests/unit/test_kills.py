@@ -9,12 +9,17 @@ from tiny import TINY
 
 
 @pytest.mark.slow
-def test_three_kills_change_no_bit(tiny_store, tmp_path):
+@pytest.mark.parametrize(
+    ("switches", "kills"), [((), (20, 60, 100)), (("--one-graph",), (60,))], ids=["eager", "one_graph"]
+)
+def test_kills_change_no_bit(tiny_store, tmp_path, switches, kills):
+    """As one graph once, because each process compiles for half a minute, even as far as operators only."""
     recipe = load_recipe("digits", {**TINY, "epochs": 60})
-    arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1")
-    whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments)
-    parts = trained(recipe, tiny_store.folder, tmp_path / "parts", *arguments, kills=(20, 60, 100))
+    arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1", *switches)
+    whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments, backend="aot_eager")
+    parts = trained(recipe, tiny_store.folder, tmp_path / "parts", *arguments, kills=kills, backend="aot_eager")
     assert max(attempt["start_step"] for attempt in parts["attempts"]) > 0
+    assert {attempt["one_graph"] for attempt in parts["attempts"]} == {bool(switches)}
     assert equal_states(whole, parts)
     name, weights = next(iter(parts["method"].items()))
     parts["method"][name] = weights + 1e-6
