@@ -100,6 +100,8 @@ def train_until_killed(run: Run, end: int, steps: int) -> None:
 def compute_in(dtype: torch.dtype, training: Pretraining) -> None:
     """Have a pretraining compute in another precision, from the pictures on."""
     training.method.networks.to(dtype)
+    for parameter, buffers in training.optimizer.state.items():
+        buffers |= {name: one.to(dtype) for name, one in buffers.items() if one.shape == parameter.shape}
     make_views = training.make_views
 
     def converted(batch) -> Views:

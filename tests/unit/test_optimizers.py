@@ -126,6 +126,48 @@ def test_a_step_whose_gradients_overflow_changes_nothing(name, skipped_at):
         torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_state_is_there_before_the_first_step_and_stays_where_it_is(name):
+    """So that the first step is like the others: it allocates nothing."""
+    ours = network().to(memory_format=torch.channels_last)
+    optimizer = built(name, ours)
+    places = [
+        {key: (one.data_ptr(), one.stride(), one.dtype) for key, one in optimizer.state[parameter].items()}
+        for parameter in ours.parameters()
+    ]
+    buffers = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "plain": set()}.get(name, {"momentum_buffer"})
+    assert all(one.keys() == buffers for one in places)
+    step(optimizer, ours, 0)
+    for parameter, before in zip(ours.parameters(), places, strict=True):
+        after = optimizer.state[parameter].items()
+        tensors = {key: one for key, one in after if one is not None}  # torch notes that plain SGD has no buffer
+        assert {key: (one.data_ptr(), one.stride(), one.dtype) for key, one in tensors.items()} == before
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_adamw_has_the_bits_of_torchs_own_and_goes_on_from_its_state(done):
+    """Which older versions have saved: that of the steps that were done, of none before the first."""
+    theirs = network()
+    settings = settings_of("adamw")
+    groups = optimizer_groups(parameter_treatments(theirs, settings))
+    wanted = torch.optim.AdamW(groups, lr=settings.peak_lr, betas=(0.9, 0.95), eps=1e-6, fused=True)
+    for number in range(done):
+        step(wanted, theirs, number)
+    ours = copy.deepcopy(theirs)
+    resumed, straight = built("adamw", ours), network()
+    load_optimizer_state(resumed, copy.deepcopy(wanted.state_dict()))
+    whole = built("adamw", straight)
+    for number in range(done + 3):
+        step(whole, straight, number)
+        if number >= done:
+            step(wanted, theirs, number)
+            step(resumed, ours, number)
+    for parameter, of_resumed, of_whole in zip(*(one.parameters() for one in (theirs, ours, straight)), strict=True):
+        assert parameter.equal(of_resumed) and parameter.equal(of_whole)
+        for key, value in wanted.state[parameter].items():
+            assert value.equal(resumed.state[of_resumed][key]) and value.equal(whole.state[of_whole][key])
+
+
 def test_an_older_state_without_a_groups_key_takes_what_the_group_was_built_with():
     ours = network()
     optimizer = built("sgd", ours)
