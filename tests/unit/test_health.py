@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch._dynamo.testing import CompileCounter
 
 import health_gate
 from operators import Operators
@@ -287,6 +288,26 @@ def test_a_missing_tensorboard_is_one_line_before_anything_begins(monkeypatch):
 def test_an_unknown_tracker_is_one_line():
     with pytest.raises(UserError, match=r"^the tracker 'tensorbord' does not exist; did you mean tensorboard\?$"):
         check_trackers(["tensorbord"])
+
+
+def test_figures_are_those_of_eager_networks_and_nothing_is_compiled_for_them(run, measured_often, monkeypatch):
+    """With `compile`, whose networks are compiled for a step alone: no graph comes with figures, or after them."""
+    graphs, compile_network = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda one, **_: compile_network(one, dynamic=False, backend=graphs))
+    torch._dynamo.reset()
+    found = []
+    for switches in ({}, {"compile": True}):
+        one = run(str(switches), compute=on_cpu(**switches))
+        training = pretraining.Pretraining(one)
+        training.train_step(training.batches[0])
+        counted = graphs.frame_count
+        with attempt_at(one, 4) as attempt:
+            figures = Health(training.method, one, attempt, start=0, steps_per_epoch=5, row_interval=1)
+            found.append(figures.figures(1, last=True) | figures.milestone(5))
+        training.train_step(training.batches[1])
+        assert graphs.frame_count == counted
+    torch._dynamo.reset()
+    assert counted == 5 and found[0] == found[1]  # two backbones, two projectors and a predictor; eager graphs: all bits
 
 
 def test_figures_of_the_shipped_recipes_cost_less_than_a_hundredth(run, monkeypatch):

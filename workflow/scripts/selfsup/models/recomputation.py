@@ -1,6 +1,6 @@
 """Less memory for more arithmetic: activations inside a network's blocks are computed again in the backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
@@ -16,22 +16,27 @@ from selfsup.models.modes import in_eval_mode
 SWITCH = "set_grad_checkpointing"
 
 
-def recompute_activations(networks: nn.Module, size: int) -> None:
+def recompute_activations(networks: nn.Module, size: int, *, whole_graphs: bool = False) -> None:
     """Make networks keep the inputs of their blocks alone; the values, and so the bits, stay the same.
 
     Blocks are the residual blocks of torchvision's ResNets, and what a network's own switch, as timm's have, says.
-    size: pixels of a picture's side. Raises UserError where there is no block, or a switch does nothing.
+    size: pixels of a picture's side. whole_graphs: where a network is compiled, it is one graph. Raises UserError where
+    there is no block, or a switch does nothing.
     """
     blocks = [module for module in networks.modules() if isinstance(module, BasicBlock | Bottleneck)]
     for block in blocks:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts
-        )
+        block.forward = partial(_checkpointed, block.forward, whole_graphs)
     switched = list(_with_a_switch(networks))
     for network in switched:
         _switch_on(network, size)
     if not blocks and not switched:
         raise UserError("compute.recompute is true, but no network here can compute activations again: set it to false")
+
+
+def _checkpointed(forward: Callable, whole_graphs: bool, x: torch.Tensor) -> torch.Tensor:
+    if whole_graphs and torch.compiler.is_compiling():  # what is computed again is not written again, as buffers are
+        return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
 
 
 def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:

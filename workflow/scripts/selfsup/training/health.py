@@ -6,6 +6,7 @@ change no bit of the training, and a resumed run writes the same figures as an u
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class Health:
         """
         if self._probe is None or not (last or step % self._interval == 0):
             return {}
-        with autocast(self._run.compute.device, self._run.compute.precision):
+        with autocast(self._run.compute.device, self._run.compute.precision), self._eager():
             return self._method.health(self._probe)
 
     def is_milestone(self, step: int) -> bool:
@@ -101,7 +102,8 @@ class Health:
         k-NN is left out where the images have no labels, effective rank and uniformity if the dataset has too few
         images for the number of features.
         """
-        bank, queries = self._features(self._bank), self._features(self._queries)
+        with self._eager():
+            bank, queries = self._features(self._bank), self._features(self._queries)
         if not self._run.compute.ranks.is_main:
             return {}
         figures = self._knn(bank, queries) if self._run.store.labelled else {}
@@ -115,6 +117,10 @@ class Health:
         for tracker in self._trackers:  # they count steps from 0, as history.csv does
             tracker.append({**row, "step": step - 1})
         return figures
+
+    def _eager(self) -> AbstractContextManager:
+        """Around networks in eval mode: compiled ones would be compiled anew for it, and round otherwise."""
+        return torch.compiler.set_stance("force_eager") if self._run.compute.compile else nullcontext()
 
     def _knn(self, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, float]:
         if not self._labels:

@@ -104,7 +104,8 @@ class Pretraining:
                 "one_graph or compile to true, too"
             )
         if compute.recompute:
-            recompute_activations(networks, self.run.recipe["augment"]["size"])
+            size, alone = self.run.recipe["augment"]["size"], self.ranks.size == 1
+            recompute_activations(networks, size, whole_graphs=compute.compile and alone)
         if compute.one_graph:
             self._one_graph = OneGraph(self.method, self.make_views, compute)
         elif compute.compile:
