@@ -62,7 +62,7 @@ def test_static_views_train_to_the_same_bits(run, recipe, overrides):
     assert weights_after(Pretraining(run(overrides, recipe, static_views=True)), 3).equal(wanted)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(run, precision, micro_batches):
     overrides = {**TINY, "micro_batches": micro_batches}
@@ -92,13 +92,14 @@ def test_the_batches_that_batch_norms_have_seen_are_counted_in_one_launch(run, o
     assert len(counted) == 1 and set(counts) == {0, 2}
 
 
-def _sequences_on_a_rank(ranks: Ranks, run: Run) -> list[list[str]]:
-    compute = on_cpu(ranks, threads=1, static_views=True)
+def _sequences_on_a_rank(ranks: Ranks, run: Run, precision: str) -> list[list[str]]:
+    compute = on_cpu(ranks, threads=1, precision=precision, static_views=True)
     return sequences_of(Pretraining(Run(run.recipe, 0, 1, run.store, run.folder, compute, 60)))
 
 
-def test_over_two_ranks_too(run):
-    for sequences in on_ranks(_sequences_on_a_rank, 2, run()):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_over_two_ranks_too(run, precision):
+    for sequences in on_ranks(_sequences_on_a_rank, 2, run(), precision):
         assert len(sequences[0]) > 500
         assert all(sequence == sequences[0] for sequence in sequences)
 

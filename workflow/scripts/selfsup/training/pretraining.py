@@ -67,6 +67,9 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.compute.precision == "fp16")
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._last_skipped: torch.Tensor | None = None  # bool on the device, in fp16
+        if self.scaler.is_enabled():  # now, so that the first step is like the others
+            self._last_skipped = torch.zeros((), dtype=torch.bool, device=device)
+            self.scaler.scale(self._skipped)  # the scaler makes its tensors when it is asked first
         self._scalars: dict[str, torch.Tensor] = {}  # of the newest step, for history.csv; the method chooses them
         self._draws = NetworkDraws(run.seed, ranks.rank, device)
         self._finite = FiniteGuard(ranks, device, self.total_steps)
