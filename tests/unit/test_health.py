@@ -292,8 +292,8 @@ def test_an_unknown_tracker_is_one_line():
 
 def test_figures_are_those_of_eager_networks_and_nothing_is_compiled_for_them(run, measured_often, monkeypatch):
     """With `compile`, whose networks are compiled for a step alone: no graph comes with figures, or after them."""
-    graphs, compile_network = CompileCounter(), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda one, **_: compile_network(one, dynamic=False, backend=graphs))
+    graphs, honest = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda one, **_: honest(one, dynamic=False, backend=graphs))
     torch._dynamo.reset()
     found = []
     for switches in ({}, {"compile": True}):
