@@ -20,10 +20,15 @@ def on_ranks(function, size: int, *arguments):
         return _gathered(function, size, port, arguments)
 
 
-def _gathered(function, size: int, port: int, arguments: tuple) -> list:
+def forking():
+    """The context of multiprocessing whose processes are forked from that one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "pandas"])
-    results = context.Queue()
+    return context
+
+
+def _gathered(function, size: int, port: int, arguments: tuple) -> list:
+    results = forking().Queue()
     told = (size, port, function, arguments, results)
     processes = multiprocessing.start_processes(_on_rank, told, size, join=False, start_method="forkserver")
     gathered = {}

@@ -1,11 +1,17 @@
-"""What holds for every method of one projector: exact over ranks and resumes, refused in one line, seen collapsing."""
+"""What holds for every method of one projector: exact over ranks and resumes, refused in one line, seen collapsing.
+
+And for every method that there is: a kill changes no bit.
+"""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from test_equimod import ON_BYOL, ON_SIMCLR
+from test_simclr import SIMCLR
 
+from kills import kill_in_process
 from many_ranks import on_ranks
 from runs import StopAfter, compute_in, equal_states, on_cpu, state_of, train
 from selfsup.augment import build_views
@@ -13,8 +19,9 @@ from selfsup.bands import collapsed
 from selfsup.engine.distributed import Ranks
 from selfsup.methods import build_method
 from selfsup.recipe import RecipeError, load_recipe
+from selfsup.settings.registries import METHODS
 from selfsup.training.pretraining import Pretraining, Run
-from tiny import BLOCKS, with_method
+from tiny import BLOCKS, TINY, with_method
 
 STEPS = 7  # the warm-up's five, in the first of which the rate is 0, and two more
 
@@ -53,6 +60,35 @@ def test_it_is_stopped_in_mid_epoch_and_continued_to_the_bit(tiny_store, tmp_pat
     assert train(runs["whole"], 4)
     assert not train(runs["parts"], 2, stop=StopAfter(3)) and train(runs["parts"], 2, 4)
     assert equal_states(*map(state_of, runs.values()))
+
+
+EVERY = {
+    "byol": TINY,
+    "simclr": SIMCLR,
+    "equimod on simclr": ON_SIMCLR,
+    "equimod on byol": ON_BYOL,
+    **{name: with_method(name) for name in BLOCKS},
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_process_that_is_killed_in_mid_epoch_is_continued_by_another_to_the_bit(tiny_store, tmp_path, name):
+    """A real SIGKILL, after 7 or 8 of 10 steps. What the process had written is gone on with."""
+    overrides, runs = {**EVERY[name], "epochs": 2}, {}
+    for part in ("whole", "killed"):
+        (tmp_path / part).mkdir()
+        runs[part] = Run(load_recipe("digits", overrides), 0, 1, tiny_store, tmp_path / part, on_cpu(), 60)
+    kill_in_process(overrides, tiny_store, tmp_path / "killed", step=7)
+    assert train(runs["whole"], 2) and train(runs["killed"], 2)
+    whole, killed = (state_of(run, 2) for run in runs.values())
+    assert equal_states(whole, killed) and [one["start_step"] for one in whole["attempts"]] == [0]
+    before, after = (one["start_step"] for one in killed["attempts"])
+    assert before == 0 < after < 10
+
+
+def test_every_method_is_killed():
+    own = {name for name in METHODS if METHODS[name].__module__.startswith("selfsup.")}
+    assert {name.split()[0] for name in EVERY} == own
 
 
 @pytest.mark.parametrize("name", BLOCKS)

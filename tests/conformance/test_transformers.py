@@ -122,11 +122,12 @@ def _weights_of_all(ranks: Ranks, store, folder) -> dict[str, list[float]]:
     return found
 
 
-def test_two_ranks_train_a_transformer_as_one_does(tiny_store, tmp_path):
+@pytest.mark.parametrize("size", [2, 4])
+def test_many_ranks_train_a_transformer_as_one_does(tiny_store, tmp_path, size):
     """float64. AdamW divides by the root of squared gradients: where those are rounding alone, as of a bias before a
     batch norm, a step is of any sign; hence 1e-7 of all weights, not 1e-9."""
     wanted = _weights_of_all(Ranks(), tiny_store, tmp_path)
-    for found in on_ranks(_weights_of_all, 2, tiny_store, tmp_path):
+    for found in on_ranks(_weights_of_all, size, tiny_store, tmp_path):
         for name, weights in wanted.items():
             error = np.linalg.norm(np.subtract(found[name], weights)) / np.linalg.norm(weights)
             assert error < 1e-7, (name, error)
