@@ -34,11 +34,26 @@ BASELINES = {
     ("solo-learn, SimCLR", "cifar10"): [90.74, 99.75],
 }
 
+# By recipe, figures of each method's own authors and of solo-learn: top-1 and, where it is told, top-5.
+OF_OTHERS = {
+    "simsiam_imagenet": ("Chen & He, SimSiam", 68.1, None),
+    "simsiam_cifar10": ("Chen & He, SimSiam", 91.8, None),
+    "simsiam_cifar10_solo": ("solo-learn, SimSiam", 90.51, 99.72),
+    "barlow_twins_imagenet": ("Zbontar et al., Barlow Twins", 73.5, 91.0),
+    "barlow_twins_cifar10_solo": ("solo-learn, Barlow Twins", 92.10, 99.73),
+    "vicreg_imagenet": ("Bardes et al., VICReg", 73.2, None),
+    "vicreg_cifar10_solo": ("solo-learn, VICReg", 92.07, 99.74),
+    "moco_v3_imagenet": ("Chen et al., MoCo v3, 100 epochs", 68.9, None),
+    "moco_v3_vit_small_imagenet": ("Chen et al., MoCo v3, ViT-S", 73.2, None),
+    "moco_v3_cifar10_solo": ("solo-learn, MoCo v3", 93.10, 99.80),
+}
+LONGER = {300: 72.8, 1000: 74.6}  # MoCo v3's ResNet-50
+
 
 def keys_of(name: str, overrides: dict) -> dict:
     """What an evaluation of this recipe's encoder writes into metrics.csv, beside its figures."""
     recipe = load_recipe(name, overrides)
-    n_train, n_test = IMAGES[name.split("_")[-1] if name.startswith("equimod") else name.split("_")[1]]
+    n_train, n_test = IMAGES["imagenet" if "imagenet" in name else "cifar10"]
     card = {"recipe": recipe, "training": {"epoch": float(recipe["epochs"])}}
     keys = figures_keys(linear_evaluation(recipe, "x"), card, recipe, n_train)
     return {**keys, "n_test": n_test, "protocol": recipe.linear.protocol(recipe)}
@@ -64,6 +79,36 @@ def test_other_published_figures_are_told_and_marked():
         assert PUBLISHED.loc[place, ["top1", "top5"]].tolist() == wanted
     assert PUBLISHED.loc[("Chen et al., SimCLR", "cifar10"), ["backbone", "top1"]].tolist() == ["resnet50", 94.0]
     assert "another protocol (online probe)" in PUBLISHED.loc[("solo-learn, SimCLR", "cifar10"), "source"]
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_other_methods_figures_have_the_keys_of_their_recipes_and_protocols_of_their_own(name, tmp_path):
+    """So that a table shows them beside a run of that recipe, and gives no verdict by them."""
+    (implementation, top1, top5), ours = OF_OTHERS[name], keys_of(name, {})
+    dataset = "imagenet" if "imagenet" in name else "cifar10"
+    theirs = PUBLISHED.loc[(implementation, dataset)]
+    assert theirs["top1"] == top1 and (theirs["top5"] == top5 or (top5 is None and pd.isna(theirs["top5"])))
+    found = {text.split(" ")[0].rstrip(":") for text in differences(ours, theirs.to_dict())}
+    assert "protocol" in found and found <= {"protocol", "settings", "task"}
+    probe = implementation.startswith("solo-learn")
+    assert (theirs["task"] == "online probe") == probe == ("another protocol (online probe)" in theirs["source"])
+    table = judged(tmp_path, top1, dataset, **ours)
+    assert implementation in names(table) and len(set(table["method"].dropna())) == 1
+    words = f"Devillers & Lefort have no figure of {ours['method']} on {dataset}"
+    assert (table.iloc[-1]["verdict"], table.iloc[-1]["verdict_reason"]) == ("no reference", words)
+
+
+@pytest.mark.parametrize("epochs", LONGER)
+def test_moco_v3s_longer_runs_are_told_apart_by_their_epochs(epochs):
+    theirs = PUBLISHED.loc[(f"Chen et al., MoCo v3, {epochs} epochs", "imagenet")]
+    assert theirs["top1"] == LONGER[epochs]
+    found = differences(keys_of("moco_v3_imagenet", {"epochs": epochs}), theirs.to_dict())
+    assert [text for text in found if not text.startswith(("protocol", "settings"))] == []
+    assert f"epochs 100, the reference {epochs}" in differences(keys_of("moco_v3_imagenet", {}), theirs.to_dict())
+
+
+def test_every_figure_names_its_source():
+    assert PUBLISHED[["source", "source_of_keys"]].notna().all(axis=None)
 
 
 def test_a_run_is_never_judged_beside_another_methods_figure(tmp_path):
