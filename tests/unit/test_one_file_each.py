@@ -19,6 +19,19 @@ def test_a_method_an_optimiser_and_a_task_are_a_file_of_their_name_and_its_setti
         assert Path(importlib.import_module(settings).__file__).with_name(f"{name}.py").is_file()
 
 
+def test_a_method_with_its_settings_is_short_enough_to_be_read_at_once():
+    """Fewer than 150 lines that are not blank, with its settings: what grows goes to what methods share."""
+    long = {}
+    for name in [name for name in METHODS if METHODS[name].__module__.startswith("selfsup.")]:
+        settings = Path(importlib.import_module(METHODS[name].__module__).__file__)
+        texts = [path.read_text() for path in (settings, settings.with_name(f"{name}.py"))]
+        lines = [line for text in texts for line in text.splitlines() if line.strip()]
+        assert len(lines) > 40
+        if len(lines) >= 150:
+            long[name] = len(lines)
+    assert long == {}
+
+
 @pytest.mark.parametrize(
     ("components", "package"), [(TRACKERS, "selfsup.training.sinks"), (SOURCES, "selfsup.data.sources")]
 )
