@@ -90,7 +90,7 @@ def warm_python(made_once) -> Path | None:
         return None
     # The processes that are forked end with the one that the user started.
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    scripts = Path(__file__).parents[1] / "workflow" / "scripts"
+    scripts = [Path(__file__).parents[1] / name for name in ("workflow/scripts", "benchmarks")]
     python = made_once("warm", lambda folder: python_in(folder, scripts, owner)) / "python"
     return python if os.access(python, os.X_OK) else None  # where temporary folders hold nothing that may be run
 

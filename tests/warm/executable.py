@@ -2,18 +2,22 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
-def python_in(folder: Path, scripts: Path, owner: int) -> Path:
-    """Write client.py into a new folder as an executable, for as long as the process `owner` lives; return its path."""
+def python_in(folder: Path, scripts: Iterable[Path], owner: int) -> Path:
+    """Write client.py into a new folder as an executable, for as long as the process `owner` lives; return its path.
+
+    scripts: the folders whose scripts are to find torch imported.
+    """
     folder.mkdir()
     settings = {
         "python": sys.executable,
         "server": str(HERE / "server.py"),
-        "scripts": {str(scripts.resolve()): "torch", str(HERE): "snakemake"},
+        "scripts": {**{str(one.resolve()): "torch" for one in scripts}, str(HERE): "snakemake"},
         "folder": str(folder),
         "owner": owner,
     }

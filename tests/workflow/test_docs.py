@@ -6,11 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from workflows import STARTER
 
 pytestmark = pytest.mark.slow
 
@@ -109,28 +111,43 @@ def blocks(page: str) -> list[dict]:
     return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
 
 
-def run(command: str, clone: Path) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory, warm_python) -> list[Path]:
+    """Folders of PATH whose `python` and `snakemake` are the environment's, as forks where there can be."""
+    folder = tmp_path_factory.mktemp("bin")
+    if warm_python:
+        (folder / "python").symlink_to(warm_python)
+        command = shlex.join(map(str, (warm_python, STARTER, warm_python)))
+        (folder / "snakemake").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / "snakemake").chmod(0o755)
+    return [folder, Path(sys.executable).parent]
+
+
+def run(
+    command: str, clone: Path, programs: Iterable[Path] = (Path(sys.executable).parent,)
+) -> subprocess.CompletedProcess:
     mine = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SNAKEMAKE_"))}
-    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SCRATCH": str(clone), "DSDIR": str(clone)}
+    path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
+    paths = {"PATH": path, "SCRATCH": str(clone), "DSDIR": str(clone)}
     pipes = {"capture_output": True, "text": True, "check": False}
     return subprocess.run(["bash", "-c", command], cwd=clone, env={**mine, **paths}, **pipes)
 
 
 @pytest.mark.parametrize("command", [one for one in PRINTED if reason_not_to_run(one) is None])
-def test_a_command_of_the_pages_runs_as_printed(command, clone):
+def test_a_command_of_the_pages_runs_as_printed(command, clone, programs):
     for place, value in PLACES.items():
         command = command.replace(place, value)
     words = shlex.split(command)
     script = Path(words[1]).name if words[0] == "python" else ""
     if script in OPTIONS_ONLY:
-        told = run(f"python {REPOSITORY / words[1]} --help", clone)
+        told = run(f"python {REPOSITORY / words[1]} --help", clone, programs)
         assert not [word for word in words if word.startswith("--") and word not in told.stdout], told.stderr
         return
     if words[0] == "snakemake" and "--unlock" not in words:
         command = command.replace("snakemake", "snakemake -n", 1)
     if words[0] == "make" and len(words) > 1:
         command = command.replace("make", "make -n", 1)
-    told = run(command, clone)
+    told = run(command, clone, programs)
     assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
 
 
