@@ -161,6 +161,7 @@ def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, b
     run = quick(workflow)
     first = by_hand({**run.digits["overrides"], "epochs": 100_000}, until=100_000)
     wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
+    first.send_signal(signal.SIGSTOP)  # the processor is Snakemake's; the lock goes by the process
     printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
     first.kill()
     first.communicate()

@@ -64,7 +64,7 @@ Lines.append = append
 """
 
 
-def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside):
+def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside, warm_python):
     """The second segment is killed after its first checkpoint; what it wrote of later steps is not written twice."""
     code, hold = outside.path("mine/simsiam_outside_code.py"), outside.path("hold")
     code.write_text(code.read_text() + HOLDS)
@@ -79,6 +79,7 @@ def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_ta
                 job.kill()
     process.communicate()
     hold.unlink()
+    outside.python = warm_python  # nothing is killed any more
     folder = outside.path(f"{RUN}/pretrain")
     assert process.returncode != 0 and not (folder / "epoch_0004.json").exists()
     outside.run("results/outside.csv")

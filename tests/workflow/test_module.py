@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from workflows import Workflow
+from workflows import STARTER, Workflow
 
 pytestmark = pytest.mark.slow
 OTHER = """
@@ -63,8 +63,10 @@ def run(command, folder, **environment) -> str:
     return process.stdout + process.stderr
 
 
-def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository):
+def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository, warm_python):
     command = other_workflow(tmp_path / "other", repository, repository / "workflow/Snakefile")
+    if warm_python:
+        command = [*map(str, (warm_python, STARTER, warm_python)), *command[3:]]
     said = run([*command, "--config", "of_the_other=2"], tmp_path / "other")
     assert "selfsup_pretrain_segment" in said
     assert (tmp_path / "other/own.txt").read_text().startswith("implementation,dataset")
