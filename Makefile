@@ -12,7 +12,7 @@ SMK := Snakefile workflow/Snakefile workflow/rules
 PY := workflow/scripts tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan status report test test-slurm chaos bench lint format lock
+.PHONY: help env demo plan status report test test-long test-slurm chaos bench lint format lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,8 +56,11 @@ report: env  ## write results/report.html, one page with all that is finished, a
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --forcerun landing_page -- report
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
-test: env  ## run the tests: unit, workflow, and the demo's accuracy; about twenty minutes on two cores
-	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10
+test: env  ## run the tests of units, numerics and the workflow; MINUTES on two cores
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m "not long"
+
+test-long: env  ## the tests that compute for a minute or more: the whole demo, a run disturbed again and again, compiled graphs
+	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m long
 
 test-slurm: env  ## test the workflow on a real two-node Slurm that is brought up on this machine; needs root on Debian or Ubuntu
 	$(BIN)/pytest tests/slurm

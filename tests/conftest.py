@@ -34,6 +34,8 @@ for name in list(os.environ):
 # And whatever one keeps to oneself: some tests drop root's privileges, and read what was written before.
 os.umask(0o022)
 
+LONG = ("slow", "long")
+
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)
 
@@ -47,7 +49,7 @@ def pytest_xdist_auto_num_workers(config) -> int:
 def pytest_collection_modifyitems(config, items):
     """Give out the long tests first, where several processes share them, so that all have work to the end."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (item.path.parent.name != "workflow", item.get_closest_marker("slow") is None))
+        items.sort(key=lambda item: (item.path.parent.name != "workflow", not any(map(item.get_closest_marker, LONG))))
 
 
 @pytest.fixture(scope="session")

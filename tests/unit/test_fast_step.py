@@ -189,7 +189,7 @@ def test_all_of_a_head_and_of_a_backbone_is_compiled(tiny_recipe):
     assert len(graphs) == 1 and len(graphs[0]) > 40
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++ for kernels of the processor")
 def test_compiled_networks_compute_the_same(run):
     """float32, 3 steps, to 1e-4 relative: fused kernels round otherwise. Checkpoints keep the names of parameters."""

@@ -156,7 +156,7 @@ def test_one_graph_counts_batches_as_an_eager_step_does(run, graphs):
     assert counts[0] == counts[1] and set(counts[0].values()) == {3} and graphs.frame_count == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     """In Inductor's code for CIFAR-10's step; the same count was seen on an H200, with 42 for batch norms' numbers."""
     found = _launches()
@@ -171,7 +171,7 @@ def test_a_gpu_would_launch_no_more_kernels_than_it_was_counted_to():
     assert 15 < views <= 25 and 300 < everything <= 371
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_over_ranks_a_gpu_would_launch_collectives_and_merge_what_they_bring():
     """43 calls of a batch norm gather, and merge by a kernel of their own; 22 sum their gradients."""
     found = _launches("--ranks", "2", "--ways", "alone")["alone"]

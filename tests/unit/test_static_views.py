@@ -99,7 +99,7 @@ def test_views_of_crops_that_a_loader_has_made(name):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++ for kernels of the processor")
 @pytest.mark.parametrize(("name", "quantized"), [("cifar10", False), ("cifar10_authors", True)])
 def test_compiled_views_are_those_of_operators_but_for_their_rounding(name, quantized):

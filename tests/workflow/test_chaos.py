@@ -19,7 +19,7 @@ def on_one_thread(repository) -> dict:
     return {name: {**compute[name], "cpus_per_device": 1} for name in ("pretrain", "evaluate")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_disturbed_again_and_again_gives_the_same_bits(tmp_path, repository):
     seed = random.randrange(10**6)  # printed; chaos.Plan takes it again
     changes = {"overrides": LONG, "segment_epochs": 4, "compute": on_one_thread(repository)}

@@ -7,7 +7,7 @@ from selfsup.settings.yaml_reader import read_yaml
 
 
 @pytest.mark.cold
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_learns_to_tell_digits_apart(workflow, repository):
     """Measured over five seeds: 97.4 %, against 38 % at random initialisation; 360 images: a standard error of 0.8."""
     workflow.config = read_yaml(repository / "config.yaml")
