@@ -8,11 +8,11 @@
 #
 # --check has the parts facts, steps, start, tests, resnet50, profile, run, convolutions, kills, the most wanted first,
 # each with a limit of its own, and all together with --within SECONDS (580). A part whose limit is over leaves what it
-# has measured; those for which no time is left are told at the end, for another call with --only. FILE is CIFAR-10's archive, its folder, or a tree of image files,
-# in a folder or a tar. --smoke: tiny, on a CPU, to see that the script works. A part that fails is told at the end, and
-# the others run. --epoch-seconds N with --train: what an epoch takes, all included, instead of timing steps. After --
-# come further options: with --check of gpu_check.py's part steps, with --train and --arms of table1.py. PYTHON chooses
-# the interpreter.
+# has measured; those for which no time is left are told at the end, for another call with --only. FILE is CIFAR-10's
+# archive, its folder, or a tree of image files, in a folder or a tar. --smoke: tiny, on a CPU, to see that the script
+# works. A part that fails is told at the end, and the others run. --epoch-seconds N with --train: what an epoch takes,
+# all included, instead of timing steps. After -- come further options: with --check of gpu_check.py's part steps, with
+# --train and --arms of table1.py. PYTHON chooses the interpreter.
 #
 # Where one command may take less time than the machine can be had: --leave SECONDS with --train or --arms returns then
 # and leaves the work going on, from a copy of this tree; `benchmarks/gpu.sh OUT --fetch [--leave SECONDS]` waits for its
@@ -130,7 +130,7 @@ measure() {  # the most wanted first: each has a limit, and all together have on
     WHOLE=$WITHIN
     rm -f "$WORK"/run_*.csv  # of an earlier call
     part facts 5 facts
-    part steps 190 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
+    part steps 205 bench gpu_check steps --json "$OUT/steps.json" ${FURTHER[@]+"${FURTHER[@]}"}
     part start 75 bench gpu_check start --json "$OUT/start.json"
     part tests 160 tests -k 'not three_kills'
     part resnet50 120 bench gpu_check resnet50 --json "$OUT/resnet50.json"
@@ -159,7 +159,7 @@ all() {
         printf '\nfailed: %s\n' "${failed[*]}"
         return 1
     fi
-    printf '\nall parts ran; results in %s\n' "$OUT"
+    [ ${#unbegun[@]} -gt 0 ] || printf '\nall parts ran; results in %s\n' "$OUT"
 }
 
 begin() {  # the same call without --leave, in a session of its own, from a copy of the tree

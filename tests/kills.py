@@ -52,9 +52,8 @@ def trained(
 ) -> dict:
     """Train to the end, killed by SIGKILL after each of these steps; return the last checkpoint.
 
-    backend: what compiles a step as one graph.
-
-    A rolling checkpoint is written several times a second, so that each process continues another one's.
+    A rolling checkpoint is written several times a second, so that each process continues another one's. backend: what
+    compiles a step as one graph.
     """
     own = ["--recipe", canonical(recipe), "--data", str(data), "--run-folder", str(folder)]
     own += ["--until-epoch", str(recipe["epochs"]), "--checkpoint-minutes", "0.002", *arguments]
@@ -72,6 +71,8 @@ def kill_in_process(overrides: Mapping, store: PackedStore, folder: Path, step: 
     rolling checkpoint. It is forked, which costs a tenth of a process of `trained`."""
     process = forking().Process(target=_mortal, args=(overrides, store, folder, step))
     process.start()
+    process.join(600)
+    process.kill()  # one that has ended keeps how
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}"
 

@@ -1,6 +1,6 @@
 """Bad input by machine: whatever stands in a file, the answer is a result or one or two lines, never a crash.
 
-Some 600 cases, the same ones each time; FUZZ=20, which is `make fuzz`, tries twenty times as many.
+Some 570 cases, the same ones each time; FUZZ=20, which is `make fuzz`, tries twenty times as many.
 """
 
 import copy

@@ -15,6 +15,7 @@ from selfsup.jobs import SWITCHES
 from selfsup.methods import Batch, Step
 from selfsup.models import build_head, initial_backbone, recompute_activations
 from selfsup.recipe import load_recipe
+from selfsup.training import pretraining
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
@@ -168,6 +169,20 @@ def test_recomputed_activations_of_a_compiled_network_have_its_bits_and_take_les
     assert all(map(torch.equal, found[2], found[1])) and all(map(torch.equal, found[2], found[0]))
     assert {int(one) for one in found[2] if one.dtype == torch.int64} == {1}
     assert kept[2] < 0.3 * kept[1]
+
+
+@pytest.mark.parametrize(
+    ("switches", "whole"), [({"compile": True}, False), ({"compile": True, "recompute": True}, True)], ids=["", "both"]
+)
+def test_a_network_that_computes_again_is_compiled_as_a_whole_graph_or_not_at_all(run, monkeypatch, switches, whole):
+    """What follows a break of the graph would count its batch norms' batches twice."""
+    told = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network, **options: told.append(options["fullgraph"]))
+    monkeypatch.setattr(
+        pretraining, "recompute_activations", lambda networks, size, whole_graphs: told.append(whole_graphs)
+    )
+    Pretraining(run(compute=on_cpu(**switches)))
+    assert len(told) == 5 + whole and set(told) == {whole}
 
 
 def test_all_of_a_head_and_of_a_backbone_is_compiled(tiny_recipe):

@@ -79,7 +79,6 @@ def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_scri
     assert eager["step_ms"] > 0 and eager["views_alone_ms"] > 0 and eager["networks_ms"] > 0
     for part, way in (
         ("steps", "one graph"),
-        ("steps", "one graph, combined kernels, update too"),
         ("resnet50", "one graph"),
     ):
         graph = figures[part][way]
@@ -114,18 +113,18 @@ def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, t
 
 
 def test_the_ways_of_the_check_fit_into_its_time(repository):
-    """By the starts on an H200, 10 s to load, 10 for the roofline's peaks and sum, and 4 for each way's steps."""
+    """By an H200's starts, 10 s to load, 10 for the roofline's peaks and sum, 15 to compile views, 4 for each way."""
     limit = int(re.search(r"part steps (\d+) ", (repository / "benchmarks/gpu.sh").read_text())[1])
     ways = "import json, gpu_check; print(json.dumps([gpu_check.STARTS, list(gpu_check.WAYS)[:gpu_check.CHECKED]]))"
     done = subprocess.run([sys.executable, "-c", ways], capture_output=True, text=True, cwd=repository / "benchmarks")
     starts, checked = json.loads(done.stdout)
     assert checked[:3] == ["one graph", "one graph, combined kernels", "one graph, combined kernels, update too"]
-    assert list(starts) == checked and sum(starts.values()) + 10 + 10 + 4 * len(checked) <= limit
+    assert list(starts) == checked and sum(starts.values()) + 10 + 10 + 15 + 4 * len(checked) <= limit
 
 
 def test_parts_for_which_no_time_is_left_are_named(gpu_script, tmp_path):
     status, said = gpu_script("--check", "--smoke", "--only", "facts,steps", "--within", "1")
-    assert status == 0 and "no time was left for: facts steps" in said
+    assert status == 0 and "no time was left for: facts steps" in said and "all parts ran" not in said
     assert not (tmp_path / "out/steps.json").exists()
 
 

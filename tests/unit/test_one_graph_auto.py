@@ -86,6 +86,9 @@ def test_a_job_on_a_cpu_records_that_it_is_off():
 
 def test_a_run_is_known_by_its_newest_checkpoint_that_can_be_read(tiny_recipe, tiny_store, tmp_path):
     assert begun_with(tmp_path) is None
+    (tmp_path / "epoch_0009.pt").write_bytes(b"damaged")
+    assert begun_with(tmp_path) == {}  # no new run
+    (tmp_path / "epoch_0009.pt").unlink()
     run = Run(tiny_recipe, 1, 1, tiny_store, tmp_path, on_cpu(static_views=True), 10)
     train(run, 1)
     older = on_cpu(static_views=True).numerics().items()

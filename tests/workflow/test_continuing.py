@@ -162,9 +162,11 @@ def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, b
     first = by_hand({**run.digits["overrides"], "epochs": 100_000}, until=100_000)
     wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
     first.send_signal(signal.SIGSTOP)  # the processor is Snakemake's; the lock goes by the process
-    printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
-    first.kill()
-    first.communicate()
+    try:
+        printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
+    finally:
+        first.kill()
+        first.communicate()
     assert f"pretrain is in use by process {first.pid} on " in printed and "Traceback" not in printed
     assert jobs(printed, "pretrain_segment") == 0
     shutil.rmtree(run.path(RUN))

@@ -13,6 +13,7 @@ file to try again.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from selfsup.arguments import add_compute_arguments, add_recipe_arguments, begin_attempt
@@ -22,6 +23,7 @@ from selfsup.job.place import Place
 from selfsup.jobs import AUTO
 from selfsup.layout import epoch_of
 from selfsup.recipe import fingerprint, parse_recipe
+from selfsup.settings.registries import METHODS
 from selfsup.training.sinks import check_trackers
 
 
@@ -39,7 +41,7 @@ def main() -> int:
 def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: Attempt) -> int:
     # From here on torch is loaded; whatever can be refused without it has been refused above.
     from selfsup.data.local_copy import open_store
-    from selfsup.engine.compute import start_compute
+    from selfsup.engine.compute import one_graph_applies, start_compute
     from selfsup.training.run import Run, begun_with
     from selfsup.training.segment import train_segment
 
@@ -51,8 +53,11 @@ def train(arguments: argparse.Namespace, recipe: dict, place: Place, attempt: At
     store = open_store(
         arguments.data, arguments.local_copy, heartbeat=attempt.heartbeat_before_work, quiet=place.local_rank > 0
     )
-    begun = begun_with(arguments.run_folder) if arguments.one_graph == AUTO else None
-    compute = start_compute(arguments, place, begun)
+    compute = start_compute(arguments, place)
+    if arguments.one_graph == AUTO and METHODS.is_own(recipe["method"]):  # whether another's loss compiles is not known
+        begun = begun_with(arguments.run_folder)
+        applies = one_graph_applies(compute.device, compute.ranks.size, vars(compute), begun)
+        compute = replace(compute, one_graph=applies)
     attempt.set_columns(**compute.ledger_columns())
     run = Run(
         recipe=recipe,

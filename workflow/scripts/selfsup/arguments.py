@@ -63,7 +63,8 @@ def _add_switches(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=told)
             continue
         off = flag.replace("--", "--no-")
-        parser.add_argument(flag, nargs="?", const=True, choices=[AUTO], default=default, help=f"{told}; {off}")
+        told += f"; {AUTO}: on where it is known to pay, on a single GPU; {off}: off"
+        parser.add_argument(flag, nargs="?", const=True, choices=[AUTO], default=default, help=told)
         parser.add_argument(off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 

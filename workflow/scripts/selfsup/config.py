@@ -461,7 +461,7 @@ def _compute_problems(experiment: Experiment) -> Iterator[str]:
     for key in ("combined_kernels", "compile", "compiled_update", "one_graph", "recompute", "static_views"):
         if experiment.compute.evaluate.get(key):
             yield (
-                f"compute.evaluate.{key} is true, but only a pretraining can do that, not a frozen encoder: set it in "
+                f"compute.evaluate.{key} is on, but only a pretraining can do that, not a frozen encoder: set it in "
                 "compute.pretrain"
             )
     pretrain = experiment.compute.pretrain

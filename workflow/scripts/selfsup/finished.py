@@ -61,7 +61,9 @@ def export_finished(config: Config, experiment: Experiment, encoder: EncoderPath
         return False
     store = store_in(data_of(config.data_dir, experiment.dataset))
     known, found = card_if_any(store).get("fingerprint"), training.get("dataset_fingerprint")
-    if isinstance(known, str) and isinstance(found, str) and known != found:
+    if found is not None and not isinstance(found, str):
+        return False
+    if isinstance(known, str) and found is not None and known != found:
         raise UserError(
             f"{encoder.weights} was trained on other images ({found[:8]}) than those of {store} ({known[:8]}): "
             f"restore the dataset, or raise experiments.{experiment.name}.revision to train anew"

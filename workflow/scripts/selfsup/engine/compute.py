@@ -17,7 +17,7 @@ from selfsup.engine.distributed import Ranks
 from selfsup.engine.host_memory import keep_freed_memory
 from selfsup.engine.shared_cores import tell_shared_cores
 from selfsup.job.place import Place
-from selfsup.jobs import AUTO, SWITCHES
+from selfsup.jobs import SWITCHES
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class Compute:
         return {**columns, "devices": self.ranks.size, "code_revision": provenance.code_revision()}
 
 
-def start_compute(arguments: argparse.Namespace, place: Place, begun: Mapping[str, Any] | None = None) -> Compute:
-    """Set up the device and join the other ranks. begun: the numerics of the run that goes on; None: a new one."""
+def start_compute(arguments: argparse.Namespace, place: Place) -> Compute:
+    """Set up the device and join the other ranks. `one_graph: auto` is off until a training has decided."""
     torch.set_num_threads(arguments.cpus)
     # fp32 means fp32: TensorFloat-32, cuDNN's default, rounds to 10 bits, and bf16 is there for speed. Matrix products
     # never use TensorFloat-32, because they crop pictures and compute the figures of classifiers and neighbours.
@@ -85,8 +85,7 @@ def start_compute(arguments: argparse.Namespace, place: Place, begun: Mapping[st
     if device.type == "cpu" and place.local_rank == 0 and not place.several_nodes:
         tell_shared_cores(precision, arguments.cpus, place.size)
     switches = {name: getattr(arguments, name) for name in SWITCHES}
-    if arguments.one_graph == AUTO:
-        switches["one_graph"] = one_graph_applies(device, place.size, switches, begun)
+    switches["one_graph"] = arguments.one_graph is True
     return Compute(Ranks(place, device), device, precision, arguments.cpus, workers, **switches)
 
 
@@ -95,8 +94,8 @@ def one_graph_applies(
 ) -> bool:
     """Say what `one_graph: auto` is: true where it was measured to be faster, on a single GPU, and can be compiled.
 
-    A run that goes on keeps what its newest checkpoint was computed with, because the graph changes bits. switches: the
-    others of the job; begun: that checkpoint's numerics, None for a new run.
+    A run that goes on is computed as its newest checkpoint was, because the graph changes bits. switches: the others of
+    the job; begun: that checkpoint's numerics, None for a new run.
     """
     if device.type != "cuda" or ranks > 1 or switches["recompute"] or switches["compile"]:
         return False

@@ -42,6 +42,11 @@ class Registry(Mapping):
         self[name]
         return named(self.components[self._registered(name)])
 
+    def is_own(self, name: str) -> bool:
+        """Return whether what is built of a name's settings is of this package, and no extension's."""
+        self[name]
+        return self.components[self._registered(name)].startswith("selfsup.")
+
     def __getitem__(self, name: str) -> type:
         known = self._known()
         return known[self._registered(name) if isinstance(name, str) else repr(name)]  # a list is no name, and no error

@@ -36,6 +36,6 @@ class KeptPictures:
         return pictures.to(self._device)
 
 
-def has_room(device: torch.device, bytes: int) -> bool:
-    """Return whether so many bytes are little of a device's memory; a CPU's is the host's."""
-    return device.type == "cpu" or bytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+def has_room(device: torch.device, size: int) -> bool:
+    """Return whether `size` bytes are little of a device's memory; a CPU's is the host's."""
+    return device.type == "cpu" or size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]

@@ -106,9 +106,10 @@ class Pretraining:
                 "compute.combined_kernels is true, but nothing is compiled whose kernels could be combined: set "
                 "one_graph or compile to true, too"
             )
+        # What is computed again inside of a compiled network is right in a whole graph alone.
+        whole_graphs = compute.recompute and compute.compile and self.ranks.size == 1
         if compute.recompute:
-            size, alone = self.run.recipe["augment"]["size"], self.ranks.size == 1
-            recompute_activations(networks, size, whole_graphs=compute.compile and alone)
+            recompute_activations(networks, self.run.recipe["augment"]["size"], whole_graphs=whole_graphs)
         if compute.one_graph:
             self._one_graph = OneGraph(self.method, self.make_views, compute)
         elif compute.compile:
@@ -116,7 +117,7 @@ class Pretraining:
             # variants beyond the limit, 8 by default, would not be compiled. torch 2.6 knows the limit by this name.
             torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS
             for network in _single_networks(networks):
-                network.compile(dynamic=False, options=compute.inductor_options or None)
+                network.compile(dynamic=False, fullgraph=whole_graphs, options=compute.inductor_options or None)
 
     def _compile_update(self) -> None:
         compute, optimizer = self.run.compute, self.run.recipe["optimizer"]["name"]

@@ -72,7 +72,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def begun_with(folder: Path) -> Mapping[str, Any] | None:
-    """Return the numerics of the newest checkpoint that can be read; None where a run has none yet."""
+    """Return the numerics of the newest checkpoint that tells them; {} if none does, None where a run has none yet."""
     newest_first = sorted(checkpoints_in(folder), key=checkpoint.step_of, reverse=True)
     cards = (checkpoint.known_card(path) or {} for path in newest_first)
-    return next((card["numerics"] for card in cards if "numerics" in card), None)
+    return next((card["numerics"] for card in cards if "numerics" in card), {} if newest_first else None)
