@@ -54,6 +54,16 @@ def test_each_quantity_has_a_panel_with_its_points_at_their_epochs(run):
     assert spread.get_ylim() == pytest.approx((0, 1.05 * 0.5))  # nothing lies on the edge
 
 
+def test_a_negative_loss_is_in_its_panel(tmp_path):
+    """SimSiam's goes from 0 to -1."""
+    (tmp_path / "pretrain").mkdir()
+    rows = pd.DataFrame({"step": [0, 1], "epoch": [0, 0], "loss": [-0.1, -0.9]})
+    rows.to_csv(tmp_path / "pretrain/history.csv", index=False)
+    (loss,) = draw_curves("a run", [read_run(tmp_path, 7, [1])], steps_per_epoch=5).axes
+    low, high = loss.get_ylim()
+    assert low == pytest.approx(1.05 * -0.9) and high >= 0
+
+
 def test_a_run_whose_store_is_gone_tells_its_epochs_itself(run):
     losses = draw_curves("a run", [run], steps_per_epoch=None).axes[0].lines[0]
     assert losses.get_xdata().tolist() == pytest.approx([(step + 1) / 5 for step in range(10)])

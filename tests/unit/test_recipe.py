@@ -305,7 +305,7 @@ FINGERPRINTS |= {
     "simsiam_digits": "7318e64696e16c73e22fcfb9c4e0afc6762e437ee73e77ce3de2ac0921126f2f",
     "vicreg_cifar10_solo": "a4d4a9b2af2b0f451ee3ae68907047f84012ffc7c3bc572c6b67a1f30ab18846",
     "vicreg_imagenet": "7b58474fd0fb8baf83b06d10c5f15cbffd09de7acd984603fcb888320d4e583e",
-    "vicreg_digits": "74ed528f212564b35c901ddf4b30b06e42bf77e85f00c9d6e64b0af9b326a6a9",
+    "vicreg_digits": "4c61d1f3806becc72043b274d56bdb84517028815939cf111869d949fd72a1b7",
 }
 
 

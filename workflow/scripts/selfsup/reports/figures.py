@@ -193,8 +193,9 @@ def _quantities(runs: list[RunCurves], steps_per_epoch: float | None) -> Iterato
         _finish(axis, PANELS.get(name, name.replace("_", " ")), runs if steps_per_epoch else [], along)
         axis.set_xlim(left=0)
         if name in FROM_ZERO:
-            highest = axis.dataLim.y1  # matplotlib's own margin is a share of the values' range, which may be narrow
-            axis.set_ylim(0, 1.05 * highest if highest > 0 else None)
+            # matplotlib's own margin is a share of the values' range, which may be narrow. Some losses are negative.
+            lowest, highest = min(0, axis.dataLim.y0), max(0, axis.dataLim.y1)
+            axis.set_ylim(1.05 * lowest, 1.05 * highest if highest > lowest else None)
 
     for name in _panels(runs):
         yield partial(draw, name=name)
