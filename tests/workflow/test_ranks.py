@@ -104,7 +104,9 @@ def test_a_rank_that_fails_speaks_first_and_takes_the_other_along(two_ranks):
     assert told.count("failed for good") == 2 and "image 17 is damaged" in told
 
 
-@pytest.mark.parametrize("switches", [[], ["--one-graph"]], ids=["eager", "one graph"])
+@pytest.mark.parametrize(
+    "switches", [[], pytest.param(["--one-graph"], marks=pytest.mark.long)], ids=["eager", "one graph"]
+)
 def test_a_rank_that_is_killed_takes_the_other_along_and_the_run_goes_on_later(two_ranks, switches):
     process, began = two_ranks("dies", *switches), time.monotonic()
     told, _ = process.communicate(timeout=600)
@@ -163,8 +165,7 @@ def is_suspended(process_file: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("unlucky", ["0", "1"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("unlucky", "number"), [("0", signal.SIGHUP), ("1", signal.SIGTERM)])
 def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_soon(
     two_ranks, tmp_path, unlucky, number, left_alone
 ):
