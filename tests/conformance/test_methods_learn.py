@@ -38,7 +38,7 @@ def knn(encoder: torch.nn.Module, recipe: Recipe, store: PackedStore) -> float:
     return knn_top1(bank, labels, queries, truth, len(store.classes))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECIPES)
 def test_three_epochs_teach_an_encoder_to_tell_digits_apart(name, digits, tmp_path):
     """Measured: 82.8 to 91.1 % of 360 test pictures, 54.4 % before: a gain of 28 points at least, of which a standard

@@ -64,7 +64,7 @@ def brought_back(folder) -> dict[str, int]:
     return sizes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_script, tmp_path):
     (tmp_path / "no_pictures.tar").touch()
     status, said = gpu_script("--check", "--smoke", "--within", "3000", "--cifar10", str(tmp_path / "no_pictures.tar"))

@@ -65,11 +65,12 @@ def apart(found: list[float], wanted: list[float]) -> float:
     ("recipe", "overrides"),
     [
         ("digits", {**TINY, "micro_batches": 2}),
-        ("simclr_digits", SIMCLR),
-        ("digits", with_method("barlow_twins")),
-        ("digits", with_method("vicreg")),
-        ("digits", with_method("moco_v3")),
-        ("equimod_digits", EQUIMOD),
+        pytest.param("simclr_digits", SIMCLR, marks=pytest.mark.long),
+        *(
+            pytest.param("digits", with_method(name), marks=pytest.mark.long)
+            for name in ("barlow_twins", "vicreg", "moco_v3")
+        ),
+        pytest.param("equimod_digits", EQUIMOD, marks=pytest.mark.long),
     ],
 )
 def test_a_step_over_two_ranks_is_one_graph_that_computes_what_operators_do(tiny_store, tmp_path, recipe, overrides):
@@ -83,6 +84,7 @@ def test_a_step_over_two_ranks_is_one_graph_that_computes_what_operators_do(tiny
     assert apart(found[0]["weights"], wanted[0]["weights"]) < 1e-9
 
 
+@pytest.mark.long
 def test_in_float32_too(tiny_store, tmp_path):
     """The first step's gradient to 4e-6: eager float32 is as far from float64."""
     found, wanted = both(tiny_store, tmp_path, TINY, "digits", False)
@@ -91,6 +93,7 @@ def test_in_float32_too(tiny_store, tmp_path):
     assert apart(found[0]["gradients"][0], wanted[0]["gradients"][0]) < 4e-6
 
 
+@pytest.mark.long
 def test_a_compiled_update_over_ranks_has_the_bits_of_an_eager_one(tiny_store, tmp_path):
     given = tiny_store, tmp_path, TINY, "digits", False
     eager, compiled = (
@@ -153,6 +156,7 @@ def _stopped_and_killed(ranks: Ranks, store, folder) -> bool:
     return equal_states(state_of(run("whole")), state_of(run("stopped")))
 
 
+@pytest.mark.long
 def test_a_stop_and_a_kill_change_no_bit(tiny_store, tmp_path):
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()

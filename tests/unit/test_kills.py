@@ -10,7 +10,9 @@ from tiny import TINY
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("switches", "kills"), [((), (20, 60, 100)), (("--one-graph",), (60,))], ids=["eager", "one_graph"]
+    ("switches", "kills"),
+    [((), (20, 60, 100)), pytest.param(("--one-graph",), (60,), marks=pytest.mark.long)],
+    ids=["eager", "one_graph"],
 )
 def test_kills_change_no_bit(tiny_store, tmp_path, switches, kills):
     """As one graph once, because each process compiles for half a minute, even as far as operators only."""
