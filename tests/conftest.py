@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from selfsup.settings import extensions
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.signals import STOP_SIGNALS
 from tiny import TINY, write_tiny_store
-from warm.executable import can_fork, python_in
+from warm.executable import PROGRAMS, can_fork, python_in
 
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -101,6 +102,20 @@ def warm_python(made_once) -> Path | None:
 def starter(warm_python) -> str:
     """What starts a script of workflow/scripts, given by its path."""
     return str(warm_python or sys.executable)
+
+
+@pytest.fixture(scope="session")
+def program(warm_python, tmp_path_factory) -> Callable[[str], Path]:
+    """A function that makes code a script that `starter` starts: `starter program(code)` is `python -c code`."""
+    folder = warm_python.parent / PROGRAMS if warm_python else tmp_path_factory.mktemp(PROGRAMS)
+
+    def written(code: str) -> Path:
+        path = folder / f"{zlib.crc32(code.encode()):08x}.py"
+        unfinished = path.with_suffix(f".{os.getpid()}")  # another process of the tests may write the same
+        unfinished.write_text(code)
+        return unfinished.replace(path)
+
+    return written
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -49,15 +49,16 @@ def trained(
     *arguments: str,
     kills: tuple[int, ...] = (),
     backend: str = static_step.BACKEND,
+    program: Sequence[str | Path] = (sys.executable, "-c", MORTAL),
 ) -> dict:
     """Train to the end, killed by SIGKILL after each of these steps; return the last checkpoint.
 
     A rolling checkpoint is written several times a second, so that each process continues another one's. backend: what
-    compiles a step as one graph.
+    compiles a step as one graph. program: what starts MORTAL.
     """
     own = ["--recipe", canonical(recipe), "--data", str(data), "--run-folder", str(folder)]
     own += ["--until-epoch", str(recipe["epochs"]), "--checkpoint-minutes", "0.002", *arguments]
-    program = [sys.executable, "-c", MORTAL, str(SCRIPTS)]
+    program = [*map(str, program), str(SCRIPTS)]
     for step in kills:
         done = subprocess.run([*program, str(step), backend, *own], stdout=subprocess.DEVNULL)
         assert done.returncode == -signal.SIGKILL, f"ended before step {step}"

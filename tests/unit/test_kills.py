@@ -2,7 +2,7 @@
 
 import pytest
 
-from kills import trained
+from kills import MORTAL, trained
 from runs import equal_states
 from selfsup.recipe import load_recipe
 from tiny import TINY
@@ -11,15 +11,16 @@ from tiny import TINY
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("switches", "kills"),
-    [((), (20, 60, 100)), pytest.param(("--one-graph",), (60,), marks=pytest.mark.long)],
+    [((), (10, 25, 40)), pytest.param(("--one-graph",), (25,), marks=pytest.mark.long)],
     ids=["eager", "one_graph"],
 )
-def test_kills_change_no_bit(tiny_store, tmp_path, switches, kills):
+def test_kills_change_no_bit(tiny_store, tmp_path, starter, program, switches, kills):
     """As one graph once, because each process compiles for half a minute, even as far as operators only."""
-    recipe = load_recipe("digits", {**TINY, "epochs": 60})
-    arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1", *switches)
-    whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments, backend="aot_eager")
-    parts = trained(recipe, tiny_store.folder, tmp_path / "parts", *arguments, kills=kills, backend="aot_eager")
+    recipe = load_recipe("digits", {**TINY, "epochs": 12})
+    arguments = ("--device", "cpu", "--precision", "fp32", "--cpus", "1", "--checkpoint-minutes", "0.0005", *switches)
+    told = {"backend": "aot_eager", "program": [starter, program(MORTAL)]}
+    whole = trained(recipe, tiny_store.folder, tmp_path / "whole", *arguments, **told)
+    parts = trained(recipe, tiny_store.folder, tmp_path / "parts", *arguments, kills=kills, **told)
     assert max(attempt["start_step"] for attempt in parts["attempts"]) > 0
     assert {attempt["one_graph"] for attempt in parts["attempts"]} == {bool(switches)}
     assert equal_states(whole, parts)

@@ -5,8 +5,8 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from trees import write_tree
 READ = """
 import sys
 from pathlib import Path
+sys.path[:0] = sys.argv[3:]
 from selfsup.data import loader
 from selfsup.data.store import PackedStore
 from selfsup.errors import run_script
@@ -47,37 +48,42 @@ def store(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def read(store: Path, repository: Path, *, short: str = "/tmp", **options) -> subprocess.CompletedProcess:
-    """Read four batches by a worker, in a process of its own; TimeoutExpired is what a hang becomes."""
-    paths = os.pathsep.join(str(repository / folder) for folder in ("workflow/scripts", "tests"))
-    environment = {**os.environ, "PYTHONPATH": paths, **options.pop("environment", {})}
-    command = [sys.executable, "-c", READ, str(store), short]
-    pipes = {"capture_output": True, "text": True, "timeout": PATIENCE_S, "check": False}
-    return subprocess.run(command, env=environment, **pipes, **options)
+@pytest.fixture
+def read(store, repository, starter, program) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that reads four batches by a worker, in a process of its own; a hang becomes TimeoutExpired."""
+    paths = [repository / "workflow/scripts", repository / "tests"]
+
+    def read(*, short: str = "/tmp", **options) -> subprocess.CompletedProcess:
+        environment = {**os.environ, **options.pop("environment", {})}
+        pipes = {"capture_output": True, "text": True, "timeout": PATIENCE_S, "check": False}
+        return subprocess.run([starter, program(READ), store, short, *paths], env=environment, **pipes, **options)
+
+    return read
 
 
 @pytest.mark.parametrize("length", [71, 72, 76, 150])
-def test_a_long_tmpdir_keeps_no_worker_from_its_batches(store, repository, length):
+def test_a_long_tmpdir_keeps_no_worker_from_its_batches(read, length):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # pytest's own folders are longer than some of the lengths
         folder = Path(f"{short}/".ljust(length, "x"))
         folder.mkdir()
         assert len(str(folder)) == length
-        told = read(store, repository, environment={"TMPDIR": str(folder)})
+        told = read(environment={"TMPDIR": str(folder)})
         assert (told.returncode, told.stdout, told.stderr) == (0, "0 1 2 3\n", "")
         assert not list(folder.iterdir())
 
 
-def test_a_long_tmpdir_with_nothing_shorter_is_named(store, repository, tmp_path):
+def test_a_long_tmpdir_with_nothing_shorter_is_named(read, tmp_path):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
-    told = read(store, repository, short="/no/such/folder", environment={"TMPDIR": str(folder)})
+    told = read(short="/no/such/folder", environment={"TMPDIR": str(folder)})
     (line,) = told.stderr.splitlines()
     assert told.returncode == 1 and line.startswith(f"error: TMPDIR is {folder}, ") and "at most 71" in line
 
 
-def test_shared_memory_without_room_ends_the_reading_at_once_and_is_named(store, repository):
+def test_shared_memory_without_room_ends_the_reading_at_once_and_is_named(read):
     """A limit on the size of files holds for shared memory too, and the error comes at the same place."""
-    told = read(store, repository, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = read(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard)))
     (line,) = told.stderr.splitlines()
     assert told.returncode == 1 and line.startswith("error: /dev/shm: no room for a batch of 0.0 MB, ")
     assert "cpus_per_device" in line

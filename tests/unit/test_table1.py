@@ -1,6 +1,7 @@
 """benchmarks/table1.py, for the rare minutes on a GPU: a training that overruns is judged, another call goes on."""
 
 import json
+import sys
 from argparse import Namespace
 
 import pytest
@@ -38,7 +39,10 @@ def card(path) -> dict:
 
 
 @pytest.mark.slow
-def test_an_overrun_is_exported_and_the_next_call_exports_what_it_has_trained(tiny_store, tmp_path):
+def test_an_overrun_is_exported_and_the_next_call_exports_what_it_has_trained(
+    tiny_store, tmp_path, monkeypatch, starter
+):
+    monkeypatch.setattr(sys, "executable", starter)
     recipe, run, report = load_recipe("digits", TINY), tmp_path / "run", Said()
     folder = run / "trained"
 

@@ -39,7 +39,8 @@ def main(settings: dict) -> None:
         imported = needed(arguments, settings)
         server = connect(settings, imported) if imported else None
         if server:
-            socket.send_fds(server, [json.dumps(this_process(arguments)).encode()], [0, 1, 2])
+            process = this_process(arguments, os.path.join(settings["folder"], "python"))
+            socket.send_fds(server, [json.dumps(process).encode()], [0, 1, 2])
     except OSError:
         server = None
     if not server:
@@ -106,13 +107,15 @@ def limits() -> list[tuple[int, tuple[int, int]]]:
     return [(number, resource.getrlimit(number)) for number in numbers]
 
 
-def this_process(arguments: list[str]) -> dict:
-    """What a process has from the one that starts it, beside its standard files."""
+def this_process(arguments: list[str], python: str) -> dict:
+    """What a process has from the one that starts it, beside its standard files. python: starts further ones."""
     umask = os.umask(0)
     os.umask(umask)
     catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     return {
+        "python": python,
         "arguments": arguments,
+        "pid": os.getpid(),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "umask": umask,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PROGRAMS = "programs"  # the folder beside the executable whose scripts are forked too
 
 
 def python_in(folder: Path, scripts: Iterable[Path], owner: int) -> Path:
@@ -13,11 +14,12 @@ def python_in(folder: Path, scripts: Iterable[Path], owner: int) -> Path:
 
     scripts: the folders whose scripts are to find torch imported.
     """
-    folder.mkdir()
+    programs = folder / PROGRAMS
+    programs.mkdir(parents=True)
     settings = {
         "python": sys.executable,
         "server": str(HERE / "server.py"),
-        "scripts": {**{str(one.resolve()): "torch" for one in scripts}, str(HERE): "snakemake"},
+        "scripts": {**{str(one.resolve()): "torch" for one in (*scripts, programs)}, str(HERE): "snakemake"},
         "folder": str(folder),
         "owner": owner,
     }

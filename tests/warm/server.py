@@ -141,6 +141,8 @@ def become(process: dict, files: list[int]) -> str:
     os.environ.update(process["environment"])
     for number, limits in process["limits"]:
         resource.setrlimit(number, tuple(limits))
+    sys.executable = process["python"]  # what the script starts is forked too: ranks of one machine
+    os.getppid = lambda: parent_of(process["pid"])
     sys.argv = process["arguments"]
     sys.orig_argv = [sys.executable, *sys.argv]
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
@@ -151,6 +153,12 @@ def become(process: dict, files: list[int]) -> str:
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.seed()
     return sys.argv[0]
+
+
+def parent_of(pid: int) -> int:
+    """The parent of the client of a script: ranks look for the end of their launcher there."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def run(script: str) -> int:

@@ -3,7 +3,7 @@
 import os
 import resource
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,12 @@ from trees import write_tree
 LIMIT_BYTES = 200_000
 
 
+def limited(count: int) -> Callable[[], None]:
+    """What a process calls before it begins: no file may become larger than `count` bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "unfinished"),
     [
@@ -26,11 +32,11 @@ LIMIT_BYTES = 200_000
         ("export_encoder.py", ["--recipe", "digits", "--random-init", "--output", "e.safetensors"], "e.safetensors"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line(repository, tmp_path, script, arguments, unfinished):
+def test_a_full_disk_is_told_in_one_line(repository, tmp_path, starter, script, arguments, unfinished):
     done = subprocess.run(
-        [sys.executable, repository / "workflow" / "scripts" / script, *arguments],
+        [starter, repository / "workflow" / "scripts" / script, *arguments],
         cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
+        preexec_fn=limited(LIMIT_BYTES),
         capture_output=True,
         text=True,
         check=False,
@@ -49,19 +55,19 @@ def test_a_checkpoint_says_that_the_disk_is_full(tmp_path):
         save_checkpoint(tmp_path / "epoch_0001.pt", {"weights": torch.zeros(100_000)}, {"step": 1})
 
 
-def test_a_folder_that_cannot_be_written_is_named(repository, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(repository, tmp_path, starter):
     script = repository / "workflow" / "scripts" / "make_table.py"
-    command = [sys.executable, script, "--table", "demo", "--output", "/proc/demo.csv", "--results", tmp_path]
+    command = [starter, script, "--table", "demo", "--output", "/proc/demo.csv", "--results", tmp_path]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and line.startswith("error: /proc/demo.md: No such file or directory")
 
 
 @pytest.fixture
-def pretraining(repository, tmp_path, tiny_store):
+def pretraining(repository, tmp_path, tiny_store, starter):
     """The command of a tiny pretraining, with a checkpoint after every step, and its environment."""
     scripts = repository / "workflow" / "scripts"
-    command = [sys.executable, scripts / "pretrain.py", "--recipe", canonical(load_recipe("digits", TINY))]
+    command = [starter, scripts / "pretrain.py", "--recipe", canonical(load_recipe("digits", TINY))]
     command += ["--data", tiny_store.folder, "--run-folder", tmp_path / "run", "--device", "cpu", "--cpus", "1"]
     return [*map(str, [*command, "--checkpoint-minutes", "1e-9"])]
 
@@ -79,7 +85,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_harms_none(pretraining,
     half = len(whole) // 2
     full = run(
         [*pretraining, "--until-epoch", "4", "--previous", str(folder / "epoch_0002.pt")],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+        preexec_fn=limited(half),
     )
     assert full.returncode == 1 and "Traceback" not in full.stderr
     (error,) = full.stderr.strip().splitlines()
@@ -109,7 +115,7 @@ run_script(pretrain.main)
 
 
 @pytest.mark.parametrize("where", ["run", "run/partial"])
-def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository, tmp_path, tiny_store, where):
+def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, program, repository, tmp_path, tiny_store, where):
     folder = tmp_path / "run"
     (folder / "partial").mkdir(parents=True)
     for path in (folder, folder / "partial"):
@@ -118,8 +124,9 @@ def test_a_folder_that_is_read_only_is_told_in_one_line(pretraining, repository,
     for path in opened:  # and left open: tests that run beside this one have the upper folders in common
         if "pytest-" in str(path):
             path.chmod(0o755)
-    code = ["-c", UNPRIVILEGED, str(repository / "workflow" / "scripts")]
-    told = run([sys.executable, *code, *pretraining[2:], "--until-epoch", "4"])
+    starter, _, *words = pretraining
+    scripts = str(repository / "workflow" / "scripts")
+    told = run([starter, str(program(UNPRIVILEGED)), scripts, *words, "--until-epoch", "4"])
     for path in (folder, folder / "partial"):
         path.chmod(0o755)
     assert told.returncode == 1, told.stdout + told.stderr
@@ -157,22 +164,21 @@ def _write_png(path: Path, value: int) -> None:
 PACK = ["prepare_dataset.py", "--source", "folder", "--path", "images", "--output", "store"]
 
 
-def pack(repository: Path, folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+def pack(starter: str, repository: Path, folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     script, *words = PACK
-    return run(
-        [sys.executable, str(repository / "workflow" / "scripts" / script), *words, *arguments], cwd=folder, **options
-    )
+    command = [starter, str(repository / "workflow" / "scripts" / script), *words, *arguments]
+    return run(command, cwd=folder, **options)
 
 
-def test_a_disk_that_fills_while_images_are_packed_harms_none_of_them(repository, tmp_path):
+def test_a_disk_that_fills_while_images_are_packed_harms_none_of_them(repository, tmp_path, starter):
     write_tree(tmp_path / "images", {"train": ["ant", "bee"], "test": ["ant"]}, count=120)
-    full = pack(repository, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000)))
+    full = pack(starter, repository, tmp_path, preexec_fn=limited(90_000))
     (line,) = full.stderr.strip().splitlines()
     assert full.returncode == 1 and "store/packing/train_" in line and "free space" in line
     assert not (tmp_path / "store/store.json").exists()
-    done = pack(repository, tmp_path)
+    done = pack(starter, repository, tmp_path)
     assert done.returncode == 0 and "360/360" in done.stdout
-    whole = pack(repository, tmp_path, "--output", "again")
+    whole = pack(starter, repository, tmp_path, "--output", "again")
     assert done.stdout.split("fingerprint")[1] == whole.stdout.split("fingerprint")[1]
 
 
@@ -188,7 +194,7 @@ run_script(prepare_dataset.main)
 """
 
 
-def test_images_and_folders_without_read_permission_are_named(repository, tmp_path):
+def test_images_and_folders_without_read_permission_are_named(repository, tmp_path, starter, program):
     write_tree(tmp_path / "images", {"train": ["ant", "bee", "cat"], "test": ["ant"]})
     for path in (tmp_path, *tmp_path.parents):
         if "pytest-" in str(path):
@@ -197,7 +203,7 @@ def test_images_and_folders_without_read_permission_are_named(repository, tmp_pa
     (tmp_path / "store").chmod(0o777)
     secret = tmp_path / "images/train/ant/1.png"
     secret.chmod(0)
-    command = [sys.executable, "-c", UNPRIVILEGED_PACK, str(repository / "workflow" / "scripts"), *PACK[1:]]
+    command = [starter, str(program(UNPRIVILEGED_PACK)), str(repository / "workflow" / "scripts"), *PACK[1:]]
     told = run(command, cwd=tmp_path).stderr
     assert "1 of 12 images cannot be packed" in told and "ant/1.png: cannot be read (Permission denied)" in told
     (tmp_path / "images/train/bee").chmod(0)

@@ -24,6 +24,7 @@ from workflows import wait_until
 # they are asked to stop.
 SCRIPT = """
 import os, pathlib, signal, sys, time
+sys.path.insert(0, os.environ["SCRIPTS"])
 trouble, unlucky = os.environ["TROUBLE"], os.environ.get("UNLUCKY", "1")
 import selfsup.job.attempt, selfsup.job.local_ranks, selfsup.job.waiting, selfsup.job.watchdog
 selfsup.job.watchdog.LINGER_S = 12.0
@@ -32,51 +33,54 @@ selfsup.job.waiting.PATIENCE_S, selfsup.job.waiting.MORE_OF_OTHERS_S = 3.0, 1.0
 selfsup.job.local_ranks.GRACE_S = 10.0 if trouble == "is suspended" else 20.0
 import pretrain
 from selfsup.errors import PermanentError, run_script
-from selfsup.engine import saving
-from selfsup.training import static_step
-from selfsup.training.pretraining import Pretraining
 
-honest = Pretraining.train_step
+if "RANK" in os.environ:  # their launcher needs no torch
+    from selfsup.engine import saving
+    from selfsup.training import static_step
+    from selfsup.training.pretraining import Pretraining
 
-def stuck_at_step_3():
-    time.sleep(600)
+    honest = Pretraining.train_step
 
-def train_step(self, batch):
-    if self.step == 3 and os.environ.get("RANK") == unlucky:
-        if trouble == "is suspended":
-            pathlib.Path(__file__).with_name("suspended").write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if trouble == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if trouble == "fails":
-            raise PermanentError("image 17 is damaged")
-        if trouble == "hangs":
-            stuck_at_step_3()
-    if trouble == "slow":
-        time.sleep(1)
-    return honest(self, batch)
+    def stuck_at_step_3():
+        time.sleep(600)
 
-def save_slowly(path, state, card, *more, honest=saving.save_checkpoint):
-    if trouble == "is suspended" and card["step"] == 3:
-        time.sleep(8)
-    honest(path, state, card, *more)
+    def train_step(self, batch):
+        if self.step == 3 and os.environ.get("RANK") == unlucky:
+            if trouble == "is suspended":
+                pathlib.Path(os.environ["SUSPENDED"]).write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if trouble == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if trouble == "fails":
+                raise PermanentError("image 17 is damaged")
+            if trouble == "hangs":
+                stuck_at_step_3()
+        if trouble == "slow":
+            time.sleep(1)
+        return honest(self, batch)
 
-Pretraining.train_step, saving.save_checkpoint = train_step, save_slowly
-static_step.BACKEND = "aot_eager"  # no compiler for the processor
+    def save_slowly(path, state, card, *more, honest=saving.save_checkpoint):
+        if trouble == "is suspended" and card["step"] == 3:
+            time.sleep(8)
+        honest(path, state, card, *more)
+
+    Pretraining.train_step, saving.save_checkpoint = train_step, save_slowly
+    static_step.BACKEND = "aot_eager"  # no compiler for the processor
+
 run_script(pretrain.main)
 """
 
 
 @pytest.fixture
-def two_ranks(tmp_path, repository, tiny_store, tiny_recipe):
-    (tmp_path / "script.py").write_text(SCRIPT)
+def two_ranks(tmp_path, repository, tiny_store, tiny_recipe, starter, program):
     scripts, data, run = repository / "workflow" / "scripts", tiny_store.folder, tmp_path / "run"
 
-    def start(trouble: str, *more: str, **variables: str) -> subprocess.Popen:
-        told = [sys.executable, tmp_path / "script.py", "--recipe", canonical(tiny_recipe)]
+    def start(trouble: str, *more: str, python: str = starter, **variables: str) -> subprocess.Popen:
+        told = [python, program(SCRIPT), "--recipe", canonical(tiny_recipe)]
         told += ["--data", data, "--run-folder", run, "--until-epoch", "4", "--device", "cpu", "--local-ranks", "2"]
         outer = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        environment = {**outer, "PYTHONPATH": str(scripts), "TROUBLE": trouble, **variables}
+        own = {"SCRIPTS": str(scripts), "SUSPENDED": str(tmp_path / "suspended"), "TROUBLE": trouble}
+        environment = {**outer, **own, **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         command = [*told, "--checkpoint-minutes", "1e-9", *more]
         return subprocess.Popen([*map(str, command)], env=environment, **pipes)
@@ -134,8 +138,11 @@ def test_a_collective_that_hangs_ends_the_job_with_the_stacks_of_all_ranks(two_r
 
 
 def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
-    """SIGKILL of the launcher alone: its ranks would go on unseen, and block the next attempt."""
-    process = two_ranks("slow", "--checkpoint-minutes", "60")
+    """SIGKILL of the launcher alone: its ranks would go on unseen, and block the next attempt.
+
+    Started as users do, for a fork has another parent.
+    """
+    process = two_ranks("slow", "--checkpoint-minutes", "60", python=sys.executable)
     for line in process.stdout:
         if " rank 0 | pretraining " in line:
             break

@@ -1,5 +1,6 @@
 """pretrain.py as a process: signals end it with status 75 and all work saved; the same command finishes it."""
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -28,6 +29,7 @@ PATIENCE_S = 300
 
 @pytest.fixture
 def command(repository, tmp_path, packed_digits) -> list[str]:
+    """What starts a training as users do."""
     scripts = repository / "workflow" / "scripts"
     shutil.copytree(packed_digits, tmp_path / "digits")
     recipe = canonical(load_recipe("digits", ENDLESS))
@@ -41,7 +43,13 @@ def command(repository, tmp_path, packed_digits) -> list[str]:
         "--until-epoch",
         "4000",
     ]
-    return [*map(str, [sys.executable, scripts / "pretrain.py", *arguments, "--device", "cpu", "--cpus", "2"])]
+    return [*map(str, [sys.executable, scripts / "pretrain.py", *arguments, "--device", "cpu", "--cpus", "1"])]
+
+
+@pytest.fixture
+def forked(command, starter) -> list[str]:
+    """The same as a fork of a process that has torch: signals are passed on to it."""
+    return [starter, *command[1:]]
 
 
 def logged_steps(folder) -> list[int]:
@@ -55,9 +63,9 @@ ASKS_TO_STOP = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 
 
 @pytest.mark.parametrize("number", ASKS_TO_STOP)
-def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tmp_path, number):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_a_signal_saves_everything_and_the_next_call_continues_there(command, forked, tmp_path, number):
+    """SIGTERM, which all clusters send, to a process as users start it."""
+    process = start(command if number == signal.SIGTERM else forked)
     deadline = time.monotonic() + PATIENCE_S
     while len(logged_steps(tmp_path / "run")) < 5 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -69,7 +77,7 @@ def test_a_signal_saves_everything_and_the_next_call_continues_there(command, tm
     (card,) = (tmp_path / "run" / "partial").glob("step_*.json")
     step = json.loads(card.read_text())["step"]
     assert step > logged_steps(tmp_path / "run")[4]
-    again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    again = start(forked)
     begins = next(line for line in again.stdout if ": steps " in line)
     assert f"steps {step} to 88000 of 88000, continuing after" in begins
     again.kill()
@@ -82,10 +90,10 @@ def start(command: list[str], *more: str) -> subprocess.Popen:
     return subprocess.Popen([*command, *more], env=environment, **pipes)
 
 
-def test_the_approaching_time_limit_saves_everything_too(command, tmp_path):
+def test_the_approaching_time_limit_saves_everything_too(forked, tmp_path):
     """Under a limit of nine seconds, or a longer one where nine do not suffice for a step."""
     for minutes in (0.15, 0.6, 2.4, 9.6):
-        process = start(command, "--time-limit", str(minutes))
+        process = start(forked, "--time-limit", str(minutes))
         printed, _ = process.communicate(timeout=2 * PATIENCE_S + 60 * minutes)
         if logged_steps(tmp_path / "run"):
             break
@@ -96,14 +104,22 @@ def test_the_approaching_time_limit_saves_everything_too(command, tmp_path):
     assert row["saved_step"] == row["end_step"] != "0"
 
 
-def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
+def trainer(folder: Path) -> int:
+    """The process that has the run's lock, not one that passes signals on to it."""
+    return json.loads((folder / "lock.json").read_text())["pid"]
+
+
+def test_a_shower_of_signals_while_it_leaves_changes_nothing(forked, tmp_path):
     """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving."""
-    process = start(command)
+    process = start(forked)
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
-    while process.poll() is None:
-        for number in (*ASKS_TO_STOP, signal.SIGCONT):
-            process.send_signal(number)
-        time.sleep(0.001)
+    pid = trainer(tmp_path / "run")
+    with contextlib.suppress(ProcessLookupError):
+        while process.poll() is None:
+            for number in (*ASKS_TO_STOP, signal.SIGCONT):
+                os.kill(pid, number)
+            time.sleep(0.001)
+    process.wait(PATIENCE_S)
     assert process.returncode == 75, process.stdout.read()
     (row,) = read_ledger(tmp_path / "run" / "ledger.csv")
     assert row["how_it_ended"].startswith("stopped by SIG") and row["steps_lost"] == "0"
@@ -156,9 +172,9 @@ def test_a_closed_terminal_saves_everything_though_nothing_can_be_printed_any_mo
     assert len(list((tmp_path / "run" / "partial").glob("step_*.pt"))) == 1
 
 
-def test_nohup_is_respected(command, tmp_path):
+def test_nohup_is_respected(forked, tmp_path):
     """Who has SIGHUP ignored wants the run to go on when the terminal is closed."""
-    process = start(["nohup", *command])
+    process = start(["nohup", *forked])
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
     process.send_signal(signal.SIGHUP)
     steps = len(logged_steps(tmp_path / "run"))
@@ -168,13 +184,14 @@ def test_nohup_is_respected(command, tmp_path):
     assert process.returncode == 75 and "stopped by SIGTERM" in printed, printed
 
 
-def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_dataset(command, tmp_path):
+def test_a_signal_ends_the_wait_for_another_process_of_the_node_that_copies_the_dataset(forked, tmp_path):
     store, local = PackedStore(tmp_path / "digits"), tmp_path / "local"
     local.mkdir()
     with open(local / f"digits-{store.fingerprint[:16]}.lock", "a") as copying:
         fcntl.flock(copying, fcntl.LOCK_EX)
-        process, began = start(command, "--local-copy", str(local)), time.monotonic()
-        files = Path(f"/proc/{process.pid}/fd")
+        process, began = start(forked, "--local-copy", str(local)), time.monotonic()
+        wait_until((tmp_path / "run/lock.json").exists, "its lock")
+        files = Path(f"/proc/{trainer(tmp_path / 'run')}/fd")
         wait_until(lambda: any(_leads_to(one, copying.name) for one in files.iterdir()), "the opening of the file")
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=PATIENCE_S)

@@ -41,6 +41,7 @@ seen = {
     "threads": torch.get_num_threads(),
     "cores": sorted(os.sched_getaffinity(0)),
     "leader": os.getpgid(0) == os.getpid(),
+    "parent": os.getppid(),
 }
 print(json.dumps(seen))
 print("told", file=sys.stderr)
@@ -119,6 +120,7 @@ def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path):
             assert (done.returncode, done.stderr) == (7, "told\n")
             seen.append(json.loads(done.stdout))
         drawn = [number for one in seen for number in one.pop("drawn")]
+        assert [one.pop("python") for one in seen] == [sys.executable, str(forking), str(forking)]
         assert seen[0] == seen[1] == seen[2] and len(set(drawn)) == 9
     assert seen[1]["threads"] == 1 and len(servers(forking.parent)) == 2
 
