@@ -57,6 +57,7 @@ class Workflow:
     """A folder in which snakemake runs: `config` is written out anew before each call."""
 
     snakemake = ("-m", "snakemake")
+    signalled = False  # whether a test signals Snakemake: then it alone is a process as users start it
 
     def __init__(self, folder: Path, repository: Path, python: Path | None = None):
         """python: what starts the scripts of jobs, of tests/warm; None: a process for each, as users have it."""
@@ -93,7 +94,8 @@ class Workflow:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
         python = str(self.python or sys.executable)
         snakemake = [str(STARTER), python] if self.python else self.snakemake
-        command = [python, *snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
+        started = sys.executable if self.signalled else python
+        command = [started, *snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*command, *arguments], cwd=self.folder, env=self.environment(), **pipes)
 

@@ -2,11 +2,11 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -35,24 +35,23 @@ def endings(workflow: Workflow, stage: str = "pretrain") -> list[str]:
 
 
 def test_another_segment_length_cuts_only_the_epochs_that_remain(workflow):
-    run = quick(workflow, epochs=12)
-    run.digits["segment_epochs"] = 4
-    run.run(f"{RUN}/pretrain/epoch_0008.json")
-    run.digits["segment_epochs"] = 3
+    run = quick(workflow, epochs=5)
+    run.run(f"{RUN}/pretrain/epoch_0002.json")
+    run.digits["segment_epochs"] = 2
     printed = run.run(f"{RUN}/encoder.safetensors")
-    assert planned(printed) == [11, 12] and "steps 40 to 55 of 60" in printed
-    run.digits["segment_epochs"] = 5
+    assert planned(printed) == [4, 5] and "steps 10 to 20 of 25" in printed
+    run.digits["segment_epochs"] = 3
     assert planned(run.run(f"{RUN}/encoder.safetensors")) == []
     whole = Workflow(workflow.folder / "whole", workflow.repository, workflow.python)
-    quick(whole, epochs=12).digits["segment_epochs"] = 12
+    quick(whole, epochs=5).digits["segment_epochs"] = 5
+    shutil.copytree(run.path("data"), whole.path("data"))
     whole.run(f"{RUN}/encoder.safetensors")
     encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, whole)]
     assert encoders[0] == encoders[1]
 
 
-def test_a_raised_revision_sets_the_old_run_aside_and_trains_anew(workflow):
-    run = quick(workflow)
-    run.run("results/demo.csv")
+def test_a_raised_revision_sets_the_old_run_aside_and_trains_anew(finished_run, tmp_path):
+    run = finished_run().copied(tmp_path / "copy")
     old = {path.name: path.read_bytes() for path in run.path(RUN).glob("encoder.*")}
     metrics = run.read(f"{RUN}/linear/metrics.csv")
     untrained = run.path(f"{RUN}/random_init/linear/metrics.csv").stat().st_mtime_ns
@@ -114,60 +113,64 @@ def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflo
 
 
 @pytest.fixture
-def by_hand(workflow, repository, packed_digits):
+def by_hand(workflow, repository, packed_digits, starter):
     """Start the first segment of the quick run without Snakemake, as an earlier job that is still running."""
     scripts = repository / "workflow" / "scripts"
 
     def start(overrides: dict, until: int) -> subprocess.Popen:
         recipe = canonical(load_recipe("digits", overrides))
-        command = [sys.executable, scripts / "pretrain.py", "--recipe", recipe, "--data", packed_digits, "--cpus", "1"]
+        command = [starter, scripts / "pretrain.py", "--recipe", recipe, "--data", packed_digits, "--cpus", "1"]
         command += ["--run-folder", f"{RUN}/pretrain", "--until-epoch", str(until), "--device", "cpu"]
         return subprocess.Popen([*map(str, command)], cwd=workflow.folder, stdout=subprocess.PIPE, text=True)
 
     return start
 
 
-@pytest.mark.cold
+def owner(run: Workflow) -> int:
+    """The process that trains, once there is one."""
+    lock = run.path(f"{RUN}/pretrain/lock.json")
+    wait_until(lock.exists, "the first job")
+    return json.loads(lock.read_text())["pid"]
+
+
 def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(workflow, by_hand):
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
-    run = quick(workflow, epochs=20)
-    run.digits["segment_epochs"] = 10
-    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0020.json")
+    run = quick(workflow, epochs=4)
+    run.digits["segment_epochs"] = 2
+    run.signalled = True
+    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0004.json")
     wait_until(run.path("logs/prepare_dataset").exists, "a plan that is made, and busy with another rule")
     process.send_signal(signal.SIGSTOP)  # whatever the load, the first job takes the lock before it goes on
-    first = by_hand(run.digits["overrides"], until=10)
-    wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
-    first.send_signal(signal.SIGSTOP)  # and keeps it until another was refused
+    first = by_hand(run.digits["overrides"], until=2)
+    os.kill(trainer := owner(run), signal.SIGSTOP)  # and keeps it until another was refused
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: any("is in use by" in ending for ending in endings(run)), "a refusal")
-    first.send_signal(signal.SIGCONT)
+    os.kill(trainer, signal.SIGCONT)
     printed, _ = process.communicate(timeout=6000)
     first.communicate(timeout=600)
     assert first.returncode == 0 and process.returncode == 0, printed
-    assert re.search(rf"error: .*pretrain is in use by process {first.pid} on ", printed)
+    assert re.search(rf"error: .*pretrain is in use by process {trainer} on ", printed)
     ends = endings(run)
     refused = sum(ending.startswith("refused: ") and "is in use by" in ending for ending in ends)
     assert refused >= 1 and ends.count("reached its goal") == 3 and len(ends) == refused + 3
     # The first job did all steps of the segment; Snakemake's own attempt found it finished.
     rows = [row for row in read_ledger(run.path(f"{RUN}/pretrain/ledger.csv")) if row["start_step"]]
     assert [(row["goal"], row["steps_done"]) for row in rows] == [
-        ("epoch 10", "50"),
-        ("epoch 20", "50"),
+        ("epoch 2", "10"),
+        ("epoch 4", "10"),
     ]
 
 
-@pytest.mark.cold
 def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, by_hand):
     run = quick(workflow)
     first = by_hand({**run.digits["overrides"], "epochs": 100_000}, until=100_000)
-    wait_until(run.path(f"{RUN}/pretrain/lock.json").exists, "the first job")
-    first.send_signal(signal.SIGSTOP)  # the processor is Snakemake's; the lock goes by the process
+    os.kill(trainer := owner(run), signal.SIGSTOP)  # the processor is Snakemake's; the lock goes by the process
     try:
         printed = run.run(f"{RUN}/encoder.safetensors", ok=False)
     finally:
         first.kill()
         first.communicate()
-    assert f"pretrain is in use by process {first.pid} on " in printed and "Traceback" not in printed
+    assert f"pretrain is in use by process {trainer} on " in printed and "Traceback" not in printed
     assert jobs(printed, "pretrain_segment") == 0
     shutil.rmtree(run.path(RUN))
     run.run(f"{RUN}/pretrain/epoch_0001.json")
@@ -186,12 +189,10 @@ def test_a_change_of_numerics_is_counted_in_the_table(workflow):
 def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
     run = quick(workflow)
-    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 150}  # some 4 s
+    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 50}  # some seconds
     run.digits["compute"]["evaluate"]["checkpoint_minutes"] = 0.005
     run.run(f"{RUN}/encoder.safetensors")
-    run.python, forked = None, run.python  # a signal reaches a process as users start it
     process = run.start("--retries", "1", f"{RUN}/linear/metrics.csv")
-    run.python = forked
     wait_until(lambda: any(run.path(f"{RUN}/linear/partial").glob("*.pt")), "its first saved state")
     lock = json.loads(run.read(f"{RUN}/linear/lock.json"))
     subprocess.run(["kill", "-USR1", str(lock["pid"])], check=True)
@@ -203,4 +204,4 @@ def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     stopped = [run.read(f"{RUN}/linear/{name}.csv") for name in ("metrics", "history")]
     run.run("--force", f"{RUN}/linear/metrics.csv")
     assert run.read(f"{RUN}/linear/metrics.csv") == stopped[0]
-    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 151
+    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 51

@@ -31,11 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def outside(tmp_path, repository) -> Workflow:
-    """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml.
-
-    Started as users do: a test looks for the trainer among the processes below Snakemake."""
-    workflow = Workflow(tmp_path / "outside", repository)
+def outside(tmp_path, repository, warm_python) -> Workflow:
+    """Two segments over two ranks, from a folder whose extension has been copied beside config.yaml."""
+    workflow = Workflow(tmp_path / "outside", repository, warm_python)
     shutil.copytree(EXTENSION, workflow.path("mine"))
     block = yaml.safe_load(yaml.safe_dump(workflow.digits))
     block |= {"recipe": "mine/outside.yaml", "overrides": OVERRIDES, "segment_epochs": 2}
@@ -64,7 +62,7 @@ Lines.append = append
 """
 
 
-def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside, warm_python):
+def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside):
     """The second segment is killed after its first checkpoint; what it wrote of later steps is not written twice."""
     code, hold = outside.path("mine/simsiam_outside_code.py"), outside.path("hold")
     code.write_text(code.read_text() + HOLDS)
@@ -73,13 +71,12 @@ def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_ta
     process = outside.start(f"{RUN}/pretrain/epoch_0004.json")
     partial = outside.path(f"{RUN}/pretrain/partial")
     wait_until(lambda: list(partial.glob("step_*.pt")), "a checkpoint of the second segment")
-    for job in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(word.endswith("pretrain.py") for word in job.cmdline()):
+    for job in psutil.process_iter():  # the launcher and its ranks
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(word.endswith("pretrain.py") for word in job.cmdline()) and job.cwd() == str(outside.folder):
                 job.kill()
     process.communicate()
     hold.unlink()
-    outside.python = warm_python  # nothing is killed any more
     folder = outside.path(f"{RUN}/pretrain")
     assert process.returncode != 0 and not (folder / "epoch_0004.json").exists()
     outside.run("results/outside.csv")
