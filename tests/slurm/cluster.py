@@ -26,8 +26,9 @@ CONTROLLER_PORT, NODE_PORT = 27817, 27820
 PORTS_APART = 10  # between clusters
 JOBS_APART = 1000  # between the first jobs of clusters: a job's ranks meet at a port that its number gives
 
-# cred_expire: Slurm's 120 s is also what a requeued job waits. SlurmdTimeout: a node counts as lost after it, 300 s by
-# default. MessageTimeout: daemons on busy cores answer late. KillWait: from SIGTERM at the time limit to SIGKILL.
+# cred_expire: Slurm's 120 s is also what a requeued job waits. SlurmdTimeout: a node counts as lost after it, with the
+# jobs on it, so busy cores need Slurm's default. MessageTimeout: daemons on busy cores answer late. KillWait: from
+# SIGTERM at the time limit to SIGKILL. The intervals at which waiting jobs are looked at are 60 s and 30 s by default.
 CONFIGURATION = """
 ClusterName=selfsup
 SlurmctldHost=localhost(127.0.0.1)
@@ -52,11 +53,11 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=3,bf_interval=3
 MinJobAge=3600
 FirstJobId={first_job}
 KillWait=30
-SlurmdTimeout=20
+SlurmdTimeout=300
 MessageTimeout=20
 GresTypes=gpu
 PreemptType=preempt/partition_prio
@@ -78,11 +79,13 @@ class Cluster:
         self.sbatch_calls = self.lab / "log" / "sbatch.calls"
 
     def up(self) -> None:
-        """Bring it up; what runs already is left alone."""
+        """Bring it up, without the jobs of one that was here before; what runs already is left alone."""
         if os.getuid() != 0:
             raise SystemExit("error: the test cluster needs root, for its daemons and /etc/hosts: sudo make test-slurm")
         with _alone():
             install()
+        if not _alive(self.lab / "run" / "slurmctld.pid"):
+            shutil.rmtree(self.lab / "state", ignore_errors=True)
         for name in ("etc", "run", "log", "state", "spool", "dev", "bin"):  # slurmd makes the rest of its spool
             (self.lab / name).mkdir(parents=True, exist_ok=True)
         self._configure()
@@ -164,6 +167,19 @@ class Cluster:
         for one in [*(one for one in parents if "slurmstepd" in _text(one / "cmdline")), *tasks]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(one.name), signal.SIGKILL)
+
+    def lose_node(self, node: str) -> None:
+        """End a node as `kill_node` does, and have Slurm count it as lost until its daemon registers again.
+
+        Slurm would find out by itself, after SlurmdTimeout; what it does then with the jobs on the node is the same.
+        """
+        self.kill_node(node)
+        self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def last_words(self, lines: int = 60) -> str:
+        """Return the end of each daemon's log."""
+        logs = sorted((self.lab / "log").glob("slurm*.log"))
+        return "\n".join(f"{one.name}:\n" + "\n".join(_text(one).splitlines()[-lines:]) for one in logs)
 
     def _configure(self) -> None:
         ports, nodes = self.number * PORTS_APART, ",".join(self.nodes)

@@ -18,16 +18,24 @@ def cluster():
     one.down()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that fails shows what Slurm's daemons wrote last."""
+    report = yield
+    cluster = item.funcargs.get("cluster")
+    if report.failed and cluster:
+        report.sections.append(("Slurm's daemons", cluster.last_words()))
+    return report
+
+
 @pytest.fixture
 def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
     """A workflow whose dataset lies ready, of a run of half a minute in one segment."""
     made = SlurmWorkflow(tmp_path, repository, cluster)
     shutil.copytree(undisturbed.path("data"), tmp_path / "data")
-    made.digits.update(overrides=LONG, segment_epochs=6)
+    made.digits.update(overrides=LONG, segment_epochs=LONG["epochs"])
     yield made
-    cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
-    cluster.ask("scancel", "--user=root")
-    made.wait_for("an empty queue", lambda: not cluster.ask("squeue", "-h").strip())
+    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +45,7 @@ def undisturbed(made_once) -> Workflow:
 
     def train(folder: Path) -> None:
         local = Workflow(folder, repository)
-        local.digits.update(overrides=LONG, segment_epochs=6)
+        local.digits.update(overrides=LONG, segment_epochs=LONG["epochs"])
         how = {"devices_per_node": 4, "cpus_per_device": 1, "checkpoint_minutes": CHECKPOINT_MINUTES}
         local.digits["compute"]["pretrain"].update(how)
         local.run(f"{RUN}/encoder.safetensors")

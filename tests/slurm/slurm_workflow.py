@@ -10,8 +10,9 @@ from cluster import Cluster
 
 from workflows import QUICK, Workflow
 
-# 132 steps of a narrow network: half a minute on four ranks of two cores, time enough to interfere.
-LONG = {**QUICK, "epochs": 6, "global_batch": 64}
+# 88 steps of a narrow network: half a minute on four ranks of two cores, time enough to interfere.
+LONG = {**QUICK, "epochs": 4, "global_batch": 64}
+STEPS = 88
 CHECKPOINT_MINUTES = 0.02  # of the undisturbed run, and of the one that it is compared with after several events
 PATIENCE_S = 240.0
 RUN = "results/digits/seed0"
@@ -24,11 +25,26 @@ class SlurmWorkflow(Workflow):
 
     def __init__(self, folder: Path, repository: Path, cluster: Cluster):
         super().__init__(folder, repository)
-        self.cluster = cluster
+        self.cluster, self.started = cluster, []
         self.config["cluster"]["partition"] = "main"
         how = {"nodes": 2, "devices_per_node": 2, "cpus_per_device": 1, "hours": 0.2, "checkpoint_minutes": 0.05}
         self.digits["compute"]["pretrain"].update(how)
         self.digits["compute"]["evaluate"].update({**how, "devices_per_node": 1})
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        self.started.append(super().start(*arguments))
+        return self.started[-1]
+
+    def close(self) -> None:
+        """End what a test that failed has left behind: it would go on submitting jobs into the next test."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+        for node in self.cluster.nodes:
+            self.cluster.start_node(node)
+        self.cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
+        self.cluster.ask("scancel", "--user=root")
+        self.wait_for("an empty queue", lambda: not self.cluster.ask("squeue", "-h").strip())
 
     def options(self) -> list[str]:
         return ["--profile", str(self.repository / "profiles" / "slurm")]
