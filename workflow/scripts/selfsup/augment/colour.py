@@ -124,12 +124,12 @@ class Bytes(Floats):
     def hue(cls, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         """Through Pillow's 8-bit HSV, its single and double precision; the shift is whole 255ths and wraps at 256."""
         value, chroma, sextant = cls._hue_sextant(x)
-        hue = sextant.double().div_(6).add_(1).remainder_(1).float().double().mul_(255).floor_()
-        saturation = (chroma / value.clamp_min(1)).double().mul_(255).floor_().div_(255).float().double()
+        hue = _to_single(sextant.double().div_(6).add_(1).remainder_(1)).mul_(255).floor_()
+        saturation = _to_single((chroma / value.clamp_min(1)).double().mul_(255).floor_().div_(255))
         shift = (turns.double() * 255).trunc_().view(-1, 1, 1)
         place = hue.add_(shift).remainder_(256).mul_(6).div_(255)
         sector = place.floor()
-        part = place.sub_(sector).float().double()
+        part = _to_single(place.sub_(sector))
         chosen = {
             "v": value,
             "p": _rounded_share(value, 1 - saturation),
@@ -177,6 +177,15 @@ def _chroma(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _is_zero(x: torch.Tensor) -> torch.Tensor:
     """Return 1.0 where x is 0 and 0.0 where it is larger than the smallest quotient of two floats in [0, 1]."""
     return (x * -1e30).add_(1).clamp_min_(0)
+
+
+def _to_single(x: torch.Tensor) -> torch.Tensor:
+    """Round to single precision and return doubles; x >= 0, float64.
+
+    abs changes nothing. Without it torch's compiler takes a conversion there and back for none, and the hue of one
+    pixel in 200 is another 255th.
+    """
+    return x.float().abs_().double()
 
 
 def _rounded_share(value: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
