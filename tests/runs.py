@@ -18,6 +18,7 @@ from selfsup.evaluation.fine_tune_settings import FineTuneSettings
 from selfsup.evaluation.linear import LinearEvaluation
 from selfsup.evaluation.task import Judged, Task
 from selfsup.job.attempt import Attempt
+from selfsup.job.ledger import read_ledger
 from selfsup.job.place import Place
 from selfsup.layout import boundary_name
 from selfsup.recipe import Recipe
@@ -145,14 +146,17 @@ def evaluation(encoder, store, recipe, encoder_name="a test", compute=None) -> L
 
 
 def evaluate(one: Task, folder, stop=None, minutes=60.0) -> list[dict]:
-    """Continue an evaluation to its end, or until it is stopped; its rows of this time."""
+    """Continue an evaluation to its end, or until it is stopped; its rows of this time. The ledger has its steps."""
     ranks, stage = one.compute.ranks, "linear evaluation"
     place = Place(ranks.rank, ranks.size)
     with Attempt(folder, stage=stage, goal="its end", fingerprint="a test", place=place, stop=stop) as attempt:
         saver = Saver(ranks, attempt, minutes)
         rows = list(one.run(attempt, saver, folder / "partial"))
         saver.finish()
-        return rows
+    if ranks.is_main:
+        written = read_ledger(folder / "ledger.csv")[-1]
+        assert written["end_step"] in ("", str(one.step))
+    return rows
 
 
 # A fine-tuning of four points, whose trainings take two steps an epoch of the tiny dataset.

@@ -113,8 +113,7 @@ class FineTuning(Task):
         self._begin_row()
         for batch in training.batches.read(training.step, training.total_steps, workers=workers, pin_memory=pinned):
             self._losses.add(training.train_step(batch, self._make_views))
-            self.step += 1
-            attempt.step_done(self.step)
+            self.advance(attempt)
             due = training.step % interval == 0 and training.total_steps - training.step >= interval
             yield self._row(training) if due else None
 
@@ -151,7 +150,8 @@ class FineTuning(Task):
         if not trial and math.isnan(top["top1"]):
             raise PermanentError(f"the training at peak_lr {training.point.peak_lr:g} has diverged: give smaller ones")
         self._row(training, **({f"validation_{key}": value for key, value in top.items()} if trial else top))
-        self.step, self._training = self.step + 1, None
+        self.advance(attempt)
+        self._training = None
         if trial:
             self._found.append(top)
         else:

@@ -51,7 +51,6 @@ class LogisticRegression(Task):
             while self.step < len(self.settings.grid):
                 done = self._try_strength(problem, held_out, attempt)
                 if done:
-                    attempt.step_done(self.step)
                     yield self.rows[-1]
                 if not self.go_on(saver, partial) or not done:
                     return
@@ -77,7 +76,7 @@ class LogisticRegression(Task):
         if solver:
             self._now = solver.classifier
             self._best = self._now if self.chosen is self.rows[-1] else self._best
-        self.step += 1
+        self.advance(attempt)
         return True
 
     def _refit(self, attempt: Attempt) -> bool:
@@ -88,7 +87,7 @@ class LogisticRegression(Task):
         if not self._converged(solver, attempt):
             return False
         self._last = solver and solver.classifier
-        self.step += 1
+        self.advance(attempt)
         return True
 
     def _converged(self, solver: Solver | None, attempt: Attempt) -> bool:

@@ -103,6 +103,11 @@ class Task:
         with seeded_weights(self.judged.seed, 2, draw):
             return nn.Linear(self.judged.encoder.out_features, self.classes)
 
+    def advance(self, attempt: Attempt) -> None:
+        """Count one more step as done, here and in the attempt's books."""
+        self.step += 1
+        attempt.step_done(self.step)
+
     def go_on(self, saver: Saver, partial: Path) -> bool:
         """Save a state in `partial` if that is due; return False if the job is to end. Collective, between steps."""
         decision = saver.decide()

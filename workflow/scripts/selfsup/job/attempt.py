@@ -145,8 +145,9 @@ class Attempt:
             self._listener.close()
 
     def step_saved(self, step: int) -> None:
-        """Record that the work up to `step` is safe on disk."""
-        self._columns["saved_step"] = step
+        """Record that the work up to `step` is safe on disk, if its steps are counted at all."""
+        if "start_step" in self._columns:
+            self._columns["saved_step"] = step
 
     def add_stall(self, seconds: float) -> None:
         """Record a checkpoint for which the training had to wait so long."""
