@@ -61,12 +61,11 @@ class ReadsBack(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("average_update", ["before_forward", "after_step"])
-def test_nothing_in_a_step_is_read_back_to_the_host(run, precision, average_update):
+@pytest.mark.parametrize(("average_update", "static"), [("before_forward", False), ("after_step", True)])
+def test_nothing_in_a_step_is_read_back_to_the_host(run, precision, average_update, static):
     """On the CPU the scaler alone looks at its flag itself, in Python: that is torch's, and left out here."""
-    training = Pretraining(
-        run(overrides={"byol": {**TINY["byol"], "average_update": average_update}}, compute=on_cpu(precision=precision))
-    )
+    overrides = {"byol": {**TINY["byol"], "average_update": average_update}}
+    training = Pretraining(run(overrides=overrides, compute=on_cpu(precision=precision, static_views=static)))
     training.train_step(training.batches[0])
     batch = training.batches[1]
     with ReadsBack():
