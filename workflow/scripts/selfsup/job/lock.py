@@ -68,8 +68,8 @@ class Lock:
         """
         while not self._create():
             seen = _read(self._path)
-            if seen is not None:  # else the lock was just released
-                self._set_aside(*self._wait_until_dead(*seen, waiting))
+            if seen is not None and self._is_left_behind(*seen, waiting):  # else the lock was just released
+                self._set_aside(*seen)
 
     def beat(self) -> bool:
         """Show that the holder is alive. Returns whether this process still holds the lock."""
@@ -110,24 +110,25 @@ class Lock:
             json.dump(asdict(self._me), out)
         return True
 
-    def _wait_until_dead(
-        self, holder: Holder | None, beat: float, waiting: Callable[[], None]
-    ) -> tuple[Holder | None, float]:
-        """Return holder and last beat once the holder is known to be dead; raise UserError if it is alive."""
+    def _is_left_behind(self, holder: Holder | None, beat: float, waiting: Callable[[], None]) -> bool:
+        """Return True once the holder is known to be dead, False once it has released the lock; UserError if it lives.
+
+        A lock that was released is not there to be set aside: what has its name is another's.
+        """
         began = time.monotonic()
         while True:
             alive = _lives(holder, self._me)
             silent = self._now() - beat > STALE_S and time.monotonic() - began > WATCHED_S
             seen = _read(self._path)
             if seen is None:
-                return holder, beat
+                return False
             if alive or seen[1] > beat:
                 raise UserError(
                     f"{self._path.parent} is in use by {seen[0] or holder or 'another job'}: wait until it has ended, "
                     "or end it; nothing was changed"
                 )
             if alive is False or silent:
-                return holder, beat
+                return True
             waiting()
             time.sleep(POLL_S)
 
