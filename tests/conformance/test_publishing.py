@@ -16,6 +16,7 @@ from selfsup.errors import UserError
 from selfsup.evaluation.encoder import encoder_card, load_encoder, save_encoder
 from selfsup.importing import imported_backbone
 from selfsup.importing.hub_folder import read_hub_folder
+from selfsup.layout import AuditPaths
 from selfsup.models import initial_backbone
 from selfsup.provenance import sha256
 from selfsup.recipe import load_recipe
@@ -116,6 +117,18 @@ def test_the_card_has_the_hubs_metadata_and_what_strangers_ask(published):
         assert word in text, word
     assert "![curves](curves.png)" in text and "views.png" not in text
     assert (folder / "curves.png").read_bytes() == b"curves"
+
+
+def test_the_card_names_an_audit_of_another_run_as_such(published, monkeypatch):
+    name, _, folder = published
+    assert "Audits" not in (folder / "README.md").read_text()
+    path = AuditPaths.of(name, "seed0", 20).verdict
+    path.parent.mkdir(parents=True)
+    run = {"seed": 0, "revision": None, "fingerprint": "another", "dataset_fingerprint": "d1"}
+    found = {"verdict": "the same bits", "segment": {"number": 2, "epochs": [10, 20]}, "run": run, "differing": []}
+    path.write_text(json.dumps(found | {"checkpoint_sha256": "c", "sha256": {}}))
+    make(monkeypatch, name)
+    assert "(fingerprint another, here f1)" in (folder / "README.md").read_text()
 
 
 def test_the_hubs_own_reader_takes_the_card(published):

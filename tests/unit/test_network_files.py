@@ -22,8 +22,8 @@ import pytest
 
 import network_mounts
 from faults import COMPILER, Faults
-from selfsup.errors import UserError
 from selfsup.atomic_files import read_replaceable, rename_over, write_atomically
+from selfsup.errors import UserError
 from selfsup.job import lock as lock_module
 from selfsup.job.ledger import Ledger, read_ledger
 from selfsup.job.lock import LOCK_FILE, STALE_S, Lock
@@ -131,7 +131,7 @@ def check_one_at_a_time(notes: Path, times: int) -> None:
 
 
 def take_turns(shared: tuple[Path, Path], notes: Path, faults: dict[str, str], hosts: str) -> None:
-    """Claim: one process at a time has the lock, and each time has a row in the ledger. hosts: a name's first letters."""
+    """Claim: one process at a time has the lock, and each time has a row in the ledger. hosts: how they begin."""
     times = 8
     ways = zip("ab", shared, strict=True)
     holders = [start(HOLDER, faults, folder, notes, times, name, hosts and hosts + name) for name, folder in ways]

@@ -22,6 +22,7 @@ from selfsup.errors import UserError, run_script
 from selfsup.layout import RunPaths
 from selfsup.logs import logger
 from selfsup.recipe import Recipe
+from selfsup.reports.audits import audits_in_words
 from selfsup.reports.model_card import CARD, WEIGHTS, model_card
 from selfsup.settings.typed import suggest
 
@@ -48,6 +49,7 @@ def main() -> None:
         "source": config.datasets[config.experiments[name].dataset]["source"],
         "license_name": arguments.license,
         "verdict": parts.verdict(config, encoder.card, results),
+        "audits": audits_in_words(results, name, arguments.seed, card),
         "library": "timm" if known_to_timm else "torchvision",
         "pictures": [one for one in PICTURES if one in copied],
     }

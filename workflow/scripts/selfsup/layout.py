@@ -19,6 +19,7 @@ RESULTS = Path("results")  # as rules name it, from the folder that Snakemake ru
 LINEAR = "linear"  # the evaluation of that name
 FEATURES = "features"  # the folder of an encoder's features, by what they are of
 OF_A_JOB = "_job"  # ends the name of the folder of a job that makes features
+AUDITS = "audit"  # the folder of audits, below the results
 EMBEDDED = "embedded"  # the folder of pictures that an encoder was shown
 BOUNDARIES = "boundaries"  # the folder of encoders of boundaries before the last
 OWN_FOLDERS = (
@@ -91,7 +92,13 @@ class AuditPaths(PretrainPaths):
     @classmethod
     def of(cls, experiment: str, run: str, epoch: int | str) -> "AuditPaths":
         """Return where the segment of a run that ends at `epoch` is audited. run: the name of its folder."""
-        return cls(RESULTS / "audit" / experiment / run / f"epoch_{_digits(epoch)}")
+        return cls(RESULTS / AUDITS / experiment / run / f"epoch_{_digits(epoch)}")
+
+    @classmethod
+    def verdicts(cls, results: Path, experiment: str, run: str) -> list[Path]:
+        """Return the verdicts that are there on segments of a run, of either kind, in the order of the epochs."""
+        audits = [cls(folder) for folder in sorted((results / AUDITS / experiment / run).glob("epoch_*"))]
+        return [path for one in audits for path in (one.verdict, one.differing) if path.exists()]
 
     @property
     def verdict(self) -> Path:

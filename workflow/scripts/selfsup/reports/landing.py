@@ -12,6 +12,7 @@ import pandas as pd
 from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
 from selfsup.layout import RunPaths
+from selfsup.reports.audits import audits_in_words
 from selfsup.reports.explain import Value, explained
 from selfsup.reports.pages import figure, folded, markdown_blocks, page, table
 
@@ -91,11 +92,20 @@ def _told(config: Config, results: Path, name: str) -> dict[str, str]:
         "overrides": json.dumps(experiment.overrides) if experiment.overrides else "",
         "code": ", ".join(dict.fromkeys(str(card.get("code_revision", ""))[:20] for card in cards)),
         "encoder SHA-256": ", ".join(card["encoder_sha256"][:16] for card in cards),
+        "audits": "; ".join(_audits(experiment, results)),
     }
 
 
 def _runs(experiment: Experiment, results: Path) -> list[RunPaths]:
     return [RunPaths(results, experiment.name, seed) for seed in experiment.seeds]
+
+
+def _audits(experiment: Experiment, results: Path) -> Iterator[str]:
+    for seed, run in zip(experiment.seeds, _runs(experiment, results), strict=True):
+        card = _card(run.encoder.card)
+        if "training" in card:
+            found = audits_in_words(results, experiment.name, seed, card)
+            yield from (f"seed {seed}, {line.partition('; SHA-256')[0]}" for line in found)
 
 
 def _card(path: Path) -> dict:

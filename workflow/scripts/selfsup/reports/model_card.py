@@ -29,16 +29,17 @@ def model_card(
     source: str,
     license_name: str,
     verdict: str,
+    audits: Sequence[str],
     library: str,
     pictures: Sequence[str],
 ) -> str:
     """Return the README.
 
     card: of the encoder. name: what it is called. source: of the dataset that it was trained on. verdict: of the linear
-    accuracy, beside the published one. library: that can load it, timm or torchvision. pictures: files beside it.
+    accuracy, beside the published one. audits: what each has found, in words. library: that can load it, timm or torchvision. pictures: files beside it.
     """
     head = yaml.safe_dump(metadata(card, name, source, license_name, library), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n" + "\n".join(_body(card, name, source, verdict, library, pictures)) + "\n"
+    return f"---\n{head}---\n\n" + "\n".join(_body(card, name, source, verdict, audits, library, pictures)) + "\n"
 
 
 def metadata(card: Mapping[str, Any], name: str, source: str, license_name: str, library: str) -> dict[str, Any]:
@@ -68,7 +69,15 @@ def metadata(card: Mapping[str, Any], name: str, source: str, license_name: str,
     }
 
 
-def _body(card: Mapping, name: str, source: str, verdict: str, library: str, pictures: Sequence[str]) -> Iterator[str]:
+def _body(
+    card: Mapping,
+    name: str,
+    source: str,
+    verdict: str,
+    audits: Sequence[str],
+    library: str,
+    pictures: Sequence[str],
+) -> Iterator[str]:
     recipe, training = card["recipe"], card["training"]
     method, backbone = method_in_words(recipe), recipe["model"]["backbone"].removeprefix("timm/")
     yield f"# {name}\n"
@@ -95,6 +104,9 @@ def _body(card: Mapping, name: str, source: str, verdict: str, library: str, pic
         f"SHA-256 of `{WEIGHTS}`": f"`{card['encoder_sha256']}`",
     }
     yield from (f"| {key} | {value} |" for key, value in told.items())
+    if audits:
+        yield "\nAudits, which train a segment again from the boundary before it and compare the bits:\n"
+        yield from (f"- {one}" for one in audits)
     yield "\n`model.json` has all of the recipe, each job, and the versions of all software."
     yield from (f"\n![{picture.removesuffix('.png')}]({picture})" for picture in pictures)
 

@@ -20,6 +20,7 @@ from selfsup.engine import checkpoint
 from selfsup.engine.compute import Compute
 from selfsup.errors import PermanentError, UserError
 from selfsup.job.attempt import Attempt
+from selfsup.job.ledger import now
 from selfsup.layout import AuditPaths, PretrainPaths, boundary_files
 from selfsup.methods import Method, build_method
 from selfsup.optim.parameter_groups import optimizer_groups
@@ -119,6 +120,7 @@ def verdict(segment: Audited, claimed: Mapping[str, Any], run: Run) -> dict[str,
     conditions = _conditions(claimed, found, start)
     return {
         "verdict": _in_words(differing, conditions),
+        "audited": now(),
         "segment": {"number": segment.number, "epochs": [segment.start, segment.end], "steps": [start, found["step"]]},
         "run": {"folder": str(segment.run), **{key: claimed[key] for key in IDENTITY}},
         "checkpoint_sha256": provenance.sha256(pretrain.checkpoint(segment.end)),
