@@ -7,7 +7,7 @@ from snakemake.utils import update_config
 
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
-from selfsup.grids import check_number, without_grids
+from selfsup.grids import asked_for, without_grids
 from selfsup.job.executor import keep_jobs_without_news
 from selfsup.layout import CONFIG_AS_RUN, LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
@@ -18,9 +18,8 @@ from selfsup.targets import evaluation_asked_for, evaluation_with_features, expe
 def checked_config():
     if not IS_MODULE:
         update_config(config, from_command_line(workflow.config_settings.config))
-    config.update(without_grids(config))
-    if CONFIG_AS_RUN.resolve() not in (Path(path).resolve() for path in workflow.configfiles):
-        check_number(config)  # what was run in the course of time may be more
+    as_run = CONFIG_AS_RUN.resolve() in (Path(path).resolve() for path in workflow.configfiles)
+    config.update(without_grids(config) if as_run else asked_for(config))
     return check_config(config)
 
 

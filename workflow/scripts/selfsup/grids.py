@@ -18,16 +18,15 @@ EXAMPLE = "for example {optimizer.peak_lr: [0.1, 0.2]}"
 
 def read_config_file(path: Path) -> Any:
     """Return the content of a config.yaml without grids. Raises UserError."""
-    written = without_grids(read_yaml(path))
-    check_number(written)
-    return written
+    return asked_for(read_yaml(path))
 
 
-def check_number(written: Any) -> None:
-    """Raise UserError if a configuration without grids has more experiments than one should.
+def asked_for(raw: Any) -> Any:
+    """Return a configuration that a person has written, without grids. Raises UserError for too many experiments.
 
-    For what a person asks for: what was run in the course of time may be more, and is still shown.
+    What was run in the course of time may be more, and is still shown: that is read by `without_grids` alone.
     """
+    written = without_grids(raw)
     experiments = written.get("experiments") if isinstance(written, Mapping) else None
     count = len(experiments) if isinstance(experiments, Mapping) else 0
     if count > MOST:
@@ -35,6 +34,7 @@ def check_number(written: Any) -> None:
             f"config.yaml: experiments are {count}, those of grids written out, wanted at most {MOST}: take out those "
             "that are finished, whose results stay, or run the others in another folder"
         )
+    return written
 
 
 def without_grids(raw: Any) -> Any:
