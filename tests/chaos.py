@@ -290,7 +290,7 @@ def _check_books(run: Run, undisturbed: Run, wall_s: float, interval_s: float) -
     rows = check_ledger(run.pretrain / "ledger.csv", total_steps, damaged=bool(run.damaged))
     check_seconds(rows, wall_s)
     if run.faults:
-        inside = [one for one in run.faults.renamings() if "pretrain" in one.path.parts]
+        inside = [one for one in run.faults.writings() if "pretrain" in one.path.parts]
         check_writers(inside, rows)
     images_per_s = max(quickest(one.pretrain / "history.csv") for one in (run, undisturbed))
     damaged = [int(stem.removeprefix("step_")) for stem in run.damaged]

@@ -5,13 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from faults import Renaming
+from faults import Writing
 from selfsup.engine.checkpoint import known_card
 from selfsup.job.ledger import RUNNING, begun, read_ledger
 from selfsup.job.lock import LOCK_FILE
+from selfsup.layout import JobFolder
 from selfsup.provenance import sha256
 
 SAVED_FIRST = ("stopped by SIGTERM", "stopped by SIGUSR1", "stopped by the approaching time limit")
+LEDGER = JobFolder(Path()).ledger.name
 SLACK_S = 1.0  # the ledger has whole seconds
 WRITE_S = 1.0  # the step after which a checkpoint is due, and the checkpoint's write, on a busy machine
 
@@ -117,15 +119,19 @@ def check_saving(rows: Sequence[Mapping[str, str]], interval_s: float, batch: in
             )
 
 
-def check_writers(renamings: Sequence[Renaming], rows: Sequence[Mapping[str, str]]) -> int:
+def check_writers(writings: Sequence[Writing], rows: Sequence[Mapping[str, str]]) -> int:
     """Once another process has written a run, a former one never does again. Returns how many wrote.
+
+    Only a row of an attempt that is refused is appended to the ledger while another process has the run.
 
     A process opens the ledger before it writes anything else: as many have written it as it has rows of attempts that
     were not refused.
     """
     order = []
-    for one in renamings:
+    for one in writings:
         if one.path.name.startswith(LOCK_FILE):  # on a full disk a job ends after it has set a dead one's lock aside
+            continue
+        if one.appends and one.path.name == LEDGER:
             continue
         if not order or order[-1] != one.pid:
             order.append(one.pid)

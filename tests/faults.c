@@ -1,11 +1,12 @@
-// Preloaded into a trainer: a clock that jumps, a record of the files that it renames into place, and a folder that
-// behaves as one on a network file system may.
+// Preloaded into a trainer: a clock that jumps, a record of the files that it renames into place or appends to, and
+// a folder that behaves as one on a network file system may.
 //
 //   LD_PRELOAD=faults.so FAULTS_PROGRAM=pretrain.py FAULTS_CLOCK=FILE FAULTS_JOURNAL=FILE python pretrain.py ...
 //
 // Nothing happens in processes whose command line lacks FAULTS_PROGRAM: Slurm's own tools and Snakemake have the true
-// clock. FAULTS_CLOCK holds an int64: seconds that are added to the time of day. FAULTS_JOURNAL gets a line per renaming:
-// seconds of the monotonic clock, process, Slurm's number of the job, new name.
+// clock. FAULTS_CLOCK holds an int64: seconds that are added to the time of day. FAULTS_JOURNAL gets a line per renaming,
+// and per opening of a file to append: seconds of the monotonic clock, process, Slurm's number of the job, "rename" or
+// "append", the name.
 //
 // In FAULTS_FOLDER:
 //   FAULTS_LINK=17       every link() is made, and answers with this number of an error: the true answer was lost, and the
@@ -87,14 +88,14 @@ time_t time(time_t *where) {
     return now.tv_sec;
 }
 
-static void note(const char *path) {
+static void note(const char *how, const char *path) {
     char line[4352];
     struct timespec now;
     const char *job = getenv("SLURM_JOB_ID");
     if (journal < 0) return;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    int length = snprintf(line, sizeof line, "%lld.%09ld %d %s %s\n", (long long)now.tv_sec, now.tv_nsec, getpid(),
-                          job ? job : "-", path);
+    int length = snprintf(line, sizeof line, "%lld.%09ld %d %s %s %s\n", (long long)now.tv_sec, now.tv_nsec,
+                          getpid(), job ? job : "-", how, path);
     if (length > 0 && (size_t)length < sizeof line && write(journal, line, length) < 0) errno = 0;
 }
 
@@ -164,6 +165,7 @@ static int opened(const char *path, int flags, mode_t mode, const char *name) {
     }
     if (flags & O_CREAT) changed();
     int file = real(path, flags, mode);
+    if (file >= 0 && active && flags & O_APPEND) note("append", path);
     if (file >= 0 && file < (int)sizeof watched) watched[file] = mine;
     return file;
 }
@@ -207,7 +209,7 @@ int link(const char *from, const char *to) {
 int rename(const char *from, const char *to) {
     int status = REAL(rename)(from, to);
     changed();
-    if (!status && active) note(to);
+    if (!status && active) note("rename", to);
     if (!status && rename_lost && inside(to)) {
         errno = ENOENT;
         return -1;

@@ -14,12 +14,14 @@ COMPILER = shutil.which("gcc") or shutil.which("cc")
 
 
 @dataclass(frozen=True)
-class Renaming:
-    """A line of the journal: which process gave a file its name. at: seconds of the machine's monotonic clock."""
+class Writing:
+    """A line of the journal: which process gave a file its name, or opened it to append. at: seconds of the machine's
+    monotonic clock."""
 
     at: float
     pid: int
     job: str
+    appends: bool
     path: Path
 
 
@@ -46,13 +48,14 @@ class Faults:
         with open(self._clock, "r+b") as file:  # in place: the trainers have mapped it
             file.write(struct.pack("=q", seconds))
 
-    def renamings(self) -> list[Renaming]:
-        """Return what was renamed into place, in the order of time."""
-        rows = [line.split(" ", 3) for line in self._journal.read_text().splitlines()]
-        return sorted((Renaming(float(at), int(pid), job, Path(path)) for at, pid, job, path in rows), key=_moment)
+    def writings(self) -> list[Writing]:
+        """Return what was renamed into place or appended to, in the order of time."""
+        rows = [line.split(" ", 4) for line in self._journal.read_text().splitlines()]
+        found = (Writing(float(at), int(pid), job, how == "append", Path(path)) for at, pid, job, how, path in rows)
+        return sorted(found, key=_moment)
 
 
-def _moment(one: Renaming) -> float:
+def _moment(one: Writing) -> float:
     return one.at
 
 

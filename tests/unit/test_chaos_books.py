@@ -3,9 +3,14 @@
 A step of 64 images took 0.15 s as a rule, 0.077 s at the quickest, with a checkpoint every 0.3 s.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from chaos_books import WRITE_S, check_lost, check_saving, quickest
+from chaos_books import WRITE_S, check_lost, check_saving, check_writers, quickest
+from faults import COMPILER, Faults, Writing
 
 INTERVAL_S, IMAGES_PER_S, BATCH = 0.3, 831.4, 64
 WITHIN = int((INTERVAL_S + WRITE_S) * IMAGES_PER_S / BATCH)  # steps
@@ -75,3 +80,52 @@ def test_the_pace_is_that_of_the_quickest_steps(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("step,images_per_s\n1,366.5\n3,831.4\n5,446.1\n")
     assert quickest(path) == 831.4
+
+
+ENDED = [{"how_it_ended": "killed"}, {"how_it_ended": "refused: in use"}, {"how_it_ended": "reached its goal"}]
+# Opens the ledger anew, then adds a line to the history for each line that it is sent.
+WRITER = """
+import os, sys
+with open("new", "w") as file: file.write("selfsup")
+os.rename("new", "ledger.csv")
+for line in sys.stdin:
+    with open("history.csv", "a") as file: file.write(line)
+    print("added", flush=True)
+"""
+
+
+def writings(*told: tuple[int, str, bool]) -> list[Writing]:
+    return [Writing(at, pid, "-", appends, Path(name)) for at, (pid, name, appends) in enumerate(told)]
+
+
+def test_one_process_after_the_other_writes_a_run():
+    first, second = [[(pid, "ledger.csv", False), (pid, "history.csv", True)] for pid in (1, 2)]
+    refused = (3, "ledger.csv", True)
+    assert check_writers(writings(first[0], refused, first[1], *second), ENDED) == 2
+    with pytest.raises(AssertionError, match=r"processes \[1\] wrote a run that another had taken: \[1, 2, 1\]"):
+        check_writers(writings(*first, *second, first[1]), ENDED)
+    with pytest.raises(AssertionError, match="3 processes wrote the ledger, which has 2 attempts"):
+        check_writers(writings(*first, *second, (3, "history.csv", True)), ENDED)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler for the shim that keeps the record")
+def test_a_second_writer_is_seen_although_it_only_appends(tmp_path):
+    faults = Faults(tmp_path / "faults", "selfsup")
+    command = [sys.executable, "-S", "-c", WRITER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(command, cwd=tmp_path, env=faults.environment(), **pipes) as first,
+        subprocess.Popen(command, cwd=tmp_path, env=faults.environment(), **pipes) as second,
+    ):
+        order = []
+        for one in (first, second, second, first):
+            one.stdin.write("a row\n")
+            one.stdin.flush()
+            assert one.stdout.readline() == "added\n"
+            order += [one.pid]
+        first.stdin.close()
+        second.stdin.close()
+    appended = [one for one in faults.writings() if one.appends]
+    assert [(one.pid, one.path.name) for one in appended] == [(pid, "history.csv") for pid in order]
+    with pytest.raises(AssertionError, match="wrote a run that another had taken"):
+        check_writers(appended, ENDED)
