@@ -459,6 +459,16 @@ def test_evaluations_of_one_dataset_are_columns_of_their_own(tmp_path):
     assert frame.iloc[-1]["verdict"] == "not comparable" and "task knn" in frame.iloc[-1]["verdict_reason"]
 
 
+def test_our_implementations_stand_last_and_columns_in_the_order_of_the_rows(tmp_path):
+    linear, nearest = metrics_file(tmp_path / "a", 91.25), metrics_file(tmp_path / "b", 88.5, task="knn", labels=100)
+    frame = make_table("mine", [row([linear]), replace(row([nearest]), evaluation="neighbours")])
+    for rows, columns in ((frame, ["linear", "neighbours"]), (frame[::-1], ["neighbours", "linear"])):
+        head, _, *lines = to_markdown(rows).partition("\n\n")[0].splitlines()
+        assert [title.split(", ")[1].strip() for title in head.split("|")[2:4]] == columns
+        assert [line.startswith("| This work ") for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert len(lines) > 1
+
+
 def test_a_key_that_a_backbone_has_not_got_is_no_unknown_one():
     """timm's models have no width and no stem."""
     theirs = {**LIKE_THE_PAPER, "backbone": "timm/vit_small_patch16_224", "width": None, "stem": None}

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from selfsup.data.store import PackedStore
 from selfsup.errors import PermanentError, UserError
 from selfsup.evaluation import extraction
 from selfsup.evaluation.logistic import split_by_class
-from selfsup.evaluation.logistic_solver import Classifier, Problem, Solver
+from selfsup.evaluation.logistic_solver import ITERATIONS_AT_ONCE, Classifier, Problem, Solver
 
 
 def objective(flat, x, y, strength, classes, scale=1.0):
@@ -80,6 +82,30 @@ def test_the_solver_reaches_the_optimum_whatever_the_scales_of_features(strength
     """Within 1e-6 of it, relative, at the protocol's tolerance of 1e-8; features in float32 change it by 1e-7."""
     x, y = made()
     assert solved(x, y, strength).objective == pytest.approx(least(x, y, strength, 4, SCALE)[1], rel=1e-6)
+
+
+def test_where_nothing_is_left_to_gain_the_solver_has_converged_though_it_tolerates_nothing():
+    problem = Problem(
+        torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]), 2
+    )  # the gradient at zero is zero, without rounding
+    assert Solver(problem, Classifier.zeros(2, 3, torch.device("cpu")), 1.0, tolerance=0.0).advance()
+
+
+def test_the_solver_ends_with_the_iteration_that_is_allowed_last(monkeypatch):
+    monkeypatch.setattr("selfsup.evaluation.logistic_solver.MOST_ITERATIONS", 2 * ITERATIONS_AT_ONCE)
+    drawn = torch.Generator().manual_seed(1)
+    features, labels = torch.randn(60, 12, generator=drawn), torch.randint(3, (60,), generator=drawn)
+    start = Classifier.zeros(3, 12, torch.device("cpu"))
+    solver = Solver(Problem(features, labels, 3), start, 1e-3, tolerance=0.0)
+    assert [solver.advance(), solver.advance()] == [False, True] and solver.iterations == 2 * ITERATIONS_AT_ONCE
+
+
+def test_ranks_that_wait_hold_no_features(tiny_recipe, tiny_store, monkeypatch):
+    task = task_of("logistic", judged_of(tiny_recipe, tiny_store))
+    task._features = SimpleNamespace(train=None)
+    monkeypatch.setattr(type(task.compute.ranks), "is_main", False)
+    places = np.arange(3)
+    assert task._set(places) is None and task._problem(places) is None
 
 
 def test_a_warm_start_ends_at_the_same_optimum():

@@ -36,7 +36,8 @@ def model_card(
     """Return the README.
 
     card: of the encoder. name: what it is called. source: of the dataset that it was trained on. verdict: of the linear
-    accuracy, beside the published one. audits: what each has found, in words. library: that can load it, timm or torchvision. pictures: files beside it.
+    accuracy, beside the published one. audits: what each has found, in words. library: that can load it, timm or
+    torchvision. pictures: files beside it.
     """
     head = yaml.safe_dump(metadata(card, name, source, license_name, library), sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n".join(_body(card, name, source, verdict, audits, library, pictures)) + "\n"
