@@ -85,9 +85,7 @@ def test_the_solver_reaches_the_optimum_whatever_the_scales_of_features(strength
 
 
 def test_where_nothing_is_left_to_gain_the_solver_has_converged_though_it_tolerates_nothing():
-    problem = Problem(
-        torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]), 2
-    )  # the gradient at zero is zero, without rounding
+    problem = Problem(torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]), 2)  # of no gradient, without rounding
     assert Solver(problem, Classifier.zeros(2, 3, torch.device("cpu")), 1.0, tolerance=0.0).advance()
 
 
