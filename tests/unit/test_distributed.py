@@ -12,6 +12,7 @@ import torch
 
 from many_ranks import on_ranks
 from runs import StopAfter, compute_in, on_cpu, part_in_float64, train, train_until_killed
+from selfsup.engine import distributed
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.engine.device import build_problem, choose_device, choose_precision
 from selfsup.engine.distributed import Ranks
@@ -373,3 +374,25 @@ def _needs_a_gradient(ranks) -> tuple[bool, list[float]]:
 def test_what_is_gathered_without_a_gradient_has_none():
     """A queue that takes it would otherwise reach into the graphs of all earlier steps."""
     assert on_ranks(_needs_a_gradient, 2) == [(False, [2.0, 4.0])] * 2
+
+
+def _averaged(ranks):
+    given = torch.full((2,), float(ranks.rank))
+    mean = ranks.mean(given)
+    one, nowhere = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    one.grad = torch.full((2,), 4.0) if ranks.is_main else None
+    ranks.average_gradients([one, nowhere])
+    ranks.average_gradients([nowhere])
+    return given.tolist(), mean.tolist(), one.grad.tolist(), nowhere.grad
+
+
+def test_a_mean_leaves_what_it_is_of_and_a_gradient_that_a_rank_lacks_counts_as_zero():
+    assert on_ranks(_averaged, 2) == [([rank] * 2, [0.5, 0.5], [2.0, 2.0], None) for rank in (0.0, 1.0)]
+
+
+def test_around_a_graph_only_a_broken_connection_is_told_as_one(monkeypatch):
+    monkeypatch.setattr(distributed, "LAST_S", 0.0)
+    with pytest.raises(UserError, match="connection to another rank broke"), distributed.broken_connections_told():
+        raise RuntimeError("[gloo/transport] Connection closed by peer")
+    with pytest.raises(RuntimeError, match=r"^another error$"), distributed.broken_connections_told():
+        raise RuntimeError("another error")
