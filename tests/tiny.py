@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from torchvision.models.resnet import BasicBlock
 
 from selfsup.data.store import StoreWriter
 
@@ -18,6 +19,9 @@ TINY = {
     "augment": {"size": 8},
     "linear": {"epochs": 2, "batch": 8, "test": {"resize": 9, "crop": 8}},
 }
+
+# The least blocks that a ResNet can have, for `models.backbone.LAYERS`.
+SHALLOW = (BasicBlock, (1, 1, 1, 1))
 
 
 def with_timm(name: str, size: int = 16, **model) -> dict:

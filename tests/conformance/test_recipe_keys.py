@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache, reduce
+from operator import eq
 
 import pytest
 import torch
@@ -266,17 +268,38 @@ def digest(tensors) -> str:
     return hashed.hexdigest()
 
 
+class Trained(Sequence):
+    """The digests of both networks after each of the warm-up's five steps and two more, trained as far as is asked for.
+
+    Two are compared from the first step on: most keys tell in the first.
+    """
+
+    def __init__(self, training: Pretraining):
+        self.training, self.digests = training, []
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, step: int) -> str:
+        if step >= len(self):
+            raise IndexError(step)
+        while len(self.digests) <= step:
+            self.training.train_step(self.training.batches[len(self.digests)])
+            self.digests.append(digest(self.training.method.networks.state_dict().values()))
+        return self.digests[step]
+
+    def __eq__(self, other: object) -> bool:
+        return all(map(eq, self, other))
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_store, tmp_path_factory):
-    """A function of changes: the digest of both networks after the warm-up's five steps and two more."""
+    """A function of changes: what was trained."""
 
-    def train(recipe: dict) -> str:
+    def train(recipe: dict) -> Trained:
         folder = tmp_path_factory.mktemp("run")
         run = Run(recipe, seed=0, revision=1, store=tiny_store, folder=folder, compute=on_cpu(), checkpoint_minutes=60)
-        training = Pretraining(run)
-        for step in range(7):
-            training.train_step(training.batches[step])
-        return digest(training.method.networks.state_dict().values())
+        return Trained(Pretraining(run))
 
     return remembering(train)
 

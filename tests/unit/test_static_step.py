@@ -18,11 +18,12 @@ from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError, UserError
 from selfsup.methods import Output, Step
+from selfsup.models.backbone import LAYERS
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
 from selfsup.training.segment import train_segment
-from tiny import TINY, with_method
+from tiny import SHALLOW, TINY, with_method
 
 EQUIMOD = {
     "model": {"width": 4},
@@ -106,9 +107,13 @@ def test_over_two_ranks_too(run, precision):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Count the graphs that a function is compiled to, without a compiler for the processor."""
+    """Count the graphs that a function is compiled to, without a compiler for the processor.
+
+    Of ResNets as deep as they need be, since it takes seconds to trace one; benchmarks/launches.py traces whole ones.
+    """
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(static_step, "BACKEND", counter)
+    monkeypatch.setitem(LAYERS, "resnet18", SHALLOW)
     torch._dynamo.reset()
     yield counter
     torch._dynamo.reset()
@@ -138,22 +143,23 @@ def test_views_and_loss_are_one_graph_without_a_break(run, graphs, recipe, overr
 
 
 def test_micro_batches_are_one_graph_too(run, graphs):
-    """By the first loss: batch norms of four images make of the last digits' rounding thousandths in three steps."""
+    """By the first loss, to 1e-4: a compiler rounds views otherwise, and batch norms of four images make much of it."""
     overrides = {**with_method("barlow_twins"), "micro_batches": 2}
     compiled, plain = (Pretraining(run(overrides, one_graph=one_graph)) for one_graph in (True, False))
     found, wanted = (float(one.train_step(one.batches[0])) for one in (compiled, plain))
-    assert graphs.frame_count == 1 and found == pytest.approx(wanted, rel=1e-5)
+    assert graphs.frame_count == 1 and found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_one_graph_counts_batches_as_an_eager_step_does(run, graphs):
+    """With a compiled update there are two graphs: views with loss, and the update, of whatever rate."""
     counts = []
     for one_graph in (True, False):
-        training = Pretraining(run(one_graph=one_graph))
+        training = Pretraining(run(one_graph=one_graph, compiled_update=one_graph))
         for step in range(3):
             training.train_step(training.batches[step])
         state = training.method.networks.state_dict()
         counts.append({name: int(value) for name, value in state.items() if name.endswith("num_batches_tracked")})
-    assert counts[0] == counts[1] and set(counts[0].values()) == {3} and graphs.frame_count == 1
+    assert counts[0] == counts[1] and set(counts[0].values()) == {3} and graphs.frame_count == 2
 
 
 @pytest.mark.long
@@ -306,9 +312,16 @@ def test_one_graph_does_not_go_with_recompute(run):
         Pretraining(run(one_graph=True, recompute=True))
 
 
+@pytest.fixture
+def update_alone(graphs, monkeypatch):
+    """Count the graphs of an update alone: views and loss are as they would be compiled, but are not."""
+    monkeypatch.setattr(static_step, "compiled", lambda function, *_: function)
+    return graphs
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("optimizer", [{}, {"clip_trust": True, "lr_in_momentum": False}])
-def test_a_compiled_update_is_one_graph_and_has_the_bits_of_an_eager_one(run, graphs, precision, optimizer):
+def test_a_compiled_update_is_one_graph_and_has_the_bits_of_an_eager_one(run, update_alone, precision, optimizer):
     """Weights, averages and momenta of four steps, each of another rate; in fp16 the first one's gradients overflow."""
     found, overrides = [], {**TINY, "optimizer": {**TINY["optimizer"], **optimizer}}
     for compiled_update in (True, False):
@@ -321,13 +334,13 @@ def test_a_compiled_update_is_one_graph_and_has_the_bits_of_an_eager_one(run, gr
         lr = training.optimizer.state_dict()["param_groups"][0]["lr"]
         assert isinstance(lr, float) and lr == training.learning_rate(3) > 0  # in a checkpoint as it always was
         if compiled_update:
-            assert graphs.frame_count == 2  # views with loss, and the update, of whatever rate
+            assert update_alone.frame_count == 1  # of whatever rate
     (weights, momenta, skipped), (wanted, eager_momenta, eager_skipped) = found
     assert weights.equal(wanted) and momenta.equal(eager_momenta) and skipped == eager_skipped
     assert (skipped > 0) == (precision == "fp16") and skipped < 4 and momenta.any()
 
 
-def test_a_compiled_update_continues_to_the_bit(tiny_store, tmp_path, graphs):
+def test_a_compiled_update_continues_to_the_bit(tiny_store, tmp_path, update_alone):
     """After a checkpoint, and as an eager update from it."""
     states = []
     for name, ends, last in (("whole", (4,), True), ("parts", (1, 4), True), ("eager", (1, 4), False)):
