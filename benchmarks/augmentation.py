@@ -7,12 +7,14 @@
    torchvision's ImageFolder in a DataLoader, both with --workers processes. --images: train/<class>/*; without it JPEGs
    of ImageNet's mean size are made.
 3. Pixels: whole views made with the same drawn parameters, beside Pillow's pipeline, which the paper's authors used.
+4. What `compute.static_views` costs on a processor: views as one sequence of operators beside those of subsets.
 
-1 and 2 run in turn with torchvision's and print the ratio of the median speeds.
+1 and 2 run in turn with torchvision's and print the ratio of the median speeds, 4 that of the processor time.
 """
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import measuring
@@ -26,6 +28,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
 from selfsup.augment import augment_batch, draw
+from selfsup.augment.static_views import StaticViews, packed
 from selfsup.data.loader import Batches, ViewMaker
 from selfsup.recipe import load_recipe
 
@@ -46,6 +49,7 @@ def main() -> None:
             make_tree(tree, list(jpegs(None, 64)), {"train": 64})
         large_views(report, tree, Path(folder) / "store", options)
         pixels(report)
+        static_views(report, options.rounds)
 
 
 def small_views(report: measuring.Report, rounds: int) -> None:
@@ -118,6 +122,27 @@ def pixels(report: measuring.Report) -> None:
             mean, most = float(difference.mean()), float(difference.max())
             figures = {row: {"mean": mean, "99 %": float(high), "max": most}}
             report.say(f"  {row:44} {mean:8.4f} {high:7.2f} {most:7.1f}", **figures)
+
+
+def static_views(report: measuring.Report, rounds: int) -> None:
+    """Measure views of one sequence of operators, on one thread."""
+    torch.set_num_threads(1)
+    for name in ("digits", "cifar10", "cifar10_authors"):
+        recipe, indices = load_recipe(name), np.arange(SMALL_BATCH)
+        size = recipe["augment"]["size"]
+        images = noise(SMALL_BATCH, size, size)
+        drawn = draw(recipe, seed=0, epoch=0, indices=indices, sizes=np.tile([size, size], (SMALL_BATCH, 1)))
+        of_images = StaticViews(recipe, drawn.policies, images.device).of_images
+        ways = {
+            "subsets": partial(augment_batch, recipe, images, drawn),
+            "static": partial(of_images, images, torch.from_numpy(packed(drawn, indices))),
+        }
+        taken = measuring.in_turn(ways, rounds)
+        times = measuring.processor_ratio(taken["static"], taken["subsets"])
+        report.say(
+            f"static views, {name}: {times:.2f} times the processor time of subsets",
+            **{f"static views, {name}": {"processor_ratio": times}},
+        )
 
 
 def by_pillow(recipe: dict, images: torch.Tensor, drawn):

@@ -122,8 +122,6 @@ def check_saving(rows: Sequence[Mapping[str, str]], interval_s: float, batch: in
 def check_writers(writings: Sequence[Writing], rows: Sequence[Mapping[str, str]]) -> int:
     """Once another process has written a run, a former one never does again. Returns how many wrote.
 
-    Only a row of an attempt that is refused is appended to the ledger while another process has the run.
-
     A process opens the ledger before it writes anything else: as many have written it as it has rows of attempts that
     were not refused.
     """
@@ -131,7 +129,7 @@ def check_writers(writings: Sequence[Writing], rows: Sequence[Mapping[str, str]]
     for one in writings:
         if one.path.name.startswith(LOCK_FILE):  # on a full disk a job ends after it has set a dead one's lock aside
             continue
-        if one.appends and one.path.name == LEDGER:
+        if one.appends and one.path.name == LEDGER:  # the row of an attempt that is refused, while another has the run
             continue
         if not order or order[-1] != one.pid:
             order.append(one.pid)

@@ -18,7 +18,7 @@ from pathlib import Path
 from selfsup.job.local_ranks import reserved_port
 from workflows import wait_until
 
-FILESYSTEMS = Path("/proc/filesystems")
+FILESYSTEMS, FUSE_DEVICE = Path("/proc/filesystems"), Path("/dev/fuse")
 CACHED_S = 3
 SERVER = """
 NFS_CORE_PARAM {{ NFS_Port = {port}; Protocols = 4; Bind_addr = 127.0.0.1; Enable_RQUOTA = false; Enable_NLM = false; }}
@@ -36,20 +36,19 @@ def lacking_for_nfs() -> str:
     """Return what is missing on this machine for an export of its own that is mounted twice; "" for nothing."""
     if os.environ.get("SELFSUP_SHARED"):
         return ""
-    if os.geteuid() == 0 and shutil.which("modprobe"):
-        subprocess.run(["modprobe", "nfs"], capture_output=True, check=False)  # as mount would
     programs = {"mount.nfs": "nfs-common", "ganesha.nfsd": "nfs-ganesha and nfs-ganesha-vfs"}
     return _lacking("nfs", "this kernel has no NFS client", programs)
 
 
 def lacking_for_fuse() -> str:
     """Return what is missing on this machine for a FUSE file system that is mounted twice; "" for nothing."""
-    return _lacking("fuse", "this kernel has no FUSE", {"bindfs": "bindfs"})
+    lacking = _lacking("fuse", "this kernel has no FUSE", {"bindfs": "bindfs"})
+    return lacking or ("" if FUSE_DEVICE.exists() else f"there is no {FUSE_DEVICE}")
 
 
 def _lacking(filesystem: str, without: str, programs: dict[str, str]) -> str:
     lacks = [] if os.geteuid() == 0 else ["this user is not root"]
-    if filesystem not in FILESYSTEMS.read_text().split():
+    if not FILESYSTEMS.exists() or filesystem not in FILESYSTEMS.read_text().split():
         lacks.append(f"{without}: {FILESYSTEMS} lists no {filesystem}")
     lacks += [f"{one} is not there (Debian: {package})" for one, package in programs.items() if not shutil.which(one)]
     return "; ".join(lacks)
@@ -89,8 +88,13 @@ def _mounted(folder: Path, command: Callable[[Path], list]) -> Iterator[Mounts]:
         for where in both:
             where.mkdir()
             subprocess.run(command(where), check=True)
-            mounted.callback(subprocess.run, ["umount", where], check=True)
+            mounted.callback(_unmount, where)
         yield both
+
+
+def _unmount(where: Path) -> None:
+    """Unmount what may be busy for a moment."""
+    wait_until(lambda: subprocess.run(["umount", where], check=False).returncode == 0, f"the end of {where}", 60)
 
 
 @contextlib.contextmanager
@@ -100,7 +104,15 @@ def _served(folder: Path, port: int) -> Iterator[None]:
     command = ["ganesha.nfsd", "-F", "-f", settings, "-L", log, "-p", folder / "ganesha.pid"]
     with subprocess.Popen(command) as server:
         try:
-            wait_until(lambda: log.exists() and "NFS SERVER INITIALIZED" in log.read_text(), "the NFS server", 60)
+            wait_until(
+                lambda: server.poll() is not None or "NFS SERVER INITIALIZED" in _text(log), "the NFS server", 60
+            )
+            if server.poll() is not None:
+                raise OSError(f"ganesha.nfsd ended with {server.returncode}: {_text(log)[-500:]}")
             yield
         finally:
             server.terminate()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

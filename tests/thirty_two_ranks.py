@@ -174,13 +174,15 @@ def chain(cluster: Cluster) -> Path:
         job = cluster.start(run, until)
         try:
             seconds = job.wait_for_steps(1)
-            held = [megabytes(process.pid) for process in job.processes]
+            cold = cluster.python == sys.executable  # else the processes are not the ranks
+            held = [megabytes(process.pid) for process in job.processes] if cold else []
         finally:
             job.succeed()
         print(f"{cluster.size} ranks to epoch {until}: first step {seconds:.0f} s after their start", flush=True)
-        shared, own = (statistics.mean(values) for values in zip(*held, strict=True))
-        whole = shared * cluster.size / 1e3
-        print(f"  memory: {shared:.0f} MB a rank, {own:.0f} MB of it its own, {whole:.1f} GB in all", flush=True)
+        if held:
+            shared, own = (statistics.mean(values) for values in zip(*held, strict=True))
+            whole = shared * cluster.size / 1e3
+            print(f"  memory: {shared:.0f} MB a rank, {own:.0f} MB of it its own, {whole:.1f} GB in all", flush=True)
         shutil.copytree(run, cluster.folder / f"to_{until}")
     check_ledger(run, ["reached its goal"] * 2, [cluster.size] * 2)
     return run

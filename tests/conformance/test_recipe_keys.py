@@ -271,7 +271,7 @@ def digest(tensors) -> str:
 class Trained(Sequence):
     """The digests of both networks after each of the warm-up's five steps and two more, trained as far as is asked for.
 
-    Two are compared from the first step on: most keys tell in the first.
+    Two that are compared are trained step by step until they differ; equal ones have been equal after all seven steps.
     """
 
     def __init__(self, training: Pretraining):

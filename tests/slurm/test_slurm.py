@@ -102,7 +102,7 @@ def test_a_job_that_reaches_its_time_limit_is_continued_by_a_retry(slurm, undist
     """A real limit of four minutes. Slurm signals two to three minutes ahead of it; until then a rank is frozen."""
     slurm.digits["compute"]["pretrain"]["hours"] = 0.06
     process = slurm.start("--retries", "9", "--", f"{RUN}/encoder.safetensors")  # a busy machine needs several
-    slurm.wait_for_step(5)
+    slurm.wait_for_step(1)
     with contextlib.suppress(IndexError, FileNotFoundError, ProcessLookupError):  # it has been signalled, and is gone
         frozen = slurm.cluster.processes("SLURM_PROCID=3", "pretrain.py")[0]
         os.kill(frozen, signal.SIGSTOP)

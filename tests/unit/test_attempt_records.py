@@ -196,3 +196,10 @@ def test_a_suspension_is_no_hang(monkeypatch, suspended, waits, ends):
 def test_progress_keeps_the_watchdog_quiet(monkeypatch):
     clock, dog = Clock(monkeypatch), watchdog_module.Watchdog(4.0)
     assert clock.watch(dog, 40, lambda: dog.beat("a step")) == []
+
+
+def test_work_without_steps_has_a_row_without_steps(tmp_path):
+    with make_attempt(tmp_path) as attempt:
+        attempt.step_saved(1)
+    (row,) = rows(tmp_path)
+    assert [row[key] for key in ("start_step", "end_step", "saved_step", "steps_lost")] == ["", "", "", ""]

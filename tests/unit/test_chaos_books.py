@@ -83,11 +83,13 @@ def test_the_pace_is_that_of_the_quickest_steps(tmp_path):
 
 
 ENDED = [{"how_it_ended": "killed"}, {"how_it_ended": "refused: in use"}, {"how_it_ended": "reached its goal"}]
-# Opens the ledger anew, then adds a line to the history for each line that it is sent.
+# Opens the ledger anew, then adds a line to the history for each line that it is sent. The record is kept of processes
+# that have "selfsup" on their command line.
 WRITER = """
 import os, sys
-with open("new", "w") as file: file.write("selfsup")
-os.rename("new", "ledger.csv")
+new = f"selfsup{os.getpid()}"
+open(new, "w").close()
+os.rename(new, "ledger.csv")
 for line in sys.stdin:
     with open("history.csv", "a") as file: file.write(line)
     print("added", flush=True)

@@ -89,6 +89,8 @@ def read(folder: Path, epochs: int, readers: int) -> tuple[list[list[float]], li
     processes = [context.Process(target=_reader, args=(other, folder, epochs)) for other in others]
     for process in processes:
         process.start()
+    for other in others:
+        other.close()  # so that a reader that has died is an error here
     grown = [pipe.recv() for pipe in pipes]
     pages = []
     for pipe in pipes:

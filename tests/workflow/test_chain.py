@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -110,3 +111,9 @@ def test_one_segment_or_three_give_the_same_encoder(finished_run, workflow):
     workflow.run("results/digits/seed0/encoder.safetensors")
     encoders = [run.path("results/digits/seed0/encoder.safetensors").read_bytes() for run in (workflow, finished_run())]
     assert encoders[0] == encoders[1]
+
+
+def test_one_process_has_all_tests_of_this_group(request):
+    """pytest-xdist tells so by the test's name; where it does not, each process makes what one is to make for all."""
+    if "PYTEST_XDIST_WORKER" in os.environ and request.config.getoption("loadgroup"):
+        assert request.node.nodeid.endswith("@chain")

@@ -135,13 +135,13 @@ def owner(run: Workflow) -> int:
 
 def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(workflow, by_hand):
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
-    run = quick(workflow, epochs=4)
-    run.digits["segment_epochs"] = 2
+    run = quick(workflow, epochs=8)
+    run.digits["segment_epochs"] = 4
     run.signalled = True
-    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0004.json")
+    process = run.start("--retries", "500", f"{RUN}/pretrain/epoch_0008.json")
     wait_until(run.path("logs/prepare_dataset").exists, "a plan that is made, and busy with another rule")
     process.send_signal(signal.SIGSTOP)  # whatever the load, the first job takes the lock before it goes on
-    first = by_hand(run.digits["overrides"], until=2)
+    first = by_hand(run.digits["overrides"], until=4)
     os.kill(trainer := owner(run), signal.SIGSTOP)  # and keeps it until another was refused
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: any("is in use by" in ending for ending in endings(run)), "a refusal")
@@ -156,8 +156,8 @@ def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(work
     # The first job did all steps of the segment; Snakemake's own attempt found it finished.
     rows = [row for row in read_ledger(run.path(f"{RUN}/pretrain/ledger.csv")) if row["start_step"]]
     assert [(row["goal"], row["steps_done"]) for row in rows] == [
-        ("epoch 2", "10"),
-        ("epoch 4", "10"),
+        ("epoch 4", "20"),
+        ("epoch 8", "20"),
     ]
 
 

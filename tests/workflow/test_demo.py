@@ -9,8 +9,8 @@ import pytest
 from selfsup.settings.yaml_reader import read_yaml
 from workflows import Workflow
 
-# One process runs the demo, and has enough of its tests that none of another file, which might take minutes, waits
-# behind what takes longest of all.
+# In one process. With several tests in the group nothing else is queued behind the first, which takes longest of all:
+# xdist always gives a process one test more than it runs.
 pytestmark = [pytest.mark.cold, pytest.mark.long, pytest.mark.xdist_group("demo")]
 
 
@@ -23,6 +23,7 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Demo:
+    """The demo, run once for all tests here."""
     repository = Path(__file__).parents[2]
     workflow = Workflow(tmp_path_factory.mktemp("demo"), repository)
     workflow.config = read_yaml(repository / "config.yaml")

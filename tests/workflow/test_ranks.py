@@ -140,7 +140,7 @@ def test_a_collective_that_hangs_ends_the_job_with_the_stacks_of_all_ranks(two_r
 def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
     """SIGKILL of the launcher alone: its ranks would go on unseen, and block the next attempt.
 
-    Started as users do, for a fork has another parent.
+    Started as users do: a fork is told its parent by what forked it, not by the system.
     """
     process = two_ranks("slow", "--checkpoint-minutes", "60", python=sys.executable)
     for line in process.stdout:

@@ -109,9 +109,12 @@ def trainer(folder: Path) -> int:
     return json.loads((folder / "lock.json").read_text())["pid"]
 
 
-def test_a_shower_of_signals_while_it_leaves_changes_nothing(forked, tmp_path):
-    """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving."""
-    process = start(forked)
+def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
+    """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving.
+
+    Cold: the interpreter gives signals back their default actions when it ends, and a fork leaves without that.
+    """
+    process = start(command)
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
     pid = trainer(tmp_path / "run")
     with contextlib.suppress(ProcessLookupError):
@@ -172,9 +175,9 @@ def test_a_closed_terminal_saves_everything_though_nothing_can_be_printed_any_mo
     assert len(list((tmp_path / "run" / "partial").glob("step_*.pt"))) == 1
 
 
-def test_nohup_is_respected(forked, tmp_path):
+def test_nohup_is_respected(command, tmp_path):
     """Who has SIGHUP ignored wants the run to go on when the terminal is closed."""
-    process = start(["nohup", *forked])
+    process = start(["nohup", *command])
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
     process.send_signal(signal.SIGHUP)
     steps = len(logged_steps(tmp_path / "run"))

@@ -7,7 +7,7 @@ from snakemake.utils import update_config
 
 from selfsup import commands, jobs, parts
 from selfsup.config import check_config, from_command_line
-from selfsup.grids import asked_for, without_grids
+from selfsup.grids import as_a_person_wrote, without_grids
 from selfsup.job.executor import keep_jobs_without_news
 from selfsup.layout import CONFIG_AS_RUN, LINEAR, RESULTS, AuditPaths, RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import canonical, pretraining_part
@@ -19,7 +19,7 @@ def checked_config():
     if not IS_MODULE:
         update_config(config, from_command_line(workflow.config_settings.config))
     as_run = CONFIG_AS_RUN.resolve() in (Path(path).resolve() for path in workflow.configfiles)
-    config.update(without_grids(config) if as_run else asked_for(config))
+    config.update(without_grids(config) if as_run else as_a_person_wrote(config))
     return check_config(config)
 
 

@@ -18,10 +18,10 @@ EXAMPLE = "for example {optimizer.peak_lr: [0.1, 0.2]}"
 
 def read_config_file(path: Path) -> Any:
     """Return the content of a config.yaml without grids. Raises UserError."""
-    return asked_for(read_yaml(path))
+    return as_a_person_wrote(read_yaml(path))
 
 
-def asked_for(raw: Any) -> Any:
+def as_a_person_wrote(raw: Any) -> Any:
     """Return a configuration that a person has written, without grids. Raises UserError for too many experiments.
 
     What was run in the course of time may be more, and is still shown: that is read by `without_grids` alone.
