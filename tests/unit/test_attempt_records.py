@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from selfsup.errors import UserError
 from selfsup.job import attempt as attempt_module
 from selfsup.job import watchdog as watchdog_module
 from selfsup.job.attempt import Attempt
 from selfsup.job.ledger import Ledger, read_ledger
 from selfsup.job.local_ranks import LAUNCHER
 from selfsup.job.lock import Lock, living_holder, this_process
+from selfsup.job.place import Place
 from selfsup.job.stopping import LOOK_EVERY_S, StopRequest
 from selfsup.signals import take_stop_signals
 
@@ -203,3 +205,20 @@ def test_work_without_steps_has_a_row_without_steps(tmp_path):
         attempt.step_saved(1)
     (row,) = rows(tmp_path)
     assert [row[key] for key in ("start_step", "end_step", "saved_step", "steps_lost")] == ["", "", "", ""]
+
+
+@pytest.mark.parametrize(("rank", "asked_to_stop"), [(0, False), (1, False), (1, True)])
+def test_ranks_that_are_refused_leave_after_rank_0(tmp_path, monkeypatch, rank, asked_to_stop):
+    """srun ends all ranks as soon as one has failed: one that is quicker than rank 0 would take its row along."""
+    slept = []
+    monkeypatch.setattr(attempt_module.time, "sleep", slept.append)
+    monkeypatch.setattr(attempt_module.time, "monotonic", lambda: float(sum(slept)))
+    (tmp_path / "STOP").touch()
+    stop = StopRequest(None)
+    if asked_to_stop:
+        stop.request("SIGTERM")
+    told = {"stage": "pretraining", "goal": "epoch 4", "fingerprint": "f", "place": Place(rank, 2), "stop": stop}
+    with pytest.raises(UserError, match="stays stopped"), Attempt(tmp_path, **told):
+        pass
+    assert sum(slept) == pytest.approx(0 if rank == 0 or asked_to_stop else attempt_module.RANK_0_S, abs=0.06)
+    assert [row["how_it_ended"].startswith("refused: ") for row in rows(tmp_path)] == [True] * (rank == 0)

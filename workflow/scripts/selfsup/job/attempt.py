@@ -29,6 +29,7 @@ from selfsup.layout import JobFolder
 
 logger = logging.getLogger(__name__)
 
+RANK_0_S = 10.0  # that the others wait for a refusal to be noted: rank 0 may have started later, on a busier node
 HANG_S = 600.0  # between two steps at most: long enough to compile, or to write a large checkpoint to a slow disk
 
 
@@ -75,6 +76,8 @@ class Attempt:
         except UserError as error:
             if self.place.is_main:
                 note_refused(self.folder, self._row, f"refused: {_first_line(error)}")
+            else:
+                self._let_rank_0_write()
             raise
         if self.place.is_main:
             for leftover in self.folder.glob("*.tmp"):  # of a process that was killed while writing
@@ -88,6 +91,12 @@ class Attempt:
         if self.place.size > 1 and not self._given_stop:
             self._listener = Listener(self.stop, self._leave, is_main=self.place.is_main)
         return self
+
+    def _let_rank_0_write(self) -> None:
+        """Wait until rank 0 has noted the refusal, or is to end: the first rank that leaves ends all others."""
+        end = time.monotonic() + RANK_0_S
+        while time.monotonic() < end and not self.stop.reason:
+            time.sleep(0.05)
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         self.stop_listening()
