@@ -59,7 +59,7 @@ def test_an_audit_of_another_run_or_revision_is_named_as_such(cited, key):
 
 def test_an_audit_of_another_checkpoint_is_named_as_such(cited):
     assert cited(checkpoint_sha256="e" * 64) == [f"{OTHERS}(checkpoint {'e' * 16}, here {'c' * 16})"]
-    assert cited(segment={"number": 2, "epochs": [10, 21]})[0].endswith(f"(checkpoint {'c' * 16}, here none)")
+    assert cited(segment={"number": 2, "epochs": [10, 21]})[0].endswith(f"(checkpoint {'c' * 16}, here not recorded)")
 
 
 def test_a_failed_audit_is_told(cited):
