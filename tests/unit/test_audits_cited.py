@@ -67,10 +67,22 @@ def test_a_failed_audit_is_told(cited):
     assert line == "segment 2, epochs 10 to 20: failed, other bits in weights, audited 2026-01-02T03:04:05+00:00"
 
 
-@pytest.mark.parametrize("others", [{"segment": None}, {"sha256": {"weights": None}}, {"run": {"seed": 3}}])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"segment": None},
+        {"sha256": {"weights": None}},
+        {"run": {"seed": 3}},
+        {"differing": None},
+        {"checkpoint_sha256": None},
+    ],
+)
 def test_what_is_no_verdict_is_called_so(cited, others):
     assert cited(**others) == [f"{AuditPaths.of('mine', 'seed3', 20).verdict.absolute()} is no verdict on a segment"]
 
 
-def test_without_an_audit_nothing_is_cited(tmp_path):
+def test_without_an_audit_nothing_is_cited_and_no_record_is_read(tmp_path):
+    pretrain = RunPaths(tmp_path, "mine", 3).pretrain
+    pretrain.folder.mkdir(parents=True)
+    (pretrain.folder / "segments.json").write_text("damaged")
     assert audits_in_words(tmp_path, "mine", 3, CARD) == []

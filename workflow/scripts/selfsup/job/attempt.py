@@ -93,7 +93,7 @@ class Attempt:
         return self
 
     def _let_rank_0_write(self) -> None:
-        """Wait until rank 0 has noted the refusal, or is to end: the first rank that leaves ends all others."""
+        """Give rank 0 time to note the refusal, less if asked to stop: the first rank that leaves ends all others."""
         end = time.monotonic() + RANK_0_S
         while time.monotonic() < end and not self.stop.reason:
             time.sleep(0.05)
