@@ -1,6 +1,6 @@
 """A pretraining on as many ranks as the paper had, 8 nodes with 4 each: all of them processes of this machine.
 
-    make ranks                                                      ten minutes on two cores, 12 GB of memory
+    make ranks                                                      17 minutes on two cores, 12 GB of memory
     python tests/thirty_two_ranks.py --nodes 4 --seed 7 --folder /tmp/ranks
 
 A network of a few thousand weights, and real processes that talk over gloo, started as torchrun starts them on so many
