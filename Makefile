@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Idle threads sleep soon, so that tests stay fast beside other work: workflow/scripts/selfsup/__init__.py.
 export GOMP_SPINCOUNT ?= 1000
+# Compiled modules are kept: each short script would compile the package anew, which is half of what some take.
+unexport PYTHONDONTWRITEBYTECODE
 # Eight processes at most: each, with what its tests start, takes up to 4 GB. Tests of an xdist_group go to one process.
 # The cases on Slurm go one by one: they wait most of their time, and its daemons want their own in time.
 ALL_CORES := -n auto --maxprocesses 8
@@ -73,7 +75,7 @@ chaos-slurm: env  ## the same, 100 times, on a real two-node Slurm with four ran
 	$(BIN)/python tests/slurm/chaos_slurm.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: ranks
-ranks: env  ## train on 32 ranks, 8 nodes x 4, on this machine: chain, kill, other numbers of ranks, collectives; 12 GB, ten minutes
+ranks: env  ## train on 32 ranks, 8 nodes x 4, on this machine: chain, kill, other numbers of ranks, collectives; 12 GB, 17 minutes
 	$(BIN)/python tests/thirty_two_ranks.py --folder $$(mktemp -d)/ranks $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES))
 
 bench: env .venv/bench  ## run the benchmarks, with text and JSON: make bench BENCH="training_step --quick" for a part
