@@ -13,11 +13,12 @@ import torch
 
 from selfsup.data.store import PackedStore
 from selfsup.job.place import TORCHRUN
+from selfsup.models.backbone import LAYERS
 from selfsup.recipe import load_recipe
 from selfsup.settings import extensions
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.signals import STOP_SIGNALS
-from tiny import TINY, write_tiny_store
+from tiny import SHALLOW, TINY, write_tiny_store
 from warm.executable import PROGRAMS, can_fork, python_in
 
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
@@ -65,6 +66,17 @@ def tiny_store(tmp_path_factory) -> PackedStore:
     folder = tmp_path_factory.mktemp("store")
     write_tiny_store(folder)
     return PackedStore(folder)
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """In a file that uses it, a resnet18 has one block a stage: half of the time, where depth is no part of a claim.
+
+    On ranks of many_ranks.py as well, and in no script.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYERS, "resnet18", SHALLOW)
+        yield
 
 
 @pytest.fixture(scope="session")

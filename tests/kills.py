@@ -15,6 +15,7 @@ from runs import on_cpu, train
 from selfsup.data.store import PackedStore
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.layout import boundary_name
+from selfsup.models.backbone import LAYERS
 from selfsup.recipe import Recipe, canonical, load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
@@ -70,7 +71,7 @@ def trained(
 def kill_in_process(overrides: Mapping, store: PackedStore, folder: Path, step: int) -> None:
     """Train the digits recipe in a process that SIGKILL ends before the first step from this one on by when there is a
     rolling checkpoint. It is forked, which costs a tenth of a process of `trained`."""
-    process = forking().Process(target=_mortal, args=(overrides, store, folder, step))
+    process = forking().Process(target=_mortal, args=(dict(LAYERS), overrides, store, folder, step))
     process.start()
     process.join(600)
     process.kill()  # one that has ended keeps how
@@ -78,8 +79,9 @@ def kill_in_process(overrides: Mapping, store: PackedStore, folder: Path, step: 
     assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}"
 
 
-def _mortal(overrides: Mapping, store: PackedStore, folder: Path, last: int) -> None:
+def _mortal(layers: Mapping, overrides: Mapping, store: PackedStore, folder: Path, last: int) -> None:
     torch.set_num_threads(1)
+    LAYERS.update(layers)
     honest = Pretraining.train_step
 
     def train_step(self, batch):

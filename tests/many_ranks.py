@@ -1,10 +1,14 @@
 """A function on several ranks of this machine, processes of their own.
 
-They are forked from one that has imported torch and has computed nothing: importing takes longer than most tests.
+They are forked from one that has imported what they need and has computed nothing: importing takes longer than most
+tests.
 """
 
 import contextlib
+import os
 import queue
+import sys
+from multiprocessing import forkserver
 
 import torch
 from torch import multiprocessing
@@ -12,6 +16,9 @@ from torch import multiprocessing
 from selfsup.engine.distributed import Ranks
 from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import Place
+from selfsup.models.backbone import LAYERS
+
+PATH = "PYTHONPATH"
 
 
 def on_ranks(function, size: int, *arguments):
@@ -23,13 +30,26 @@ def on_ranks(function, size: int, *arguments):
 def forking():
     """The context of multiprocessing whose processes are forked from that one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "pandas"])
+    context.set_forkserver_preload(["torchvision", "pandas", "runs"])
+    # It is told where modules are by the environment alone.
+    before = os.environ.get(PATH)
+    os.environ[PATH] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        _set_back(before)
     return context
+
+
+def _set_back(before: str | None) -> None:
+    os.environ.pop(PATH)
+    if before is not None:
+        os.environ[PATH] = before
 
 
 def _gathered(function, size: int, port: int, arguments: tuple) -> list:
     results = forking().Queue()
-    told = (size, port, function, arguments, results)
+    told = (size, port, dict(LAYERS), function, arguments, results)
     processes = multiprocessing.start_processes(_on_rank, told, size, join=False, start_method="forkserver")
     gathered = {}
     while len(gathered) < size:
@@ -41,8 +61,9 @@ def _gathered(function, size: int, port: int, arguments: tuple) -> list:
     return [gathered[rank] for rank in range(size)]
 
 
-def _on_rank(rank, size, port, function, arguments, results):
+def _on_rank(rank, size, port, layers, function, arguments, results):
     torch.set_num_threads(1)
+    LAYERS.update(layers)  # networks are as deep as where the test is
     ranks = Ranks(Place(rank, size, rank, "127.0.0.1", port))
     results.put((rank, function(ranks, *arguments)))
     ranks.close()

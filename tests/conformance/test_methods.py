@@ -23,6 +23,8 @@ from selfsup.settings.registries import METHODS
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import BLOCKS, TINY, with_method
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 STEPS = 7  # the warm-up's five, in the first of which the rate is 0, and two more
 
 
@@ -40,7 +42,7 @@ def _weights_of_all(ranks: Ranks, store, folder) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     """float64, to 1e-9 relative, equal to the bit between the ranks."""
     wanted = _weights_of_all(Ranks(), tiny_store, tmp_path)

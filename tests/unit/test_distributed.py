@@ -26,6 +26,8 @@ from selfsup.recipe import load_recipe
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 SLURM = {
     "SLURM_PROCID": "5",
     "SLURM_NTASKS": "8",
@@ -302,7 +304,7 @@ def test_one_steps_gradient_is_that_of_the_global_batch(tiny_store, tmp_path, si
         assert (whole - others).norm() <= 1e-5 * whole.norm()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_many_ranks_train_as_one_does(tiny_store, tmp_path, size):
     """float64, 20 steps, four epochs: weights to 1e-9 relative, equal to the bit between the ranks."""
     _, _, weights = _train_steps(Ranks(), tiny_store, tmp_path, torch.float64, 20)
@@ -354,7 +356,9 @@ def _in_every_way(ranks: Ranks, store, folder, ways: int, times: int) -> dict[st
     return weights
 
 
-@pytest.mark.parametrize(("size", "ways", "times"), [(1, 4, 5), (2, 4, 5), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("size", "ways", "times"), [(1, 4, 5), (2, 4, 5), pytest.param(4, 2, 2, marks=pytest.mark.long)]
+)
 def test_segments_stops_and_kills_change_no_bit(tiny_store, tmp_path, size, ways, times):
     """Weights, buffers and momenta of 14 steps: in 1, 3, 2 and 7 segments, stopped five times, killed five times.
 

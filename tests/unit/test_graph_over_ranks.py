@@ -72,14 +72,12 @@ def apart(found: list[float], wanted: list[float]) -> float:
     ("recipe", "overrides"),
     [
         ("digits", {**TINY, "micro_batches": 2}),
-        pytest.param("simclr_digits", SIMCLR, marks=pytest.mark.long),
-        *(
-            pytest.param("digits", with_method(name), marks=pytest.mark.long)
-            for name in ("barlow_twins", "vicreg", "moco_v3")
-        ),
-        pytest.param("equimod_digits", EQUIMOD, marks=pytest.mark.long),
+        ("simclr_digits", SIMCLR),
+        *(("digits", with_method(name)) for name in ("simsiam", "barlow_twins", "vicreg", "moco_v3")),
+        ("equimod_digits", EQUIMOD),
     ],
 )
+@pytest.mark.long
 def test_a_step_over_two_ranks_is_one_graph_that_computes_what_operators_do(tiny_store, tmp_path, recipe, overrides):
     """float64, three steps: gradients and weights to 1e-9, relative; without a break, and ranks equal to the bit."""
     found, wanted = both(tiny_store, tmp_path, overrides, recipe, True)

@@ -30,6 +30,8 @@ from selfsup.training.pretraining import Pretraining
 from selfsup.training.sinks import check_trackers
 from tiny import TINY, with_method
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 CHEAP = {"feature_spread", "alignment", "cosine", "projection_spread"}
 
 

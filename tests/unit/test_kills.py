@@ -7,6 +7,8 @@ from runs import equal_states
 from selfsup.recipe import load_recipe
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from selfsup.settings.typed import Settings
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 HEAD = {"hidden": 16, "out": 8, "bias_before_bn": False, "bias_last": True}
 
 

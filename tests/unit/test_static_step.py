@@ -25,6 +25,8 @@ from selfsup.training.pretraining import Pretraining, Run
 from selfsup.training.segment import train_segment
 from tiny import SHALLOW, TINY, with_method
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 EQUIMOD = {
     "model": {"width": 4},
     "global_batch": 8,
@@ -127,10 +129,10 @@ OFFICIAL = {key: value for key, value in TINY.items() if key not in ("epochs", "
     ("recipe", "overrides"),
     [
         ("cifar10", TINY),
-        ("cifar10", {**TINY, **RUNNING}),
-        ("cifar10_official", OFFICIAL),
+        pytest.param("cifar10", {**TINY, **RUNNING}, marks=pytest.mark.long),
+        pytest.param("cifar10_official", OFFICIAL, marks=pytest.mark.long),
         ("imagenet", {**TINY, "augment": {"size": 40}}),
-        ("imagenet_official", {**OFFICIAL, "augment": {"size": 40}}),
+        pytest.param("imagenet_official", {**OFFICIAL, "augment": {"size": 40}}, marks=pytest.mark.long),
     ],
 )
 def test_views_and_loss_are_one_graph_without_a_break(run, graphs, recipe, overrides):
@@ -217,8 +219,8 @@ EQUIMOD_SIMCLR = {
     ("recipe", "overrides"),
     [
         ("equimod_digits", EQUIMOD),
-        ("equimod_digits", {**EQUIMOD, "micro_batches": 2}),
-        ("equimod_simclr_cifar10", EQUIMOD_SIMCLR),
+        pytest.param("equimod_digits", {**EQUIMOD, "micro_batches": 2}, marks=pytest.mark.long),
+        pytest.param("equimod_simclr_cifar10", EQUIMOD_SIMCLR, marks=pytest.mark.long),
     ],
 )
 def test_equimod_is_one_graph_with_what_was_drawn_in_the_one_copy(run, graphs, recipe, overrides):

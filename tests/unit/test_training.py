@@ -34,6 +34,8 @@ from selfsup.training.history import History
 from selfsup.training.pretraining import Pretraining, Run
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 STEPS_PER_EPOCH = 5  # 43 images in batches of 8
 
 

@@ -17,6 +17,8 @@ from selfsup.settings.typed import Settings
 from selfsup.training.pretraining import Run
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 HEAD = {"hidden": 16, "out": 8, "bias_before_bn": False, "bias_last": True}
 PLAIN = {"resize": 11, "crop": 10, "interpolation": "bilinear"}
 IMAGES = 43  # of the tiny store
