@@ -67,14 +67,14 @@ def test_a_job_goes_where_the_site_wants_it():
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (LAPTOP, "srun -N1 -n1 --ntasks-per-node=1 -c2 -K1 python"),
+        (LAPTOP, "srun -N1 -n1 --ntasks-per-node=1 -c2 -K1 -W600 python"),
         (
             ONE_NODE,
-            "srun -N1 -n2 --ntasks-per-node=2 -c10 --gpus-per-task=1 -K1 python",
+            "srun -N1 -n2 --ntasks-per-node=2 -c10 --gpus-per-task=1 -K1 -W600 python",
         ),
         (
             EIGHT_NODES,
-            "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=1 -K1 python",
+            "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=1 -K1 -W600 python",
         ),
     ],
     ids=["laptop", "one node", "eight nodes"],
@@ -113,7 +113,7 @@ def test_memory_type_of_gpu_and_reservation_reach_sbatch_and_srun():
     flags = "-t 1200 --mem 320000 --nodes=8 --ntasks=32 --cpus-per-task=10 --ntasks-per-node=4"
     wanted = f"{flags} --gpus-per-node=a100:4 --signal=USR1@120 --reservation=lab"
     assert sbatch(jobs.resources(block, cluster)) == wanted
-    assert "-c10 --gpus-per-task=a100:1 -K1" in jobs.launcher(block, "python", in_slurm=True)
+    assert "-c10 --gpus-per-task=a100:1 -K1 -W600" in jobs.launcher(block, "python", in_slurm=True)
     assert "gpu" not in sbatch(jobs.resources({**LAPTOP, "memory_gb": 4}, cluster))
 
 

@@ -274,7 +274,7 @@ def test_a_plan_for_slurm_shows_what_sbatch_and_srun_will_be_asked_for(cluster):
     assert f"sbatch -A abc@v100 -t 600 {single}=40 {SITE}" in lines  # packs, on a node's cores
     assert f"sbatch -A abc@v100 -t 20 {single}=1 {SITE}" in lines  # exports
     (first,) = (line for line in commands(printed) if "--until-epoch 100 " in line)
-    srun = "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=a100:1 -K1"
+    srun = "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=a100:1 -K1 -W600"
     assert first.startswith(f"{srun} {sys.executable} ") and "--cpus 10 --time-limit 1200 2>&1 |" in first
 
 

@@ -35,6 +35,7 @@ SWITCHES = {
 
 SINGLE_GB = 8  # of memory for a job that packs, exports or imports
 SIGNAL_S = 120  # ahead of the time limit: time for the largest checkpoint
+LAST_RANKS_S = 600  # that srun waits for the other ranks when the first has ended: all leave together
 # Snakemake's names of sbatch's flags for those of config.yaml; null means that the flag is left out.
 SITE = {"account": "slurm_account", "partition": "slurm_partition", "constraint": "constraint", "qos": "qos"}
 
@@ -249,12 +250,13 @@ def launcher(block: Mapping[str, Any], python: str, *, in_slurm: bool) -> str:
     if not in_slurm:
         return python
     # The plugin's job step strips Slurm's variables, so srun needs the whole geometry again. -K1: a rank that fails
-    # ends the others.
+    # ends the others. -W: of ranks whose daemon on a node, slurmstepd, died alone, srun never hears; without a limit
+    # it waits for them to the end of the job's time, though all others have ended (seen with Slurm 22.05).
     return _joined(
         f"srun -N{block['nodes']} -n{tasks(block)} --ntasks-per-node={block['devices_per_node']}",
         f"-c{block['cpus_per_device']}",
         _gpus("--gpus-per-task", block, 1),
-        f"-K1 {python}",
+        f"-K1 -W{LAST_RANKS_S} {python}",
     )
 
 
