@@ -35,12 +35,12 @@ gpu_check.main()
 
 
 @pytest.fixture
-def gpu_script(repository, tmp_path):
+def gpu_script(repository, tmp_path, starter):
     """Calls the script with arguments; returns its status and what it printed. All calls have one folder for work."""
 
     def call(*arguments: str) -> tuple[int, str]:
         command = [repository / "benchmarks/gpu.sh", tmp_path / "out", "--work", tmp_path / "work", *arguments]
-        done = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+        done = subprocess.run(command, env={**os.environ, "PYTHON": starter}, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     return call

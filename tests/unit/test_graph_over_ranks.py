@@ -133,6 +133,7 @@ def _sequences(ranks: Ranks, store, folder) -> tuple[list[list[str]], int]:
     return sequences_of(training), graphs.frame_count
 
 
+@pytest.mark.long
 def test_steps_0_to_3_are_one_sequence_of_operators_and_shapes(tiny_store, tmp_path):
     for sequences, graphs in on_ranks(_sequences, 2, tiny_store, tmp_path):
         assert graphs == 1 and any(one.startswith("_c10d_functional") for one in sequences[0])

@@ -236,6 +236,7 @@ def test_equimod_is_one_graph_with_what_was_drawn_in_the_one_copy(run, graphs, r
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.long
 def test_equimod_as_one_graph_continues_to_the_bit(tiny_store, tmp_path, graphs):
     """Segments of 1 and 3 epochs, the second from a checkpoint, beside one of 4."""
     states = []

@@ -152,6 +152,7 @@ def growth_over_steps(folder: Path, images: int, steps: list[int], repository: P
     return [float(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
 
 
+@pytest.mark.long
 def test_own_memory_does_not_grow_with_the_number_of_images_or_epochs(tmp_path, repository):
     """An order kept of a million images would be 4 MB or more, a copy of labels, sizes or spans 8 to 16.
 

@@ -124,6 +124,7 @@ def test_a_rank_that_is_killed_takes_the_other_along_and_the_run_goes_on_later(t
     assert rows(two_ranks.run)[1] == "reached its goal"
 
 
+@pytest.mark.long
 def test_a_collective_that_hangs_ends_the_job_with_the_stacks_of_all_ranks(two_ranks):
     process = two_ranks("hangs", "--hang-minutes", "0.4")
     told, _ = process.communicate(timeout=300)
@@ -172,7 +173,9 @@ def is_suspended(process_file: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("unlucky", "number"), [("0", signal.SIGHUP), ("1", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("unlucky", "number"), [("0", signal.SIGHUP), pytest.param("1", signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_soon(
     two_ranks, tmp_path, unlucky, number, left_alone
 ):

@@ -77,6 +77,7 @@ def test_a_curves_two_files_belong_together(three_seeds):
     assert "Nothing to be done" in three_seeds.run(svg)
 
 
+@pytest.mark.long
 def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_so(workflow):
     """Plain SGD at a learning rate of 300: features of a rank of five or less. The bands are the demo's."""
     run = workflow
