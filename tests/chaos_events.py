@@ -20,7 +20,7 @@ from selfsup.layout import rolling_files
 if TYPE_CHECKING:
     from chaos import Run
 
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0  # longer than srun waits for a rank that is frozen once the others have ended: jobs.LAST_RANKS_S
 Event = Callable[["Run", int, random.Random], bool]
 
 
