@@ -61,7 +61,7 @@ report: env  ## write results/report.html, one page with all that is finished, a
 test: env  ## run the tests of units, numerics and the workflow; about a quarter of an hour on two cores
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m "not long"
 
-test-long: env  ## the tests that compute for a minute or more: the whole demo, a run disturbed again and again, compiled graphs
+test-long: env  ## the longer tests: the whole demo, a run disturbed again and again, compiled graphs
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m long
 
 test-slurm: env  ## test the workflow on a real two-node Slurm that is brought up on this machine; needs root on Debian or Ubuntu

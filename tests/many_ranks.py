@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 from multiprocessing import forkserver
+from unittest import mock
 
 import torch
 from torch import multiprocessing
@@ -17,8 +18,6 @@ from selfsup.engine.distributed import Ranks
 from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import Place
 from selfsup.models.backbone import LAYERS
-
-PATH = "PYTHONPATH"
 
 
 def on_ranks(function, size: int, *arguments):
@@ -32,19 +31,9 @@ def forking():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision", "pandas", "runs"])
     # It is told where modules are by the environment alone.
-    before = os.environ.get(PATH)
-    os.environ[PATH] = os.pathsep.join(filter(None, sys.path))
-    try:
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()
-    finally:
-        _set_back(before)
     return context
-
-
-def _set_back(before: str | None) -> None:
-    os.environ.pop(PATH)
-    if before is not None:
-        os.environ[PATH] = before
 
 
 def _gathered(function, size: int, port: int, arguments: tuple) -> list:

@@ -18,12 +18,11 @@ from selfsup.engine.distributed import Ranks
 from selfsup.engine.packed_copies import PackedCopies
 from selfsup.errors import PermanentError, UserError
 from selfsup.methods import Output, Step
-from selfsup.models.backbone import LAYERS
 from selfsup.recipe import load_recipe
 from selfsup.training import static_step
 from selfsup.training.pretraining import Pretraining, Run
 from selfsup.training.segment import train_segment
-from tiny import SHALLOW, TINY, with_method
+from tiny import TINY, with_method
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -111,11 +110,10 @@ def test_over_two_ranks_too(run, precision):
 def graphs(monkeypatch):
     """Count the graphs that a function is compiled to, without a compiler for the processor.
 
-    Of ResNets as deep as they need be, since it takes seconds to trace one; benchmarks/launches.py traces whole ones.
+    Of shallow networks, since it takes seconds to trace one; benchmarks/launches.py traces whole ones.
     """
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(static_step, "BACKEND", counter)
-    monkeypatch.setitem(LAYERS, "resnet18", SHALLOW)
     torch._dynamo.reset()
     yield counter
     torch._dynamo.reset()

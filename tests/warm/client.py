@@ -20,21 +20,8 @@ import zlib
 # What libraries and Python read when they are loaded: a process may only be forked from one in which these are equal.
 READ_AT_START = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "VECLIB_", "NUMEXPR_", "DNNL_", "ONEDNN_"),
-    *(
-        "ATEN_",
-        "TORCH",
-        "PYTORCH_",
-        "CUDA_",
-        "NCCL_",
-        "GLOO_",
-        "MALLOC_",
-        "GLIBC_",
-        "LD_",
-        "PYTHON",
-        "LANG",
-        "LC_",
-        "MPL",
-    ),
+    *("ATEN_", "TORCH", "PYTORCH_", "CUDA_", "NCCL_", "GLOO_", "MALLOC_", "GLIBC_", "LD_", "PYTHON"),
+    *("LANG", "LC_", "MPL"),
 )
 PASSED_ON = [
     signal.SIGTERM,
