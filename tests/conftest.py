@@ -113,14 +113,14 @@ def warm_python(made_once) -> Path | None:
         return None
     # The processes that are forked end with the one that the user started.
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    scripts = [Path(__file__).parents[1] / name for name in ("workflow/scripts", "benchmarks")]
+    scripts = ("workflow/scripts", "benchmarks", "docs")
     python = made_once("warm", lambda folder: python_in(folder, scripts, owner)) / "python"
     return python if os.access(python, os.X_OK) else None  # where temporary folders hold nothing that may be run
 
 
 @pytest.fixture(scope="session")
 def starter(warm_python) -> str:
-    """What starts a script of workflow/scripts, given by its path."""
+    """What starts a script of workflow/scripts, benchmarks or docs, given by its path."""
     return str(warm_python or sys.executable)
 
 

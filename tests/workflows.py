@@ -92,12 +92,15 @@ class Workflow:
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start snakemake; its standard output has all that it prints."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([*self.command(), *arguments], cwd=self.folder, env=self.environment(), **pipes)
+
+    def command(self) -> list[str]:
+        """What starts snakemake, without a target."""
         python = str(self.python or sys.executable)
         snakemake = [str(STARTER), python] if self.python else self.snakemake
         started = sys.executable if self.signalled else python
-        command = [started, *snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*command, *arguments], cwd=self.folder, env=self.environment(), **pipes)
+        return [started, *snakemake, "-s", str(self.repository / "Snakefile"), *self.options()]
 
     def options(self) -> list[str]:
         """What is added to every call of snakemake."""

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,7 +81,7 @@ def test_a_width_that_torchvision_has_not_is_told_by_the_card(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_the_lines_of_the_docs_give_an_encoders_features_of_a_picture(repository, tmp_path, name):
+def test_the_lines_of_the_docs_give_an_encoders_features_of_a_picture(repository, tmp_path, starter, program, name):
     """As printed, on the demo's narrow encoder and on one of full width that lies in its place."""
     recipe, path = load_recipe(name), tmp_path / "results/digits/seed0/encoder.safetensors"
     backbone = lively(initial_backbone(recipe, 0)).eval()
@@ -94,7 +93,7 @@ def test_the_lines_of_the_docs_give_an_encoders_features_of_a_picture(repository
         r"^```python\n(.*?)^```", (repository / "docs/results.md").read_text(), re.DOTALL | re.MULTILINE
     )
     told = 'torch.save(features, "features.pt")'
-    subprocess.run([sys.executable, "-c", f"{snippet}\n{told}"], cwd=tmp_path, check=True)
+    subprocess.run([starter, program(f"{snippet}\n{told}")], cwd=tmp_path, check=True)
     with torch.no_grad():
         wanted = backbone(centre_view(recipe, [picture]))
     assert torch.load(tmp_path / "features.pt").allclose(wanted, rtol=1e-4, atol=1e-5)

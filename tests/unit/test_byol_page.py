@@ -1,7 +1,6 @@
 """docs/byol_in_one_page.py, which people read, does what the package does."""
 
 import subprocess
-import sys
 
 import measuring  # noqa: F401  puts docs on the path
 import pytest
@@ -72,8 +71,8 @@ def test_the_page_takes_the_steps_of_the_package(page, training):
     assert weights(page.predictor).sub(weights(online["predictor"])).norm() < 1e-9 * weights(page.predictor).norm()
 
 
-def test_the_pages_own_command_trains(repository):
-    command = [sys.executable, repository / "docs" / "byol_in_one_page.py", "--steps", "2", "--batch", "2"]
+def test_the_pages_own_command_trains(repository, starter):
+    command = [starter, repository / "docs" / "byol_in_one_page.py", "--steps", "2", "--batch", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [line.split("  loss ")[0] for line in done.stdout.splitlines()] == ["step 1/2", "step 2/2"]

@@ -1,7 +1,6 @@
 """Classes: names in any letters, a class however it is spelled, and one class that is none."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -59,13 +58,10 @@ def test_a_locale_of_other_letters_changes_no_class(tmp_path, repository):
     wanted = [prepare("folder", one, tmp_path / f"here{number}") for number, one in enumerate((tree, tar))]
     command = [sys.executable, "-X", "utf8=0", "-c", PACK, repository / "workflow/scripts"]
     command += [tree, packed["folder"], tar, packed["tar"]]
-    for locale in ("C.UTF-8", "en_US.ISO-8859-1"):
-        environment = os.environ | {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"}
-        done = subprocess.run(command, env=environment, capture_output=True, check=True)
-        assert done.stdout.decode().split()[-2:] == wanted
-        for path in packed.values():
-            assert PackedStore(path).classes == ["ant", COMPOSED, "日本"]
-            shutil.rmtree(path)
+    environment = os.environ | {"LC_ALL": "en_US.ISO-8859-1", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout.decode().split()[-2:] == wanted
+    assert all(PackedStore(path).classes == ["ant", COMPOSED, "日本"] for path in packed.values())
 
 
 @pytest.mark.parametrize("spellings", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])

@@ -5,22 +5,30 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tarfile
 
 import pytest
 from safetensors.torch import load
 
-WAYS = (
-    "import json, torch, gpu_check; from dataclasses import replace; from our_byol import as_shipped;"
-    "ways = {way: replace(as_shipped(torch.device('cpu')), **own) for way, own in gpu_check.WAYS.items()};"
-    "print(json.dumps({way: sorted(one.numerics().items()) for way, one in ways.items()}))"
-)
+FROM_BENCHMARKS = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import gpu_check
+"""
+WAYS = """
+import json
+from dataclasses import replace
+import torch
+from our_byol import as_shipped
+
+shipped = as_shipped(torch.device("cpu"))
+numerics = {way: sorted(replace(shipped, **own).numerics().items()) for way, own in gpu_check.WAYS.items()}
+print(json.dumps([numerics, gpu_check.STARTS, list(gpu_check.WAYS)[:gpu_check.CHECKED]]))
+"""
 PART_BYTES = 16 * 2**20
 # The part `steps`, whose second way is being measured for as long as one likes.
 ENDLESS = """
 import time
-import gpu_check
 
 def of_step(store, recipe, compute, folder, turn, calls=[]):
     calls.append(way := len(calls) + 1)
@@ -46,15 +54,24 @@ def gpu_script(repository, tmp_path, starter):
     return call
 
 
-def test_the_ways_of_computing_a_step_are_switches_that_a_run_can_have(repository):
-    """Those of one name but for what is said behind it differ in Inductor's own settings, or in the precision."""
-    done = subprocess.run([sys.executable, "-c", WAYS], capture_output=True, text=True, cwd=repository / "benchmarks")
+def test_the_ways_of_a_step_are_switches_that_a_run_can_have_and_fit_into_the_checks_time(repository, starter, program):
+    """Those of one name but for what is said behind it differ in Inductor's own settings, or in the precision.
+
+    The time is by an H200's starts, 10 s to load, 10 for the roofline's peaks and sum, 15 to compile views, 4 for each
+    way.
+    """
+    command = [starter, program(FROM_BENCHMARKS + WAYS), repository / "benchmarks"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    on = {way: {key for key, value in items if value is True} for way, items in json.loads(done.stdout).items()}
+    numerics, starts, checked = json.loads(done.stdout)
+    on = {way: {key for key, value in items if value is True} for way, items in numerics.items()}
     eager = on.pop("eager")
     assert on.pop("one graph, combined kernels") == eager | {"one_graph", "combined_kernels"}
     assert on["one graph, combined kernels, update too"] >= {"one_graph", "combined_kernels", "compiled_update"}
     assert on["one graph"] == eager | {"one_graph"} and on["fp16"] == eager
+    limit = int(re.search(r"part steps (\d+) ", (repository / "benchmarks/gpu.sh").read_text())[1])
+    assert checked[:3] == ["one graph", "one graph, combined kernels", "one graph, combined kernels, update too"]
+    assert list(starts) == checked and sum(starts.values()) + 10 + 10 + 15 + 4 * len(checked) <= limit
 
 
 def brought_back(folder) -> dict[str, int]:
@@ -92,13 +109,21 @@ def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_scri
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, tmp_path, how):
+def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, tmp_path, starter, program, how):
     """SIGTERM is what a part's limit sends first: it also leaves no pictures behind."""
     (tmp_path / "temporary").mkdir()
-    words = ["steps", "--quick", "--device", "cpu", "--json", str(tmp_path / "steps.json")]
+    words = [
+        str(repository / "benchmarks"),
+        "steps",
+        "--quick",
+        "--device",
+        "cpu",
+        "--json",
+        str(tmp_path / "steps.json"),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, *words],
-        env={**os.environ, "PYTHONPATH": str(repository / "benchmarks"), "TMPDIR": str(tmp_path / "temporary")},
+        [starter, program(FROM_BENCHMARKS + ENDLESS), *words],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -110,16 +135,6 @@ def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, t
     assert [one["step_ms"] for one in figures.values()] == [1.0, 2.0]
     if how == signal.SIGTERM:
         assert process.returncode == 128 + how and not list((tmp_path / "temporary").iterdir())
-
-
-def test_the_ways_of_the_check_fit_into_its_time(repository):
-    """By an H200's starts, 10 s to load, 10 for the roofline's peaks and sum, 15 to compile views, 4 for each way."""
-    limit = int(re.search(r"part steps (\d+) ", (repository / "benchmarks/gpu.sh").read_text())[1])
-    ways = "import json, gpu_check; print(json.dumps([gpu_check.STARTS, list(gpu_check.WAYS)[:gpu_check.CHECKED]]))"
-    done = subprocess.run([sys.executable, "-c", ways], capture_output=True, text=True, cwd=repository / "benchmarks")
-    starts, checked = json.loads(done.stdout)
-    assert checked[:3] == ["one graph", "one graph, combined kernels", "one graph, combined kernels, update too"]
-    assert list(starts) == checked and sum(starts.values()) + 10 + 10 + 15 + 4 * len(checked) <= limit
 
 
 def test_parts_for_which_no_time_is_left_are_named(gpu_script, tmp_path):

@@ -359,8 +359,8 @@ for step in range(4):
     watchdog.beat(f"step {step}")
 def waiting_for_the_others():
     if sys.argv[2] == "lock":
-        import re
-        re.match(r"(a+)+$", "a" * 60 + "b")   # C code that keeps Python's lock for longer than anyone waits
+        import ctypes
+        ctypes.PyDLL(None).sleep(600)   # C code that keeps Python's lock for longer than anyone waits
     time.sleep(600)
 waiting_for_the_others()
 """

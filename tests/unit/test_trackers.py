@@ -99,13 +99,8 @@ def tracker(request, monkeypatch):
     return request.param
 
 
-def in_a_process(code: str, cwd) -> None:
-    """Run Python in a process of its own: libraries keep their folders for as long as theirs lives."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_two_jobs_are_one_run(tracker, tmp_path, repository):
+def test_two_jobs_are_one_run(tracker, tmp_path, repository, starter, program):
+    """In processes of their own: libraries keep their folders for as long as theirs lives."""
     job = (
         f"import sys; sys.path.insert(0, {str(repository / 'workflow/scripts')!r})\n"
         "from pathlib import Path\n"
@@ -116,17 +111,19 @@ def test_two_jobs_are_one_run(tracker, tmp_path, repository):
     )
     (tmp_path / "run").mkdir()
     for steps in ((0, 1), (2, 3)):
-        in_a_process(job.replace("START", str(steps[0])).replace("STEPS", str(steps)), tmp_path)
+        code = job.replace("START", str(steps[0])).replace("STEPS", str(steps))
+        done = subprocess.run([starter, program(code)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     curves = READ[tracker](tmp_path / "run")
     assert curves["loss"] == [(0, 4.0), (1, 3.0), (2, 2.0), (3, 1.0)] and "epoch" not in curves
 
 
-def test_a_replay_has_each_step_of_the_files_once_however_often_it_is_made(tracker, tmp_path, repository):
+def test_a_replay_has_each_step_of_the_files_once_however_often_it_is_made(tracker, tmp_path, repository, starter):
     run = tmp_path / "digits" / "seed0"
     (run / "pretrain").mkdir(parents=True)
     (run / "pretrain/history.csv").write_text(HISTORY)
     (run / "knn.csv").write_text(KNN)
-    command = [sys.executable, repository / "workflow/scripts/track.py", "--run", run, "--tracker", tracker]
+    command = [starter, repository / "workflow/scripts/track.py", "--run", run, "--tracker", tracker]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -61,7 +61,8 @@ def needed(arguments: list[str], settings: dict) -> str | None:
     """Return what the process is to have imported that a script is run in; None for what is no such script."""
     if not arguments or not arguments[0].endswith(".py"):
         return None
-    return settings["scripts"].get(os.path.dirname(os.path.realpath(arguments[0])))
+    folder = os.path.dirname(os.path.realpath(arguments[0]))
+    return next((what for end, what in settings["scripts"].items() if f"/{folder}".endswith(f"/{end}")), None)
 
 
 def connect(settings: dict, imported: str) -> socket.socket:

@@ -9,17 +9,18 @@ HERE = Path(__file__).parent
 PROGRAMS = "programs"  # the folder beside the executable whose scripts are forked too
 
 
-def python_in(folder: Path, scripts: Iterable[Path], owner: int) -> Path:
+def python_in(folder: Path, scripts: Iterable[str], owner: int, imported: str = "all") -> Path:
     """Write client.py into a new folder as an executable, for as long as the process `owner` lives; return its path.
 
-    scripts: the folders whose scripts are to find torch imported.
+    scripts: the ends of the paths of the folders whose scripts are forked: workflow/scripts is that folder of any copy
+    of the repository. imported: what these scripts find imported, of server.py.
     """
     programs = folder / PROGRAMS
     programs.mkdir(parents=True)
     settings = {
         "python": sys.executable,
         "server": str(HERE / "server.py"),
-        "scripts": {**{str(one.resolve()): "torch" for one in (*scripts, programs)}, str(HERE): "snakemake"},
+        "scripts": {**dict.fromkeys((*scripts, str(programs)), imported), str(HERE): "snakemake"},
         "folder": str(folder),
         "owner": owner,
     }

@@ -1,6 +1,6 @@
 """A process that has imported torch, or Snakemake, and is forked for each script that client.py asks it to run.
 
-    python server.py SOCKET torch|snakemake OWNER READY
+    python server.py SOCKET torch|all|snakemake OWNER READY
 
 It has computed nothing, so that torch has started no threads, and imported nothing of this repository. It ends with the
 process OWNER, and with a client it kills what runs for it.
@@ -31,16 +31,22 @@ def import_torch() -> None:
     import torch  # noqa: F401
     import torchvision.transforms.v2.functional  # noqa: F401
 
-    import_all(SCRIPTS_IMPORT)
+
+def import_all_of_scripts() -> None:
+    import_torch()
+    import_each(SCRIPTS_IMPORT)
 
 
 def import_snakemake() -> None:
-    import snakemake.cli  # noqa: F401
+    """Import it, and let it look for its plugins: a tenth of each call."""
+    import snakemake.cli
 
-    import_all(SNAKEMAKE_IMPORTS)
+    import_each(SNAKEMAKE_IMPORTS)
+    for name in ("Executor", "Storage", "Report", "Logger", "Scheduler"):
+        getattr(snakemake.cli, f"{name}PluginRegistry")()
 
 
-def import_all(names: Iterable[str]) -> None:
+def import_each(names: Iterable[str]) -> None:
     """Import what is here: what is not, a script imports itself, and fails as it does for users."""
     for name in names:
         with contextlib.suppress(ImportError):
@@ -57,7 +63,7 @@ SNAKEMAKE_IMPORTS = (
     *("snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "smart_open", "platformdirs"),
 )
 
-IMPORTS = {"torch": import_torch, "snakemake": import_snakemake}
+IMPORTS = {"torch": import_torch, "all": import_all_of_scripts, "snakemake": import_snakemake}
 
 
 class Server:

@@ -210,14 +210,13 @@ def test_for_an_unknown_target_the_nearest_is_told(workflow, target, words):
 
 
 def test_a_slip_in_config_yaml_is_told_with_its_place_before_snakemake_reads_it(workflow):
-    slipped = [sys.executable, "-m", "snakemake", "-s", str(workflow.repository / "Snakefile"), "-n", "--cores", "1"]
     for text, words in {
         "tables:\n  demo: [digits\nexperiments: {}\n": "config.yaml, line 3, column 12: not valid YAML",
         "tables:\n  2024-05-01: [digits]\n": "config.yaml, line 2, column 3: 2024-05-01 is a date",
         "# Gr\xf6\xdfe\n": "config.yaml, line 1: not in UTF-8",
     }.items():
         workflow.path("config.yaml").write_text(text, encoding="iso-8859-1")
-        process = subprocess.run(slipped, cwd=workflow.folder, capture_output=True, text=True, check=False)
+        process = subprocess.run([*workflow.command(), "-n"], cwd=workflow.folder, capture_output=True, text=True)
         printed = process.stdout + process.stderr
         (line,) = error_lines(printed)
         assert process.returncode == 1 and words in line and "Traceback" not in printed

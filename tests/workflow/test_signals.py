@@ -175,11 +175,12 @@ def test_a_closed_terminal_saves_everything_though_nothing_can_be_printed_any_mo
     assert len(list((tmp_path / "run" / "partial").glob("step_*.pt"))) == 1
 
 
-def test_nohup_is_respected(command, tmp_path):
+def test_nohup_is_respected(forked, tmp_path):
     """Who has SIGHUP ignored wants the run to go on when the terminal is closed."""
-    process = start(["nohup", *command])
+    process = start(["nohup", *forked])
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= 5, "some steps")
-    process.send_signal(signal.SIGHUP)
+    for pid in {process.pid, trainer(tmp_path / "run")}:
+        os.kill(pid, signal.SIGHUP)
     steps = len(logged_steps(tmp_path / "run"))
     wait_until(lambda: len(logged_steps(tmp_path / "run")) >= steps + 5, "more steps")
     process.send_signal(signal.SIGTERM)

@@ -74,7 +74,7 @@ def forking(tmp_path, repository, owner) -> Path:
     (scripts / "selfsup").symlink_to(repository / "workflow/scripts/selfsup")
     for name, text in {"probe": PROBE, "waits": WAITS, "raises": "import torch\n1 / 0\n"}.items():
         (scripts / f"{name}.py").write_text(text)
-    return python_in(tmp_path / "forks", [scripts], owner.pid)
+    return python_in(tmp_path / "forks", [str(scripts)], owner.pid, imported="torch")
 
 
 def servers(folder: Path) -> list[int]:
