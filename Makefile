@@ -71,7 +71,7 @@ chaos: env  ## kill and disturb the demo 25 times, in all ways and at random mom
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: chaos-slurm
-chaos-slurm: env  ## the same, 100 times, on a real two-node Slurm with four ranks; needs root on Debian or Ubuntu, and most of an hour
+chaos-slurm: env  ## the same, 100 times, on a real two-node Slurm with four ranks; needs root on Debian or Ubuntu, and half an hour
 	$(BIN)/python tests/slurm/chaos_slurm.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: ranks
@@ -88,7 +88,7 @@ bench: env .venv/bench  ## run the benchmarks, with text and JSON: make bench BE
 
 .PHONY: fuzz
 fuzz: env  ## try bad input, made by machine: nearly 18,000 settings, pictures, archives, checkpoints, encoders and cards; minutes
-	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py tests/unit/test_bad_encoders.py
+	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py tests/unit/test_bad_encoders.py tests/unit/test_csv_cells.py
 
 .PHONY: mutants
 mutants: env  ## make small wrong changes to the code, each of which a test must find; half an hour, continues where it was stopped

@@ -423,8 +423,15 @@ def test_the_wrapped_methods_loss_is_its_own_for_the_same_features(overrides):
     assert method.loss(batch, Step(0)).scalars["invariance_loss"].item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
-@BOTH
-@pytest.mark.parametrize("statistics", ["both_views", "per_view"])
+@pytest.mark.parametrize(
+    ("overrides", "statistics"),
+    [
+        (ON_SIMCLR, "both_views"),
+        (ON_BYOL, "per_view"),
+        pytest.param(ON_SIMCLR, "per_view", marks=pytest.mark.long),
+        pytest.param(ON_BYOL, "both_views", marks=pytest.mark.long),
+    ],
+)
 def test_whole_steps_are_the_same_on_one_two_and_four_ranks(overrides, statistics):
     model = {**overrides["model"], "batch_norm": {"statistics": statistics}}
     negatives = {"both_views": "all", "per_view": "views_of_other_images"}[statistics]

@@ -122,7 +122,7 @@ def _weights_of_all(ranks: Ranks, store, folder) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_many_ranks_train_a_transformer_as_one_does(tiny_store, tmp_path, size):
     """float64. AdamW divides by the root of squared gradients: where those are rounding alone, as of a bias before a
     batch norm, a step is of any sign; hence 1e-7 of all weights, not 1e-9."""

@@ -1,6 +1,6 @@
 """Disturbs a run of four ranks on the two nodes of a real Slurm, and compares it with an undisturbed one without Slurm.
 
-    make chaos-slurm                                        100 events, as root: about an hour on two cores
+    make chaos-slurm                                        100 events, as root: half an hour on two cores
     python tests/slurm/chaos_slurm.py --events 40 --seed 7 --folder /tmp/chaos
 
 `tests/chaos.py` on a cluster, with more that can happen: SIGKILL of any rank, of a node's daemon alone, of a node with

@@ -118,6 +118,15 @@ def test_whatever_bytes_an_encoder_a_card_or_a_record_has(tmp_path, exported, na
     assert loaded is None or torch.equal(loaded.conv1.weight, exported.encoder(exported.folder).conv1.weight)
 
 
+def test_figures_of_a_damaged_evaluation_are_left_out_of_the_card(tmp_path, exported):
+    folder = exported.copied(tmp_path)
+    assert json.loads((folder / "encoder.json").read_text())["evaluations"]["linear"]["top1"] == 12.5
+    metrics = folder / "linear/metrics.csv"
+    metrics.write_text(metrics.read_text().replace("12.5", "12.5 %"))
+    record.collect(folder / "encoder.safetensors")
+    assert json.loads((folder / "encoder.json").read_text())["evaluations"] == {}
+
+
 @cases(80)
 @given(st.sampled_from(["encoder.json", "linear/record.json"]), st.data())
 def test_whatever_a_card_or_a_record_says(tmp_path, exported, name, data):
@@ -194,6 +203,14 @@ def test_a_file_to_be_imported_cut_at_any_length(tmp_path, importable, name):
     whole = (importable / name).read_bytes()
     for length in lengths(whole):
         assert told(READERS[name][1], rewritten(tmp_path / name, whole[:length])) is None
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x020.", b"\x80\x02K\x01K\x02R.", b"\x80\x02)R."])
+def test_a_pickle_that_its_reader_stumbles_over_is_one_line(tmp_path, content):
+    """torch's reader raises IndexError, TypeError and others for them."""
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pt: no checkpoint of the authors \(.+\)$"):
+        read_authors(tmp_path / "weights.pt")
 
 
 @cases(150)

@@ -99,7 +99,9 @@ def _sequences_on_a_rank(ranks: Ranks, run: Run, precision: str) -> list[list[st
     return sequences_of(Pretraining(Run(run.recipe, 0, 1, run.store, run.folder, compute, 60)))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision", [*(pytest.param(one, marks=pytest.mark.long) for one in ("fp32", "bf16")), "fp16"]
+)
 def test_over_two_ranks_too(run, precision):
     for sequences in on_ranks(_sequences_on_a_rank, 2, run(), precision):
         assert len(sequences[0]) > 500
@@ -129,7 +131,7 @@ OFFICIAL = {key: value for key, value in TINY.items() if key not in ("epochs", "
         ("cifar10", TINY),
         pytest.param("cifar10", {**TINY, **RUNNING}, marks=pytest.mark.long),
         pytest.param("cifar10_official", OFFICIAL, marks=pytest.mark.long),
-        ("imagenet", {**TINY, "augment": {"size": 40}}),
+        pytest.param("imagenet", {**TINY, "augment": {"size": 40}}, marks=pytest.mark.long),
         pytest.param("imagenet_official", {**OFFICIAL, "augment": {"size": 40}}, marks=pytest.mark.long),
     ],
 )

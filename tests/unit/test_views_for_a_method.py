@@ -121,6 +121,7 @@ def _train_on_ranks(ranks, store, folder) -> tuple:
         return equal_states(*states), states[0]["method"]["seen"].tolist()
 
 
+@pytest.mark.long
 def test_on_two_ranks_it_continues_to_the_bit_and_sees_the_images_that_one_would(monkeypatch, tiny_store, tmp_path):
     add_method(monkeypatch)
     alone = run_of(tmp_path / "alone", tiny_store, on_cpu())

@@ -1,7 +1,6 @@
 import copy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +30,12 @@ def workflow(tmp_path, repository, python) -> Workflow:
 
 
 @pytest.fixture(scope="session")
-def packed_digits(made_once) -> Path:
-    """The demo's packed dataset, made by a process as users start it."""
+def packed_digits(made_once, starter) -> Path:
+    """The demo's packed dataset."""
 
     def pack(folder: Path) -> None:
         script = REPOSITORY / "workflow" / "scripts" / "prepare_dataset.py"
-        command = [sys.executable, script, "--source", "digits", "--output", folder]
+        command = [starter, script, "--source", "digits", "--output", folder]
         subprocess.run(command, check=True, capture_output=True)
 
     return made_once("packed_digits", pack)

@@ -30,6 +30,7 @@ def write(workflow: Workflow, name: str, content: dict) -> None:
     workflow.path(name).write_text(yaml.safe_dump(content))
 
 
+@pytest.mark.long
 def test_tools_see_what_was_run_by_files_of_settings_that_they_are_not_given(workflow):
     """`mine` stands in mine.yaml alone; other.yaml changes digits and is used for one segment of it."""
     block = {**copy.deepcopy(workflow.digits), "dataset": "signs", "overrides": ONE_EPOCH, "segment_epochs": 1}

@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_ends_the_retries_at_once(workflow):
     assert [ending.startswith("refused: pretraining failed for good") for ending in endings(run)[1:]] == [True] * 2
     run.digits["overrides"]["optimizer"]["peak_lr"] = 2.0
     run.digits["revision"] = 2
-    run.run(f"{RUN}/encoder.safetensors")
+    assert planned(run.run("-n", f"{RUN}/encoder.safetensors")) == [1, 2, 3]
 
 
 def test_a_stop_file_ends_the_run_for_good_and_its_deletion_continues_it(workflow):
@@ -177,7 +177,7 @@ def test_snakemake_does_not_start_beside_a_job_that_is_still_at_work(workflow, b
 
 
 def test_a_change_of_numerics_is_counted_in_the_table(workflow):
-    run = quick(workflow)
+    run = quick(workflow, epochs=2)
     run.run(f"{RUN}/pretrain/epoch_0001.json")
     run.digits["compute"]["pretrain"]["cpus_per_device"] = 2
     printed = run.run("results/demo.csv")

@@ -62,6 +62,7 @@ Lines.append = append
 """
 
 
+@pytest.mark.long
 def test_one_of_each_kind_from_outside_is_trained_killed_evaluated_and_in_the_table(outside):
     """The second segment is killed after its first checkpoint; what it wrote of later steps is not written twice."""
     code, hold = outside.path("mine/simsiam_outside_code.py"), outside.path("hold")

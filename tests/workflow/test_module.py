@@ -63,6 +63,7 @@ def run(command, folder, **environment) -> str:
     return process.stdout + process.stderr
 
 
+@pytest.mark.long
 def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository, warm_python):
     command = other_workflow(tmp_path / "other", repository, repository / "workflow/Snakefile")
     if warm_python:

@@ -45,6 +45,7 @@ def test_a_finished_run_of_an_older_version_stays_finished(older):
     assert "Nothing to be done" in older.run("results/demo.csv")
 
 
+@pytest.mark.long
 def test_a_begun_run_of_an_older_version_goes_on_to_the_same_bits(older):
     expected = json.loads(older.read("expected.json"))["begun"]
     older.run("results/begun/seed0/encoder.safetensors")

@@ -3,6 +3,7 @@
 import copy
 import csv
 
+import pytest
 import timm
 import torch
 
@@ -38,6 +39,7 @@ def test_a_published_file_that_is_missing_is_told_before_anything_runs(workflow)
     assert "Traceback" not in printed
 
 
+@pytest.mark.long
 def test_timms_weights_are_a_row_whose_training_is_not_told(workflow):
     weights = timm.create_model("test_resnet").state_dict()
     workflow.folder.mkdir(exist_ok=True)

@@ -138,6 +138,7 @@ def test_a_collective_that_hangs_ends_the_job_with_the_stacks_of_all_ranks(two_r
     assert rows(two_ranks.run) == ["killed", "reached its goal"]
 
 
+@pytest.mark.long
 def test_ranks_that_lost_their_launcher_save_and_leave(two_ranks, tmp_path):
     """SIGKILL of the launcher alone: its ranks would go on unseen, and block the next attempt.
 

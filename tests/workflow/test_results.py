@@ -25,7 +25,7 @@ def three_seeds(made_once, tmp_path_factory, warm_python):
 
     def quick(folder: Path) -> Workflow:
         run = Workflow(folder, Path(__file__).parents[2], warm_python)
-        run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=1, seeds=[0, 1, 2])
+        run.digits.update(overrides=copy.deepcopy(QUICK), segment_epochs=2, seeds=[0, 1, 2])
         run.on_one_thread()
         return run
 
@@ -106,10 +106,10 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
 def test_a_run_of_one_segment_that_collapses_is_never_exported_until_told_so(workflow):
     """The gate after the last boundary, of a recipe that has no bands: the method's floors alone."""
     run = workflow
-    run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 10}, segment_epochs=10)
+    run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 5}, segment_epochs=5)
     run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
     printed = run.run("results/demo.csv", ok=False)
-    assert "has collapsed at epoch 10" in printed and "Traceback" not in printed
+    assert "has collapsed at epoch 5" in printed and "Traceback" not in printed
     assert jobs(run.run("-n", "results/demo.csv"), "pretrain_segment") == 0
     assert not run.path(f"{RUN}/encoder.safetensors").exists() and not run.path(f"{RUN}/linear").exists()
     run.digits["continue_after_collapse"] = True

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from selfsup.csv_cells import number, text_of
 from selfsup.errors import UserError, run_script
 from selfsup.layout import RunFolder
 from selfsup.logs import logger
@@ -46,25 +47,15 @@ def rows_of(path: Path, counted_from: int = 0) -> Iterator[dict[str, float]]:
 
     Raises UserError that names the line that is damaged.
     """
-    try:
-        text = path.read_text() if path.exists() else ""
-    except ValueError as error:
-        raise UserError(f"{path}: no text ({error}): restore it") from error
+    text = text_of(path) if path.exists() else ""
     reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     for row in reader:
         where = f"{path}: line {reader.line_num}"
         if None in row:
             raise UserError(f"{where}: more cells than columns: restore it, or delete the line")
         if None not in row.values():
-            cells = {name: _number(where, name, value, float) for name, value in row.items() if value}
-            yield cells | {"step": _number(where, "step", row.get("step", ""), int) - counted_from}
-
-
-def _number(where: str, name: str, value: str, kind: type) -> float:
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise UserError(f"{where}: {name} is {value!r}, wanted a number: restore it, or delete the line") from error
+            cells = {name: number(where, name, value, float) for name, value in row.items() if value}
+            yield cells | {"step": number(where, "step", row.get("step", ""), int) - counted_from}
 
 
 if __name__ == "__main__":

@@ -140,11 +140,16 @@ def _with_keys(row: Mapping, evaluation: Evaluation, card: Mapping, data: Path) 
 
 
 def figures(encoder: Path, checksum: str) -> dict[str, dict[str, Any]]:
-    """Return the main figures of the encoder's finished evaluations, by the names of their folders beside it."""
+    """Return the main figures of the encoder's finished evaluations, by the names of their folders beside it.
+
+    Without those of an evaluation whose file is damaged: its figures are made again.
+    """
     found = {}
     for paths in EncoderPaths(encoder.parent).evaluations():
         row = _metrics(paths.folder)
-        if row.get("encoder_sha256") == checksum:
+        if row.get("encoder_sha256") != checksum:
+            continue
+        with contextlib.suppress(ValueError):
             found[paths.folder.name] = {key: kind(row[key]) for key, kind in IN_THE_CARD.items() if row.get(key)}
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.atomic_files import read_replaceable, write_atomically
+from selfsup.csv_cells import Numbers, rows_of, text_of
 from selfsup.layout import JobFolder
 
 RUNNING, KILLED = "running", "killed"
@@ -45,6 +46,13 @@ COLUMNS = (
     "torch",
     "code_revision",
 )
+
+STEPS = dict.fromkeys(("start_step", "end_step", "saved_step", "steps_done", "steps_lost", "steps_redone"), int)
+NUMBERS = {
+    **STEPS,
+    **dict.fromkeys(("devices", "checkpoints"), int),
+    **dict.fromkeys(("device_hours", "gpu_hours", "images_per_s", "stall_s"), float),
+}
 
 
 class Ledger:
@@ -112,7 +120,7 @@ class Ledger:
 def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
     """Add the row of an attempt that was refused before it began; another job may own the folder."""
     path = JobFolder(folder).ledger
-    rows = read_ledger(path)
+    rows = read_ledger(path, numbers={})
     ended = max(now(), row["started"])  # the clock may have been set back
     full = _with_derived({"attempt": len(rows) + 1, **row, "ended": ended, "how_it_ended": reason}, [])
     text = _text([full]).split("\n", 1)[1] if rows else _text([full])
@@ -120,13 +128,17 @@ def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
         file.write(text)
 
 
-def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ledger, oldest first, with values as text; no rows if there is no ledger."""
+def read_ledger(path: Path, numbers: Numbers = STEPS) -> list[dict[str, Any]]:
+    """Return the rows of a ledger, oldest first, with values as text; no rows if there is no ledger.
+
+    numbers: the columns that are asked for numbers: a job goes on whatever else the cells have. Raises UserError.
+    """
     try:
-        text = read_replaceable(path.read_text)
+        text = text_of(path, read_replaceable)
     except FileNotFoundError:
         return []
-    return [row for row in csv.DictReader(io.StringIO(text)) if (row.get("attempt") or "").isdigit()]
+    rows = (dict.fromkeys(COLUMNS, "") | row for row in rows_of(path, text, numbers))
+    return [row for row in rows if row["attempt"].isdigit()]
 
 
 def begun(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -136,7 +148,7 @@ def begun(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def ledger_totals(path: Path) -> dict[str, float | int]:
     """Return totals over the attempts of a ledger: their number, how many were killed, hours, steps."""
-    rows = begun(read_ledger(path))
+    rows = begun(read_ledger(path, NUMBERS))
     killed = sum(row["how_it_ended"] == KILLED for row in rows)
     hours = {key: round(sum(float(row[key] or 0) for row in rows), 6) for key in ("gpu_hours", "device_hours")}
     steps = {key: sum(int(row[key] or 0) for row in rows) for key in ("steps_done", "steps_lost", "steps_redone")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.config import Config
-from selfsup.job.ledger import begun, read_ledger
+from selfsup.job.ledger import NUMBERS, begun, read_ledger
 from selfsup.job.slurm import queue_seconds
 from selfsup.layout import JobFolder, RunPaths
 from selfsup.reports.plan import paper_gpu_hours
@@ -37,7 +37,7 @@ def costs_paid(config: Config, results: Path) -> Iterator[dict[str, Any]]:
         paper = paper_gpu_hours(config.datasets[experiment.dataset]["source"], experiment.recipe)
         for seed in experiment.seeds:
             for work, folder in job_folders(RunPaths(results, experiment.name, seed)).items():
-                rows = read_ledger(folder.ledger)
+                rows = read_ledger(folder.ledger, NUMBERS)
                 if rows or work == "pretraining":
                     row = {"experiment": experiment.name, "seed": seed, "stage": work, **_paid(rows)}
                     yield row | ({"paper_gpu_hours": paper} if work == "pretraining" else {})

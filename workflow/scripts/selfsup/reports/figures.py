@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from selfsup.csv_cells import text_of
 from selfsup.errors import UserError
-from selfsup.layout import RunFolder
+from selfsup.layout import EvaluationPaths, RunFolder
+from selfsup.tables.frames import frame_of_numbers, read_metrics
 from selfsup.training import sinks
 
 PANELS = {  # column of history.csv or knn.csv: title with unit
@@ -94,7 +96,7 @@ def read_run(run: Path, seed: int, boundaries: list[int]) -> RunCurves:
     paths = RunFolder(run)
     files = {"history": paths.pretrain.history, "knn": paths.knn, "linear": paths.encoder.evaluation().history}
     frames = {name: _read(path) for name, path in files.items()}
-    untrained = _read(paths.random_init.evaluation().metrics)
+    untrained = _metrics(paths.random_init.evaluation())
     references = {UNTRAINED: float(untrained["top1"].iloc[0])} if len(untrained) else {}
     over_training = _over_training(paths, boundaries)
     return RunCurves(seed=seed, boundaries=boundaries, over_training=over_training, references=references, **frames)
@@ -107,7 +109,7 @@ def _over_training(run: RunFolder, boundaries: list[int]) -> dict[str, pd.DataFr
     encoders += [(boundaries[-1], run.encoder)] if boundaries else []
     found = {}
     for name in sorted(names):
-        metrics = [(epoch, _read(encoder.evaluation(name).metrics)) for epoch, encoder in encoders]
+        metrics = [(epoch, _metrics(encoder.evaluation(name))) for epoch, encoder in encoders]
         figure = (
             "figure" if all("figure" in frame for _, frame in metrics if len(frame)) else "top1"
         )  # older: that alone
@@ -260,11 +262,21 @@ def _finish(axis: Axes, title: str, runs: list[RunCurves], along: str) -> None:
     axis.grid(visible=True, axis="y", color="0.92")
 
 
+def _metrics(evaluation: EvaluationPaths) -> pd.DataFrame:
+    return read_metrics(evaluation.metrics) if evaluation.metrics.exists() else pd.DataFrame()
+
+
 def _read(path: Path) -> pd.DataFrame:
-    """Return a CSV's whole rows: a job may be writing the last one."""
-    text = path.read_text() if path.exists() else ""
+    """Return a CSV's whole rows, all cells numbers or blank: a job may be writing the last one."""
+    text = text_of(path) if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
-    return pd.read_csv(io.StringIO(whole)) if whole.strip() else pd.DataFrame()  # knn.csv before its first milestone
+    if not whole.strip():  # knn.csv before its first milestone
+        return pd.DataFrame()
+    try:
+        frame = pd.read_csv(io.StringIO(whole))
+    except ValueError as error:
+        raise UserError(f"{path}: no CSV ({error}): restore it") from error
+    return frame_of_numbers(path, frame, list(frame))
 
 
 def write_figure(figure: Figure, stem: Path, metadata: Mapping[str, str]) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfsup.cards import read_card
 from selfsup.config import Config, Experiment
-from selfsup.job.ledger import read_ledger
+from selfsup.job.ledger import NUMBERS, read_ledger
 from selfsup.layout import RunPaths, data_of, probe_of, store_in
 from selfsup.recipe import RECIPES, Recipe, load_recipe, methods_of
 from selfsup.reports import explain, needs
@@ -181,7 +181,7 @@ def steps_per_epoch(config: Config, experiment: Experiment) -> int | None:
 def _measured(experiment: Experiment, results: Path, devices: int) -> tuple[float | None, str]:
     """Return the newest measured images/s on as many devices, and on which."""
     trainings = [RunPaths(results, experiment.name, seed).pretrain for seed in experiment.seeds]
-    rows = [row for one in [probe_of(results, experiment.name), *trainings] for row in read_ledger(one.ledger)]
+    rows = [row for one in [probe_of(results, experiment.name), *trainings] for row in read_ledger(one.ledger, NUMBERS)]
     rows = [row for row in rows if row["devices"] == str(devices) and float(row["images_per_s"] or 0) > 0]
     if not rows:
         return None, ""

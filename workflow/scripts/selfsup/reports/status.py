@@ -1,7 +1,5 @@
 """Where each run stands, read from what its jobs leave. Imports no torch and needs no job of its own."""
 
-import csv
-import io
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from selfsup.as_run import runs_known
 from selfsup.bands import collapsed
 from selfsup.cards import card_if_any
 from selfsup.config import Config, Experiment
+from selfsup.csv_cells import Numbers, rows_of
 from selfsup.errors import UserError
 from selfsup.job.ledger import read_ledger
 from selfsup.job.lock import Holder, living_holder, read_holder
@@ -25,6 +24,8 @@ from selfsup.segments import boundaries, work_done
 PATIENCE_S = 1.0  # for Slurm's answer: without it the states that files tell are shown
 TAIL_BYTES = 64_000  # of a CSV: hundreds of rows, enough for a speed
 ROWS_OF_SPEED = 20
+HISTORY = {"step": int, "epoch": float, "loss": float, "images_per_s": float}
+FIGURES = {"figure": float, "top1": float}
 BARS, BARS_SHOWN = "▁▂▃▄▅▆▇█", 12
 HEAD = ["experiment", "seed", "segment", "epoch", "loss", "k-NN", "images/s", "left", "checkpoint", "job", "state"]
 
@@ -58,7 +59,10 @@ def standings(config: Config, results: Path) -> Iterator[Standing]:
         queued = side_by_side.submit(waiting_jobs, results.resolve().parent, PATIENCE_S)
         states = job_states(jobs, PATIENCE_S) if jobs else {}
     for one, run in runs:
-        yield _standing(one.config, one.experiment, one.seed, run, states, queued.result())
+        try:
+            yield _standing(one.config, one.experiment, one.seed, run, states, queued.result())
+        except UserError as error:  # of a damaged file of this run
+            yield _unknown(one.experiment.name, one.seed, "", str(error))
 
 
 def to_text(lines: Sequence[Standing]) -> str:
@@ -79,7 +83,7 @@ def _standing(
     queued: Sequence[Waiting],
 ) -> Standing:
     folder, epochs = run.pretrain.folder, experiment.recipe["epochs"]
-    rows, steps = _tail(run.pretrain.history), steps_per_epoch(config, experiment)
+    rows, steps = _tail(run.pretrain.history, HISTORY), steps_per_epoch(config, experiment)
     last, speed = (rows or [{}])[-1], _speed(rows)
     job, state = _job(run, states)
     if not job:
@@ -88,11 +92,11 @@ def _standing(
         done = work_done(folder, experiment.recipe, experiment.revision)
         ends = boundaries(epochs, experiment.segment_epochs, done.boundaries, done.reached)
     except UserError:
-        return Standing(experiment.name, seed, "", 0, None, (), None, None, None, job, "of another recipe or revision")
+        return _unknown(experiment.name, seed, job, "of another recipe or revision")
     finished = len(done.boundaries)
     over = finished == len(ends)
     begun = max(done.reached, float(last.get("epoch") or 0))  # all that is known where the packed dataset is gone
-    epoch = (int(last["step"]) + 1) / steps if last and steps else begun
+    epoch = (int(last["step"]) + 1) / steps if last.get("step") and steps else begun
     left = (epochs - epoch) * steps * experiment.recipe["global_batch"] / speed if speed and steps else None
     return Standing(
         experiment=experiment.name,
@@ -100,13 +104,17 @@ def _standing(
         segment=f"{min(finished + 1, len(ends))} of {len(ends)}",
         epoch=epoch,
         loss=_number(last.get("loss")),
-        knn=[float(row["knn_top1"]) for row in _tail(run.knn) if row.get("knn_top1")],
+        knn=[float(row["knn_top1"]) for row in _tail(run.knn, {"knn_top1": float}) if row.get("knn_top1")],
         images_per_s=speed,
         left_s=0 if over else left,
         age_s=_age(folder),
         job=job,
         state=state or _rest(run, over, begun=bool(last)),
     )
+
+
+def _unknown(experiment: str, seed: int, job: str, state: str) -> Standing:
+    return Standing(experiment, seed, "", 0, None, (), None, None, None, job, state)
 
 
 def _job(run: RunFolder, states: Mapping[str, str]) -> tuple[str, str]:
@@ -146,10 +154,13 @@ def _rest(run: RunFolder, over: bool, *, begun: bool) -> str:
     stop = stop_file(run.pretrain.folder)
     if stop:
         return f"stopped: {stop} is there"
-    judged = {one.folder.name: _tail(one.metrics)[0] for one in run.encoder.evaluations()}
+    judged = {one.folder.name: one.metrics for one in run.encoder.evaluations()}
     if judged:
         first = LINEAR if LINEAR in judged else min(judged)
-        row = {"measure": "top-1", "figure": judged[first].get("top1"), **judged[first]}  # older ones have top1 alone
+        told = next(iter(_tail(judged[first], FIGURES)), {})
+        row = {"measure": "top-1", "figure": told.get("top1"), **told}  # older ones have top1 alone
+        if not row["figure"]:
+            raise UserError(f"{judged[first]}: not the metrics of one evaluation: delete it and evaluate again")
         return f"evaluated: {row['measure']} {float(row['figure']):.2f} %" + ("" if first == LINEAR else f" ({first})")
     if over and not _verdict(run.pretrain):
         return "trained, not evaluated"
@@ -172,12 +183,12 @@ def _verdict(pretrain: PretrainPaths) -> str:
 
 def _speed(rows: Sequence[Mapping[str, str]]) -> float | None:
     """Return images per second over the newest rows of history.csv, each of equally many images."""
-    rates = [float(row["images_per_s"]) for row in rows[-ROWS_OF_SPEED:]]
+    rates = [float(row["images_per_s"]) for row in rows[-ROWS_OF_SPEED:] if row.get("images_per_s")]
     return len(rates) / sum(1 / max(rate, 1e-9) for rate in rates) if rates else None
 
 
-def _tail(path: Path) -> list[dict[str, str]]:
-    """Return the last whole rows of a CSV; none where there is no file."""
+def _tail(path: Path, numbers: Numbers) -> list[dict[str, str]]:
+    """Return the last whole rows of a CSV; none where there is no file. Raises UserError for what is no number."""
     try:
         with open(path, "rb") as file:
             head = file.readline().decode()
@@ -185,10 +196,12 @@ def _tail(path: Path) -> list[dict[str, str]]:
             text = file.read().decode()
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise UserError(f"{path}: no text ({error}): restore it") from error
     whole = text[: text.rfind("\n") + 1]
     if path.stat().st_size - len(head) > TAIL_BYTES:
         whole = whole[whole.find("\n") + 1 :]  # the first row may be cut
-    return list(csv.DictReader(io.StringIO(head + whole)))
+    return list(rows_of(path, head + whole, numbers, whole=False))
 
 
 def _age(folder: Path) -> float | None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from selfsup.config import Config, Experiment
 from selfsup.layout import EncoderPaths, RunPaths
+from selfsup.tables.frames import read_metrics
 
 # The columns that every row has, in their order; a task's own follow. docs/results.md has them too.
 COLUMNS = {
@@ -59,7 +60,7 @@ def _of_encoder(experiment: Experiment, seed: int, kind: str, encoder: EncoderPa
     for paths in encoder.evaluations():
         name = paths.folder.name
         known = experiment.evaluations.get(name)
-        told = pd.read_csv(paths.metrics).iloc[0].to_dict()
+        told = read_metrics(paths.metrics).iloc[0].to_dict()
         epoch = 0 if kind == "untrained" else told.get("epochs")
         where = {"experiment": experiment.name, "seed": seed, "encoder": kind, "epoch": epoch, "evaluation": name}
         yield {**told, **where, "dataset": known.dataset if known else None}

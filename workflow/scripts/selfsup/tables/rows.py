@@ -12,12 +12,13 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from selfsup.errors import UserError
-from selfsup.job.ledger import begun, read_ledger
+from selfsup.job.ledger import NUMBERS, begun, read_ledger
 from selfsup.layout import LINEAR
 from selfsup.recipe import RECIPES
 from selfsup.settings.notes import Bounds, Count, Natural, NotNegative, Pattern
 from selfsup.settings.typed import Settings, hints, read
 from selfsup.tables.figure_keys import KEYS, TOP1, differences, plain
+from selfsup.tables.frames import read_metrics
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
 PUBLISHED = {"implementation": "Published weights", "source": "trained by others, evaluated here"}
@@ -117,7 +118,6 @@ class Line(Settings):
 
 COLUMNS = list(hints(Line))
 WHOLE_NUMBERS = ("epochs", "global_batch", "n_test", "numerics_changes", "width", "n_train")
-METRICS = ("top1", "top5", "n_test", "protocol", "encoder_sha256", "numerics_changes")
 
 
 @dataclass(frozen=True)
@@ -317,19 +317,13 @@ def _judged(line: dict, published: pd.DataFrame) -> dict:
 
 def _hours(ledgers: tuple[Path, ...], column: str) -> float | None:
     """Return the hours of a column, mean over seeds; None where a ledger is missing or tells of no attempt."""
-    attempts = [begun(read_ledger(path)) for path in ledgers]
+    attempts = [begun(read_ledger(path, NUMBERS)) for path in ledgers]
     sums = [sum(float(row[column] or 0) for row in rows) for rows in attempts if rows]
     return sum(sums) / len(sums) if sums and len(sums) == len(ledgers) else None
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
-    metrics = pd.read_csv(path)
-    missing = set(METRICS) - set(metrics.columns)
-    if missing or len(metrics) != 1:
-        raise UserError(
-            f"{path}: not the metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "
-            "and evaluate again"
-        )
+    metrics = read_metrics(path)
     return _measured(metrics, metrics.get("measure", TOP1))
 
 
