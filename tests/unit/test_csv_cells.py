@@ -11,7 +11,7 @@ from test_bad_input import cases, damaged, told
 
 from selfsup.config import load_config
 from selfsup.errors import UserError
-from selfsup.job.ledger import COLUMNS, NUMBERS, STEPS, Ledger, ledger_totals, read_ledger
+from selfsup.job.ledger import COLUMNS, NEEDED, NUMBERS, Ledger, ledger_totals, read_ledger
 from selfsup.reports.costs import costs_paid
 from selfsup.reports.figures import read_run
 from selfsup.reports.plan import costs
@@ -72,7 +72,7 @@ def test_a_ledgers_cell_that_is_no_number_is_named_with_its_line(run, column):
     path.write_text(with_cell("pretrain/ledger.csv", column, "1,5"))
     with pytest.raises(UserError, match=rf"ledger\.csv: line 3: {column} is '1,5', wanted a number: restore it"):
         read_ledger(path, NUMBERS)
-    if column in STEPS:
+    if column in NEEDED:
         with pytest.raises(UserError, match=f"line 3: {column}"):
             read_ledger(path)
     else:  # a job goes on, whatever a person has made of what it does not need

@@ -47,10 +47,10 @@ COLUMNS = (
     "code_revision",
 )
 
-STEPS = dict.fromkeys(("start_step", "end_step", "saved_step", "steps_done", "steps_lost", "steps_redone"), int)
+NEEDED = dict.fromkeys(("start_step", "end_step"), int)  # by a job that goes on
 NUMBERS = {
-    **STEPS,
-    **dict.fromkeys(("devices", "checkpoints"), int),
+    **NEEDED,
+    **dict.fromkeys(("saved_step", "steps_done", "steps_lost", "steps_redone", "devices", "checkpoints"), int),
     **dict.fromkeys(("device_hours", "gpu_hours", "images_per_s", "stall_s"), float),
 }
 
@@ -128,7 +128,7 @@ def note_refused(folder: Path, row: Mapping[str, Any], reason: str) -> None:
         file.write(text)
 
 
-def read_ledger(path: Path, numbers: Numbers = STEPS) -> list[dict[str, Any]]:
+def read_ledger(path: Path, numbers: Numbers = NEEDED) -> list[dict[str, Any]]:
     """Return the rows of a ledger, oldest first, with values as text; no rows if there is no ledger.
 
     numbers: the columns that are asked for numbers: a job goes on whatever else the cells have. Raises UserError.
