@@ -29,6 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+HANDLERS = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
 # Inside a job of Slurm, under torchrun or with a tracker of one's own the tests are what they are elsewhere.
 for name in list(os.environ):
     if name in TORCHRUN or name.startswith(("SLURM", "SNAKEMAKE_", "WANDB_", "MLFLOW_")):
@@ -172,9 +174,16 @@ def two_threads(one_thread):
 
 @pytest.fixture(autouse=True)
 def own_signals():
-    """An attempt takes the signals that ask to stop, and ignores them when it has ended; here the process goes on."""
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    """An attempt takes the signals that ask to stop, and ignores them when it has ended; here the process goes on.
+
+    What a module's fixture has trained comes before the test, and what a test starts would ignore them too.
+    """
+    put_back(HANDLERS)
     yield
+    put_back(HANDLERS)
+
+
+def put_back(handlers: dict) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
