@@ -58,7 +58,7 @@ report: env  ## write results/report.html, one page with all that is finished, a
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --forcerun landing_page -- report
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
-test: env  ## run the tests of units, numerics and the workflow; about a quarter of an hour on two cores
+test: env  ## run the tests of units, numerics and the workflow; eleven minutes on two cores
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m "not long"
 
 test-long: env  ## the longer tests: the whole demo, a run disturbed again and again, compiled graphs
@@ -87,7 +87,7 @@ bench: env .venv/bench  ## run the benchmarks, with text and JSON: make bench BE
 	@touch $@
 
 .PHONY: fuzz
-fuzz: env  ## try bad input, made by machine: nearly 18,000 settings, pictures, archives, checkpoints, encoders and cards; minutes
+fuzz: env  ## try bad input, made by machine: nearly 19,000 settings, pictures, archives, checkpoints, encoders, cards and tables; minutes
 	FUZZ=20 $(BIN)/pytest -n0 tests/unit/test_bad_input.py tests/unit/test_bad_encoders.py tests/unit/test_csv_cells.py
 
 .PHONY: mutants
