@@ -142,7 +142,7 @@ def _with_keys(row: Mapping, evaluation: Evaluation, card: Mapping, data: Path) 
 def figures(encoder: Path, checksum: str) -> dict[str, dict[str, Any]]:
     """Return the main figures of the encoder's finished evaluations, by the names of their folders beside it.
 
-    Without those of an evaluation whose file is damaged: its figures are made again.
+    Without those of an evaluation whose metrics.csv has a cell that is no number.
     """
     found = {}
     for paths in EncoderPaths(encoder.parent).evaluations():
