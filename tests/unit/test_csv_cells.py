@@ -94,7 +94,12 @@ def test_metrics_without_what_tells_of_what_they_are_are_refused(run, column):
     path = run / "linear/metrics.csv"
     path.write_text(with_cell("linear/metrics.csv", column, ""))
     with pytest.raises(UserError, match=rf"not the metrics of one evaluation \(lacks {column}\): delete it"):
-        frames.read_metrics(path)
+        frames.read_metrics(path, frames.METRICS)
+
+
+def test_metrics_of_an_older_version_have_the_figure_alone_and_are_drawn(run):
+    (run / "linear/metrics.csv").write_text("top1\n97.5\n")
+    assert frames.read_metrics(run / "linear/metrics.csv")["top1"].tolist() == [97.5]
 
 
 @pytest.mark.parametrize(

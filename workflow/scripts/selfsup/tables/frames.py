@@ -8,7 +8,7 @@ import pandas as pd
 from selfsup.csv_cells import number
 from selfsup.errors import UserError
 
-# Of a metrics.csv; those that are not there, a file of an older version has not.
+# Of a metrics.csv: what a table wants of it.
 METRICS = ("top1", "top5", "n_test", "protocol", "encoder_sha256", "numerics_changes")
 NEVER_BLANK = ("protocol", "encoder_sha256", "numerics_changes", "n_test")
 NUMBERS = (
@@ -17,14 +17,17 @@ NUMBERS = (
 )
 
 
-def read_metrics(path: Path) -> pd.DataFrame:
-    """Return the one row of a metrics.csv. Raises UserError for a file that has something else."""
+def read_metrics(path: Path, wanted: Iterable[str] = ("top1",)) -> pd.DataFrame:
+    """Return the one row of a metrics.csv. Raises UserError for a file that has something else.
+
+    wanted: the columns without which it is refused; curves are drawn of files of older versions, which have fewer.
+    """
     try:
         metrics = pd.read_csv(path)
     except ValueError as error:  # as all of pandas' own, and what is no text
         first = str(error).splitlines()[0]
         raise UserError(f"{path}: not the metrics of one evaluation ({first}): delete it and evaluate again") from error
-    missing = [name for name in METRICS if name not in metrics or (name in NEVER_BLANK and metrics[name].isna().any())]
+    missing = [name for name in wanted if name not in metrics or (name in NEVER_BLANK and metrics[name].isna().any())]
     if missing or len(metrics) != 1:
         raise UserError(
             f"{path}: not the metrics of one evaluation (lacks {', '.join(sorted(missing)) or 'a line'}): delete it "

@@ -18,7 +18,7 @@ from selfsup.recipe import RECIPES
 from selfsup.settings.notes import Bounds, Count, Natural, NotNegative, Pattern
 from selfsup.settings.typed import Settings, hints, read
 from selfsup.tables.figure_keys import KEYS, TOP1, differences, plain
-from selfsup.tables.frames import read_metrics
+from selfsup.tables.frames import METRICS, read_metrics
 
 REFERENCE = RECIPES.parent / "reference" / "published.csv"
 PUBLISHED = {"implementation": "Published weights", "source": "trained by others, evaluated here"}
@@ -323,7 +323,7 @@ def _hours(ledgers: tuple[Path, ...], column: str) -> float | None:
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
-    metrics = read_metrics(path)
+    metrics = read_metrics(path, METRICS)
     return _measured(metrics, metrics.get("measure", TOP1))
 
 
