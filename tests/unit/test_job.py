@@ -469,15 +469,27 @@ def test_a_refusal_takes_no_torch(tmp_path):
 
 # Where a rank does not end by itself, a second is waited for it; elsewhere as long as it takes.
 RANK = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 from selfsup.job import local_ranks
+class Slow(subprocess.Popen):  # a busy machine lets the launcher go on long after a rank has begun
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        time.sleep(2)
+if sys.argv[1] == "slow":
+    subprocess.Popen = Slow
+if sys.argv[1] == "early" and os.environ.get("RANK") == "2":  # it has not yet said what a signal is to do
+    os.write(1, b"rank 2 of 3\\n")
+    time.sleep(600)
 local_ranks.GRACE_S = 1.0 if sys.argv[1] in ("fail", "die", "suspend") else 300.0
 if "RANK" not in os.environ:
     sys.exit(local_ranks.run_local_ranks(3))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+def stop(*_):
+    os.write(1, f"rank {os.environ['RANK']} stops\\n".encode())
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
 os.write(1, f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n".encode())  # at once: three write here
 open(f"{sys.path[0]}/began_{os.environ['RANK']}", "w").close()
-while sum(name.startswith("began_") for name in os.listdir(sys.path[0])) < 3:  # however late they are started
+while sum(name.startswith("began_") for name in os.listdir(sys.path[0])) < 3 - (sys.argv[1] == "early"):  # however late they are started
     time.sleep(0.01)
 if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(3)
@@ -490,7 +502,7 @@ if sys.argv[1] == "suspend":
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGSTOP)
     sys.exit(75)
-if sys.argv[1] in ("fail", "die", "wait"):
+if sys.argv[1] in ("fail", "die", "wait", "slow", "early"):
     time.sleep(600)
 """
 
@@ -519,10 +531,13 @@ def test_local_ranks_end_together_with_the_status_of_the_one_that_failed(rank_sc
     assert sorted(told.splitlines()) == [f"rank {rank} of 3" for rank in range(3)]
 
 
-def test_a_signal_to_the_launcher_reaches_all_ranks_and_75_comes_back(rank_script):
-    process = rank_script("wait")
+@pytest.mark.parametrize(("what", "stopped"), [("wait", 3), ("slow", 3), ("early", 2)])
+def test_a_signal_to_the_launcher_reaches_all_ranks_and_75_comes_back(rank_script, what, stopped):
+    """Also while the launcher starts the last rank, and a rank that is not ready for it, which it ends."""
+    process = rank_script(what)
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == 75
+    assert sorted(told.splitlines()) == [f"rank {rank} stops" for rank in range(stopped)]

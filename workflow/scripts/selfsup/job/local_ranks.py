@@ -25,8 +25,10 @@ def run_local_ranks(count: int) -> int:
 
     It is 0 if all ranks end well, 75 if they were asked to stop, else the status of the rank that failed first.
     """
+    asked: list[int] = []
+    take_stop_signals(lambda number, frame: asked.append(number))
     with reserved_port() as port:
-        return _wait_for(_started(count, port))
+        return _wait_for(_started(count, port), asked)
 
 
 @contextlib.contextmanager
@@ -45,26 +47,28 @@ def reserved_port(address: str = "127.0.0.1") -> Iterator[int]:
 
 
 def _started(count: int, port: int) -> list[subprocess.Popen]:
-    """Start the ranks, which get the signals that this process is sent."""
     place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHER: os.getpid()}
-    ranks: list[subprocess.Popen] = []
-
-    def forward(number: int, frame) -> None:
-        for process in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-
-    take_stop_signals(forward)
-    for rank in range(count):
-        own = {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        ranks.append(subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **own}))
-    return ranks
+    own = ({**place, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count))
+    environments = ({key: str(value) for key, value in one.items()} for one in own)
+    return [subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **one}) for one in environments]
 
 
-def _wait_for(ranks: list[subprocess.Popen]) -> int:
+def _wait_for(ranks: list[subprocess.Popen], asked: list[int]) -> int:
+    """Wait for the end of all ranks, and pass on to them the signals in `asked`, to which new ones are added.
+
+    Not as they arrive: one that came while a rank was being started would not reach it.
+    """
     failed, patience = 0, None
+    passed_on: set[int] = set()
     while True:
+        while asked:
+            passed_on.add(number := asked.pop(0))
+            for process in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
         ended = [status for status in (process.poll() for process in ranks) if status is not None]
+        # A signal ends a rank that has not come to take it, and has nothing to save.
+        ended = [EXIT_RESUBMIT if -status in passed_on else status for status in ended]
         if patience is None or time.monotonic() < patience:  # ranks killed below have not failed
             failed = failed or next((status for status in ended if status not in (0, EXIT_RESUBMIT)), 0)
         if len(ended) == len(ranks):
