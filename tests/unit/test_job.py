@@ -471,10 +471,10 @@ def test_a_refusal_takes_no_torch(tmp_path):
 RANK = """
 import os, signal, subprocess, sys, time
 from selfsup.job import local_ranks
-class Slow(subprocess.Popen):  # a busy machine lets the launcher go on long after a rank has begun
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        time.sleep(2)
+class Slow(subprocess.Popen):  # a busy machine lets the launcher go on long after the last rank has begun
+    def __init__(self, *arguments, env):
+        super().__init__(*arguments, env=env)
+        time.sleep(2 if env["RANK"] == "2" else 0)
 if sys.argv[1] == "slow":
     subprocess.Popen = Slow
 if sys.argv[1] == "early" and os.environ.get("RANK") == "2":  # it has not yet said what a signal is to do
@@ -489,7 +489,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 os.write(1, f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n".encode())  # at once: three write here
 open(f"{sys.path[0]}/began_{os.environ['RANK']}", "w").close()
-while sum(name.startswith("began_") for name in os.listdir(sys.path[0])) < 3 - (sys.argv[1] == "early"):  # however late they are started
+ready = 2 if sys.argv[1] == "early" else 3
+while sum(name.startswith("began_") for name in os.listdir(sys.path[0])) < ready:  # however late they are started
     time.sleep(0.01)
 if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(3)
