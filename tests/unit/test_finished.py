@@ -183,8 +183,12 @@ def test_a_damaged_record_has_the_evaluation_made_again(config, experiment, run,
     store_in(data_of(config.data_dir, experiment.dataset)).unlink()
     assert identity(config, experiment, run.encoder)["data"] is None
     whole = identity(config, experiment, run.encoder)
-    write(paths.record, {"identity": whole, "files": {"metrics.csv": 3}})
-    assert record.recorded(paths.folder, whole) is None
+    untrained, twin = (one.random_init.evaluation() for one in (run, RunFolder(run.folder.with_name("seed1"))))
+    for files in ({"metrics.csv": 3}, {"metrics.csv": ""}, {"metrics.csv": "top1\n"}, {"per_class.csv": "class\n"}):
+        write(paths.record, {"identity": whole, "files": files})
+        assert record.recorded(paths.folder, whole) is None
+        write(untrained.record, {"identity": whole, "files": files})
+        assert record.recorded_elsewhere(twin.folder, whole, "digits") is None
 
 
 @pytest.mark.parametrize("task", ["fine_tune", "logistic"])

@@ -60,10 +60,13 @@ def recorded(folder: Path, wanted: Mapping) -> dict[str, str] | None:
 
 def _recorded(folder: Path, part: str) -> dict[str, Any]:
     """Return a part of the record; nothing of a damaged one, so that the evaluation is done again."""
-    found = card_if_any(EvaluationPaths(folder).record).get(part)
-    if part == "files" and isinstance(found, dict) and not all(isinstance(text, str) for text in found.values()):
+    paths = EvaluationPaths(folder)
+    found = card_if_any(paths.record).get(part)
+    if not isinstance(found, dict):
         return {}
-    return found if isinstance(found, dict) else {}
+    texts = all(isinstance(text, str) for text in found.values())
+    whole = part != "files" or (texts and _row(found.get(paths.metrics.name, "")))
+    return found if whole else {}
 
 
 def recorded_elsewhere(folder: Path, wanted: Mapping, experiment: str) -> dict[str, str] | None:
