@@ -27,7 +27,7 @@ from chaos_events import Event, gone, send  # noqa: E402
 
 FROZEN_FOR_GOOD = "frozen for good"
 # 9 epochs of 22 steps of a narrow network in three segments of seconds.
-CHANGES = {"overrides": {**LONG, "epochs": 9}, "segment_epochs": 3}
+CHANGES = {"overrides": {**LONG, "global_batch": 64, "epochs": 9}, "segment_epochs": 3}
 HANG_MINUTES = 0.5  # longer than four ranks take to import torch on two busy cores
 
 

@@ -196,9 +196,9 @@ class Cluster:
                 os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))
         # The plugin strips every SLURM_ variable from a job's environment, SLURM_CONF too: wrappers bring it back.
         for name in COMMANDS:
-            log = (
-                f"printf '%q ' \"$@\" >> {self.sbatch_calls}; echo >> {self.sbatch_calls}\n" if name == "sbatch" else ""
-            )
+            # A line a call, under a lock: two calls at once would mix theirs.
+            told = f"( flock 9; printf '%q ' \"$@\" >&9; echo >&9 ) 9>> {self.sbatch_calls}\n"
+            log = told if name == "sbatch" else ""
             wrapper = self.lab / "bin" / name
             wrapper.write_text(f'#!/bin/bash\nexport SLURM_CONF={self.configuration}\n{log}exec /usr/bin/{name} "$@"\n')
             wrapper.chmod(0o755)

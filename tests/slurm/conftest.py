@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
-    """A workflow whose dataset lies ready, of a run of half a minute in one segment."""
+    """A workflow whose dataset lies ready, of a run of 20 s in one segment."""
     made = SlurmWorkflow(tmp_path, repository, cluster)
     shutil.copytree(undisturbed.path("data"), tmp_path / "data")
     made.digits.update(overrides=LONG, segment_epochs=LONG["epochs"])

@@ -43,27 +43,27 @@ def finish(run: SlurmWorkflow, process, undisturbed: Workflow) -> str:
 
 
 def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_path, repository, cluster):
-    """Three segments of 2 nodes x 2 ranks, exports, evaluations, table; one resource is set on the command line."""
+    """Two segments of 2 nodes x 2 ranks, exports, evaluations, table; one resource is set on the command line."""
     run = SlurmWorkflow(tmp_path / "slurm", repository, cluster)
-    run.digits.update(overrides=QUICK, segment_epochs=1)
+    run.digits.update(overrides={**QUICK, "epochs": 2}, segment_epochs=1)
     before = len(cluster.sbatch_calls.read_text().splitlines()) if cluster.sbatch_calls.exists() else 0
     run.run("--set-resources", "pretrain_segment:mem_mb=1500", "--", "results/demo.csv")
     calls = cluster.sbatch_calls.read_text().splitlines()[before:]
     segments = [call for call in calls if "rule_pretrain_segment" in call]
-    assert len(segments) == 3 and len(calls) == 8
+    assert len(segments) == 2 and len(calls) == 7
     for call in segments:
         for flag in ("1500", "--signal=USR1@120", "--ntasks-per-node=2", "--nodes=2", "--cpus-per-task=1"):
             assert flag in call.replace("\\", ""), (flag, call)
-    for epoch, goal in enumerate(["0 to 5", "5 to 10", "10 to 15"], 1):
+    for epoch, goal in enumerate(["0 to 5", "5 to 10"], 1):
         log = run.read(f"logs/pretrain/digits_seed0_epoch000{epoch}.log")
-        assert f"steps {goal} of 15" in log and "over 4 ranks" in log
+        assert f"steps {goal} of 10" in log and "over 4 ranks" in log
     rows = read_ledger(run.path(f"{RUN}/pretrain/ledger.csv"))
-    assert [(row["how_it_ended"], row["devices"]) for row in rows] == [("reached its goal", "4")] * 3
+    assert [(row["how_it_ended"], row["devices"]) for row in rows] == [("reached its goal", "4")] * 2
     assert all(row["job_id"] for row in rows)
     table = pd.read_csv(run.path("results/demo.csv")).set_index("implementation")
     assert table.loc["This work", ["n_test", "numerics_changes"]].tolist() == [360, 0]
     local = Workflow(tmp_path / "local", repository)
-    local.digits.update(overrides=QUICK, segment_epochs=3)
+    local.digits.update(overrides={**QUICK, "epochs": 2}, segment_epochs=2)
     local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
     local.run(f"{RUN}/encoder.safetensors")
     encoders = [one.path(f"{RUN}/encoder.safetensors").read_bytes() for one in (run, local)]
@@ -122,7 +122,7 @@ def test_a_preempted_job_goes_back_to_the_queue_and_loses_nothing(slurm, undistu
     slurm.config["cluster"]["partition"] = "low"
     process = slurm.start(f"{RUN}/encoder.safetensors")
     job = slurm.job()
-    slurm.wait_for_step(20)
+    slurm.wait_for_step(8)
     slurm.cluster.ask("sbatch", "-p", "main", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
     slurm.wait_for("the preemption", lambda: slurm.state(job) != "RUNNING")
     finish(slurm, process, undisturbed)
@@ -140,7 +140,7 @@ def test_a_cancelled_job_is_continued_by_a_retry(slurm, undisturbed):
     slurm.cluster.ask("scontrol", "update", "PartitionName=main", "State=UP")
     job = slurm.job()
     assert re.search(rf"^digits .* {job} +pending$", told, re.MULTILINE), told
-    slurm.wait_for_step(20)
+    slurm.wait_for_step(8)
     slurm.cluster.ask("scancel", job)
     finish(slurm, process, undisturbed)
     assert endings(slurm) == ["stopped by SIGTERM", "reached its goal"] and lost(slurm) == 0
@@ -148,7 +148,7 @@ def test_a_cancelled_job_is_continued_by_a_retry(slurm, undisturbed):
 
 def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
     process = slurm.start(f"{RUN}/encoder.safetensors")
-    slurm.wait_for_step(10)
+    slurm.wait_for_step(5)
     slurm.path(f"{RUN}/STOP").touch()
     process.communicate(timeout=300)
     assert process.returncode != 0 and endings(slurm)[0] == f"stopped by the file {RUN}/STOP, for good"
@@ -156,7 +156,7 @@ def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
     assert refused == 3 and "STOP is there, so the run stays stopped" in endings(slurm)[-1]
     slurm.path(f"{RUN}/STOP").unlink()
     process = slurm.start(f"{RUN}/encoder.safetensors")
-    slurm.wait_for_step(40)
+    slurm.wait_for_step(12)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode != 0
@@ -168,7 +168,7 @@ def test_the_stop_file_and_ctrl_c_stop_for_good(slurm, undisturbed):
 def test_a_node_that_dies_costs_no_more_than_the_last_seconds(slurm, undisturbed):
     """The first node, with the batch script and rank 0: daemon, steps and tasks end at once; it comes back later."""
     process = slurm.start(f"{RUN}/encoder.safetensors")
-    slurm.wait_for_step(30)
+    slurm.wait_for_step(10)
     slurm.wait_for("a checkpoint", lambda: list(slurm.path(f"{RUN}/pretrain/partial").glob("*.pt")))
     first, _ = slurm.cluster.nodes
     job = slurm.job()
@@ -178,13 +178,13 @@ def test_a_node_that_dies_costs_no_more_than_the_last_seconds(slurm, undisturbed
     finish(slurm, process, undisturbed)
     assert endings(slurm) == ["killed", "reached its goal"]
     rows = read_ledger(slurm.path(f"{RUN}/pretrain/ledger.csv"))
-    assert 0 < int(rows[1]["start_step"]) <= STEPS and int(rows[1]["steps_redone"]) < 60
+    assert 0 < int(rows[1]["start_step"]) <= STEPS and int(rows[1]["steps_redone"]) < 30
 
 
 def test_a_new_snakemake_does_not_start_beside_the_job_of_a_killed_one(slurm, undisturbed):
     process = slurm.start(f"{RUN}/encoder.safetensors")
     job = slurm.job()
-    slurm.wait_for_step(10)
+    slurm.wait_for_step(5)
     process.kill()
     process.communicate()
     slurm.run("--unlock")
