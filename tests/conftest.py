@@ -89,6 +89,13 @@ def shallow():
         yield
 
 
+@pytest.fixture
+def of_shapes_alone():
+    """Networks are built without numbers: those of full size take seconds to draw."""
+    with torch.device("meta"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A function of a name and of what fills a folder: it is filled by the first process of the tests that asks for it,

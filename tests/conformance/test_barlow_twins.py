@@ -81,7 +81,7 @@ def test_many_ranks_compute_the_loss_and_gradient_of_one(size):
         assert error([np.array(one) for one in parts], [one[rows] for one in gradients]) < 1e-10
 
 
-def test_the_head_has_the_official_codes_size_and_parameters_their_rates():
+def test_the_head_has_the_official_codes_size_and_parameters_their_rates(of_shapes_alone):
     """main.py: 8,192-8,192-8,192 without biases; the rate is 0.2 for weights, 0.0048 for biases and norms."""
     recipe = load_recipe("barlow_twins_imagenet")
     treatments = build_method(recipe, seed=0, total_steps=1).parameter_groups()

@@ -468,7 +468,7 @@ def test_it_is_stopped_in_mid_epoch_and_continued_to_the_bit(overrides, tiny_sto
         ("equimod_byol_imagenet", 43_753_536, 8_694_272),
     ],
 )
-def test_the_networks_have_the_published_numbers_of_parameters(name, parameters, of_the_module):
+def test_the_networks_have_the_published_numbers_of_parameters(name, parameters, of_the_module, of_shapes_alone):
     recipe = load_recipe(name)
     method = build_method(recipe, seed=0, total_steps=1)
     learned = method.parameter_groups()

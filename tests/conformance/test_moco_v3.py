@@ -118,7 +118,7 @@ def test_only_what_the_gradient_reaches_is_optimised(training):
         ),
     ],
 )
-def test_the_heads_have_the_official_codes_size(name, projector, predictor):
+def test_the_heads_have_the_official_codes_size(name, projector, predictor, of_shapes_alone):
     """builder.py: two layers, three for a transformer, no biases; a last batch norm without affine, but for the
     ResNets' predictor."""
     method = build_method(load_recipe(name), seed=0, total_steps=1)

@@ -41,7 +41,7 @@ def test_every_key_has_an_entry_here_and_a_meaning():
 
 
 @pytest.fixture(scope="module")
-def computed(tiny_recipe, tiny_store, tmp_path_factory):
+def computed(shallow, tiny_recipe, tiny_store, tmp_path_factory):
     """A function of a task and of changes: the digest of its rows and of what it has computed."""
     recipe = {**tiny_recipe, "linear": tiny_recipe["linear"].changed(test={**VIEW, "resize": 12})}
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from importlib.metadata import distribution
 
@@ -52,10 +53,10 @@ NETWORKS = {
 IN_TIMM = ("standard", "vit")
 
 
-@pytest.fixture(params=NETWORKS)
-def published(request, tmp_path, monkeypatch):
-    """The name of an experiment, its recipe, and the folder that was made of its encoder, which is the one there."""
-    name = request.param
+@pytest.fixture(scope="module", params=NETWORKS)
+def made(request, tmp_path_factory):
+    """The name of an experiment, its recipe, and a folder with its encoder alone and what publish.py made of it."""
+    name, folder = request.param, tmp_path_factory.mktemp("made")
     if name in IN_TIMM:
         pytest.importorskip("timm")
     block = NETWORKS[name]
@@ -66,19 +67,29 @@ def published(request, tmp_path, monkeypatch):
     }
     config |= {"datasets": {"digits": {"source": "digits"}}, "tables": {"mine": [name]}}
     config["experiments"] = {name: {**block, "dataset": "digits"}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    encoder = tmp_path / "results" / name / "seed0" / "encoder.safetensors"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    encoder = folder / "results" / name / "seed0" / "encoder.safetensors"
     card = {**encoder_card("online backbone", recipe, 0), "training": TRAINING}
     checksum = save_encoder(encoder, lively(initial_backbone(recipe, 0)), card)
     told = json.loads(encoder.with_suffix(".json").read_text()) | {"evaluations": EVALUATIONS}
     encoder.with_suffix(".json").write_text(json.dumps(told))
-    (tmp_path / "results/mine.csv").write_text(
+    (folder / "results/mine.csv").write_text(
         f"task,encoder_sha256,verdict,verdict_reason\nknn,{checksum},no,\nlinear,{checksum},not comparable,other data\n"
     )
-    (tmp_path / "results/figures").mkdir()
-    (tmp_path / f"results/figures/{name}.png").write_bytes(b"curves")
+    (folder / "results/figures").mkdir()
+    (folder / f"results/figures/{name}.png").write_bytes(b"curves")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make(patch, name)
+    return name, recipe, folder
+
+
+@pytest.fixture
+def published(made, tmp_path, monkeypatch):
+    """The name, the recipe, and what was published, in a copy of that folder, which is the one there."""
+    name, recipe, folder = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    make(monkeypatch, name)
     return name, recipe, tmp_path / "hub"
 
 

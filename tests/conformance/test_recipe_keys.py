@@ -293,7 +293,7 @@ class Trained(Sequence):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_store, tmp_path_factory):
+def trained(shallow, tiny_store, tmp_path_factory):
     """A function of changes: what was trained."""
 
     def train(recipe: dict) -> Trained:
@@ -305,7 +305,7 @@ def trained(tiny_store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_store, tmp_path_factory):
+def evaluated(shallow, tiny_store, tmp_path_factory):
     """A function of changes: the digest of a linear evaluation's classifiers, losses, accuracies, test features."""
 
     def evaluate(recipe: dict) -> str:

@@ -95,7 +95,7 @@ def test_many_ranks_compute_the_loss_and_gradient_of_one(size):
         ("imagenet", [2048, 2048, 128], 8_658_944),
     ],
 )
-def test_the_head_has_the_published_size(name, layers, parameters):
+def test_the_head_has_the_published_size(name, layers, parameters, of_shapes_alone):
     """Of the code that the companion report's authors published: no biases, the last batch norm without affine."""
     projector = {**HEAD, "layers": layers}
     block = {"projector": projector, "temperature": 0.5, "loss_reduction": "mean"}
@@ -139,14 +139,14 @@ def test_whole_steps_are_the_same_on_one_two_and_four_ranks(statistics):
 
 # Of the published code, weights of the whole network: the companion's (model.py), measured by building it.
 @pytest.mark.parametrize(("name", "parameters"), [("cifar10", 12_483_648), ("imagenet", 27_968_576)])
-def test_the_networks_have_the_published_size(name, parameters):
+def test_the_networks_have_the_published_size(name, parameters, of_shapes_alone):
     for kind in ("", "_authors"):
         method = build_method(load_recipe(f"simclr_{name}{kind}"), seed=0, total_steps=1)
         assert sum(one.parameter.numel() for one in method.parameter_groups()) == parameters
 
 
 @pytest.mark.parametrize(("name", "width"), [("cifar10", 512), ("imagenet", 2048)])
-def test_the_official_head_has_three_layers_as_wide_as_the_features_and_a_scale_alone(name, width):
+def test_the_official_head_has_three_layers_as_wide_as_the_features_and_a_scale_alone(name, width, of_shapes_alone):
     method = build_method(load_recipe(f"simclr_{name}_official"), seed=0, total_steps=1)
     learned = {one.name: one for one in method.parameter_groups() if one.name.startswith("projector")}
     shapes = [tuple(one.parameter.shape) for one in learned.values()]

@@ -72,7 +72,7 @@ def computed(ranks: Ranks, store, folder, settings: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_store, tmp_path_factory):
+def tuned(shallow, tiny_store, tmp_path_factory):
     """A function of changes to BASE: the digest; each is computed once."""
 
     @cache

@@ -75,7 +75,7 @@ def test_many_ranks_compute_the_loss_and_gradient_of_one(size):
         assert error([np.array(one) for one in parts], [one[rows] for one in gradients]) < 1e-10
 
 
-def test_the_head_has_the_official_codes_size():
+def test_the_head_has_the_official_codes_size(of_shapes_alone):
     """main_vicreg.py: 8,192-8,192-8,192, hidden layers with biases before their batch norms, the last without."""
     method = build_method(load_recipe("vicreg_imagenet"), seed=0, total_steps=1)
     projector = method.networks["projector"]

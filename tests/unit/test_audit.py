@@ -20,7 +20,7 @@ from selfsup.training.pretraining import Run
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_recipe, tiny_store, tmp_path_factory) -> Path:
+def finished(shallow, tiny_recipe, tiny_store, tmp_path_factory) -> Path:
     """A finished run of 4 epochs in two segments; 5 steps an epoch, a row each."""
     folder = tmp_path_factory.mktemp("finished") / "seed0"
     settings = {"recipe": tiny_recipe, "seed": 0, "revision": 1, "store": tiny_store, "compute": on_cpu()}

@@ -179,7 +179,7 @@ def test_an_older_state_without_a_groups_key_takes_what_the_group_was_built_with
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).method == "byol"])
-def test_the_resnets_parameters_are_treated_as_ever(name):
+def test_the_resnets_parameters_are_treated_as_ever(name, of_shapes_alone):
     """Weights are those of linear layers and convolutions, norms those of normalisations, biases all others."""
     method = build_method(load_recipe(name), seed=0, total_steps=1)
     online = method.networks["online"]
