@@ -143,7 +143,7 @@ def test_parts_for_which_no_time_is_left_are_named(gpu_script, tmp_path):
     assert not (tmp_path / "out/steps.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_table_1_is_trained_while_its_caller_is_away_and_comes_home_in_pieces(gpu_script, tmp_path):
     """The second call waits for the end of what the first has left going on."""
     status, said = gpu_script("--train", "1", "--smoke", "--leave", "1")

@@ -105,7 +105,7 @@ def test_a_forked_training_gives_the_bits_of_one_from_the_start(
     assert states["cold"]["numerics"] == states["forked"]["numerics"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path):
     """Under one environment, and under another one that libraries read when they are loaded."""
     folder = tmp_path / "elsewhere"
