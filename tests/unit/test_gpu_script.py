@@ -108,7 +108,7 @@ def test_the_check_measures_every_part_and_goes_on_after_one_that_fails(gpu_scri
         assert sorted(tar.getnames()) == ["run_history.csv", "run_knn.csv", "run_ledger.csv"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_part_whose_time_is_over_leaves_the_ways_it_has_measured(repository, tmp_path, starter, program, how):
     """SIGTERM is what a part's limit sends first: it also leaves no pictures behind."""
     (tmp_path / "temporary").mkdir()

@@ -189,7 +189,7 @@ def test_a_change_of_numerics_is_counted_in_the_table(workflow):
 def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
     run = quick(workflow)
-    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 50}  # some seconds
+    run.digits["overrides"]["linear"] = {**run.digits["overrides"]["linear"], "epochs": 30}  # some seconds
     run.digits["compute"]["evaluate"]["checkpoint_minutes"] = 0.005
     run.run(f"{RUN}/encoder.safetensors")
     process = run.start("--retries", "1", f"{RUN}/linear/metrics.csv")
@@ -204,4 +204,4 @@ def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(workflow):
     stopped = [run.read(f"{RUN}/linear/{name}.csv") for name in ("metrics", "history")]
     run.run("--force", f"{RUN}/linear/metrics.csv")
     assert run.read(f"{RUN}/linear/metrics.csv") == stopped[0]
-    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 51
+    assert len(run.read(f"{RUN}/linear/history.csv").splitlines()) == len(stopped[1].splitlines()) == 31

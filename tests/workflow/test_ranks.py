@@ -174,9 +174,8 @@ def is_suspended(process_file: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("unlucky", "number"), [("0", signal.SIGHUP), pytest.param("1", signal.SIGTERM, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("unlucky", "number"), [("0", signal.SIGHUP), ("1", signal.SIGTERM)])
 def test_a_stop_asked_for_while_ranks_wait_for_one_that_is_suspended_ends_them_soon(
     two_ranks, tmp_path, unlucky, number, left_alone
 ):

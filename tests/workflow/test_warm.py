@@ -125,7 +125,7 @@ def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path):
     assert seen[1]["threads"] == 1 and len(servers(forking.parent)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_signals_errors_and_ends_are_those_of_the_script(forking, tmp_path, owner):
     def waiting() -> tuple[subprocess.Popen, int]:
         (tmp_path / "pid").unlink(missing_ok=True)
