@@ -64,9 +64,10 @@ def _recorded(folder: Path, part: str) -> dict[str, Any]:
     found = card_if_any(paths.record).get(part)
     if not isinstance(found, dict):
         return {}
-    texts = all(isinstance(text, str) for text in found.values())
-    whole = part != "files" or (texts and _row(found.get(paths.metrics.name, "")))
-    return found if whole else {}
+    if part == "files":
+        texts = all(isinstance(text, str) for text in found.values())
+        return found if texts and _row(found.get(paths.metrics.name, "")) else {}
+    return found
 
 
 def recorded_elsewhere(folder: Path, wanted: Mapping, experiment: str) -> dict[str, str] | None:
