@@ -20,7 +20,7 @@ from selfsup.settings import extensions
 from selfsup.settings.registries import BACKBONES, METHODS, OPTIMIZERS, TASKS, TRACKERS
 from selfsup.signals import STOP_SIGNALS
 from tiny import SHALLOW, TINY, write_tiny_store
-from warm.executable import PROGRAMS, can_fork, python_in
+from warm.executable import PROGRAMS, SET_FOR_THREADS, can_fork, python_in
 
 # A shell without a terminal starts what it leaves in the background with Ctrl-C ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,6 +43,8 @@ LONG = ("slow", "long")
 
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)
+# For scripts as well, as Snakemake does it for a job: then one process is enough to fork them all from.
+os.environ |= dict.fromkeys(SET_FOR_THREADS, "1")
 
 
 def pytest_xdist_auto_num_workers(config) -> int:

@@ -144,6 +144,7 @@ def test_views_and_loss_are_one_graph_without_a_break(run, graphs, recipe, overr
     assert float((found - wanted).norm() / wanted.norm()) < 1e-4
 
 
+@pytest.mark.long
 def test_micro_batches_are_one_graph_too(run, graphs):
     """By the first loss, to 1e-4: a compiler rounds views otherwise, and batch norms of four images make much of it."""
     overrides = {**with_method("barlow_twins"), "micro_batches": 2}
@@ -218,7 +219,7 @@ EQUIMOD_SIMCLR = {
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("equimod_digits", EQUIMOD),
+        pytest.param("equimod_digits", EQUIMOD, marks=pytest.mark.long),
         pytest.param("equimod_digits", {**EQUIMOD, "micro_batches": 2}, marks=pytest.mark.long),
         pytest.param("equimod_simclr_cifar10", EQUIMOD_SIMCLR, marks=pytest.mark.long),
     ],

@@ -7,6 +7,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROGRAMS = "programs"  # the folder beside the executable whose scripts are forked too
+# What Snakemake sets for its jobs: the number of their threads.
+SET_FOR_THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SET_FOR_THREADS += ("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def python_in(folder: Path, scripts: Iterable[str], owner: int, imported: str = "all") -> Path:

@@ -21,6 +21,7 @@ def test_the_table_says_what_was_done_to_the_images(workflow, monkeypatch):
     overrides["optimizer"], overrides["linear"]["batch"] = {"warmup_epochs": 1}, 16
     overrides["augment"] |= {"mean": "dataset", "std": "dataset"}
     workflow.config["datasets"]["mine"] = dataset
+    workflow.on_one_thread()
     workflow.config["experiments"]["mine"] = copy.deepcopy(workflow.digits) | {"dataset": "mine", "segment_epochs": 2}
     workflow.config["experiments"]["mine"]["overrides"] = overrides
     workflow.config["tables"]["mine"] = ["mine"]
@@ -43,6 +44,7 @@ def test_pictures_without_classes_are_trained_on_and_their_evaluation_is_refused
     overrides = copy.deepcopy(QUICK) | {"epochs": 2, "global_batch": 16, "optimizer": {"warmup_epochs": 1}}
     overrides["augment"] |= {"mean": "dataset", "std": "dataset"}
     workflow.config["datasets"]["mine"] = {"source": "folder", "path": str(workflow.path("images")), "labels": False}
+    workflow.on_one_thread()
     workflow.config["experiments"]["mine"] = copy.deepcopy(workflow.digits) | {"dataset": "mine", "segment_epochs": 2}
     workflow.config["experiments"]["mine"]["overrides"] = overrides
     workflow.config["tables"]["mine"] = ["mine"]

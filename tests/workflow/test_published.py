@@ -20,6 +20,7 @@ def test_published_weights_are_evaluated_and_told_apart_in_the_table(workflow):
     more = {"last_epoch": 799, "momentum_model": torch.zeros(300_000)}  # of small files Snakemake compares checksums
     torch.save({"model": weights, **more}, workflow.path("weights.pt"))
     workflow.digits.update(overrides=copy.deepcopy(QUICK), published={"publisher": "authors", "path": "weights.pt"})
+    workflow.on_one_thread()
     plan = workflow.run("-n", "results/demo.csv")
     assert (jobs(plan, "import_encoder"), jobs(plan, "pretrain_segment"), jobs(plan, "export_encoder")) == (1, 0, 0)
     workflow.run("results/demo.csv")

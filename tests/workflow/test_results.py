@@ -106,6 +106,7 @@ def test_a_run_that_collapses_is_stopped_between_segments_and_goes_on_when_told_
 def test_a_run_of_one_segment_that_collapses_is_never_exported_until_told_so(workflow):
     """The gate after the last boundary, of a recipe that has no bands: the method's floors alone."""
     run = workflow
+    run.on_one_thread()
     run.digits.update(overrides={**copy.deepcopy(QUICK), "epochs": 5}, segment_epochs=5)
     run.digits["overrides"]["optimizer"] = {"warmup_epochs": 0, "peak_lr": 300.0, "lars_weight": 0.0}
     printed = run.run("results/demo.csv", ok=False)

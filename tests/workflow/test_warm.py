@@ -13,7 +13,7 @@ from runs import equal_states
 from selfsup.engine.checkpoint import load_checkpoint
 from selfsup.layout import boundary_name
 from selfsup.recipe import canonical
-from warm.executable import can_fork, python_in
+from warm.executable import SET_FOR_THREADS, can_fork, python_in
 from workflows import wait_until
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="a Linux of 2019 or later has pidfd_open")
@@ -106,10 +106,12 @@ def test_a_forked_training_gives_the_bits_of_one_from_the_start(
 
 
 @pytest.mark.long
-def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path):
+def test_a_forked_script_sees_what_one_from_the_start_sees(forking, tmp_path, monkeypatch):
     """Under one environment, and under another one that libraries read when they are loaded."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
+    for name in SET_FOR_THREADS:
+        monkeypatch.delenv(name)
     for more in ({"OWN": "1"}, {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}):
         seen = []
         for python in (sys.executable, forking, forking):

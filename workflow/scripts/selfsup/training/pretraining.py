@@ -234,7 +234,7 @@ class Pretraining:
     def state(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
         return {
-            **self.run.identity(),
+            **self.run.identity,
             **self._normalisation(),
             "format": checkpoint.FORMAT,
             "step": self.step,
@@ -258,7 +258,7 @@ class Pretraining:
 
     def restore(self, path: Path, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state. Raises UserError with the differences if it is of another run."""
-        checkpoint.check_belongs(path, state, self.run.identity())
+        checkpoint.check_belongs(path, state, self.run.identity)
         self.method.load_state_dict(state["method"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
@@ -329,7 +329,7 @@ class Pretraining:
 
         health: a boundary's figures, for its JSON file, in which the rule health_gate finds them and their floors.
         """
-        card = {key: value for key, value in self.run.identity().items() if key != "recipe"}
+        card = {key: value for key, value in self.run.identity.items() if key != "recipe"}
         mean_loss = self.checked_loss(loss, saver)
         if not self._known_equal:
             check_equal_on_all_ranks(self.method.state_dict(), self.ranks)

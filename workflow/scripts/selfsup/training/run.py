@@ -55,8 +55,9 @@ class Run:
         """Return all existing checkpoints, rolling ones and boundaries."""
         return checkpoints_in(self.folder)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must share with this run for the run to continue from it."""
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What a checkpoint must share with this run for the run to continue from it."""
         return {
             "recipe": plain(self.recipe),
             "revision": self.revision,

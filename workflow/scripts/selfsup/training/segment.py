@@ -93,7 +93,7 @@ def _card_of_finished(run: Run, epoch: int) -> dict | None:
     """
     done = work_done(run.folder, run.recipe, run.revision)  # refuses a folder of another recipe
     boundary = run.folder / boundary_name(epoch)
-    card, mine = checkpoint.known_card(boundary), {key: run.identity()[key] for key in IDENTITY}
+    card, mine = checkpoint.known_card(boundary), {key: run.identity[key] for key in IDENTITY}
     if card and any(card.get(key) != value for key, value in mine.items()):
         return None  # of another seed or dataset, which is reported when the checkpoint is restored
     if boundary.exists() and card and provenance.sha256(boundary) == card.get("sha256"):
