@@ -40,6 +40,7 @@ for name in list(os.environ):
 os.umask(0o022)
 
 LONG = ("slow", "long")
+RANKS = {"on_ranks", "check_steps_over_ranks"}
 
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)
@@ -60,8 +61,15 @@ def pytest_collection_finish(session):
     gc.set_threshold(100_000, 50, 100)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config, items):
-    """Give out the long tests first, where several processes share them, so that all have work to the end."""
+    """Give out the long tests first, where several processes share them, so that all have work to the end.
+
+    One of these processes has all tests that call on ranks: it alone keeps another one from which they are forked.
+    """
+    for item in items:
+        if RANKS & set(item.function.__code__.co_names):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.path.parent.name != "workflow", not any(map(item.get_closest_marker, LONG))))
 

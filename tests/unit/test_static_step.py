@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 
 from many_ranks import on_ranks
 from operators import Operators, sequences_of
@@ -295,6 +294,8 @@ def test_what_a_method_tells_its_loss_in_another_shape_is_refused_in_one_line(ru
 @pytest.mark.parametrize("hook", ["before_step", "after_backward", "after_step"])
 def test_what_a_method_keeps_of_a_graph_that_wrote_it_over_is_told_in_one_line(run, hook):
     """With torch's own message, which a GPU alone gives rise to; another error stays what it is."""
+    from torch._inductor.cudagraph_trees import CUDAGraphTreeManager  # a second, which other tests need not wait
+
     said = CUDAGraphTreeManager.format_dealloc_msg(None)
 
     def reads(step):
