@@ -168,6 +168,7 @@ def test_three_boxes_have_together_the_variance_that_is_asked_for():
         torch.testing.assert_close(moments, sigma.double().square(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_the_whole_policy_gives_the_statistics_of_torchvisions_own_draws(random):
     """Means of 2,000 views each way, their own random draws: within seven standard errors of the difference, which
     eight comparisons leave by chance once in 1e10 runs.

@@ -427,7 +427,7 @@ def test_the_wrapped_methods_loss_is_its_own_for_the_same_features(overrides):
     ("overrides", "statistics"),
     [
         (ON_SIMCLR, "both_views"),
-        (ON_BYOL, "per_view"),
+        pytest.param(ON_BYOL, "per_view", marks=pytest.mark.long),
         pytest.param(ON_SIMCLR, "per_view", marks=pytest.mark.long),
         pytest.param(ON_BYOL, "both_views", marks=pytest.mark.long),
     ],

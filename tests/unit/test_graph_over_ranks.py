@@ -117,6 +117,7 @@ def _of_all_rows(ranks: Ranks, rows: torch.Tensor, way: str, compiled: bool) -> 
     return ranks.mean(weights.grad).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["gathered", "summed"])
 def test_compiled_losses_of_all_rows_have_the_gradient_of_one_rank(way):
     rows = torch.randn(8, 4, dtype=torch.float64)

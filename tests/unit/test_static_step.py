@@ -152,6 +152,7 @@ def test_micro_batches_are_one_graph_too(run, graphs):
     assert graphs.frame_count == 1 and found == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.long
 def test_one_graph_counts_batches_as_an_eager_step_does(run, graphs):
     """With a compiled update there are two graphs: views with loss, and the update, of whatever rate."""
     counts = []

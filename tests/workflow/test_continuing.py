@@ -131,6 +131,7 @@ def owner(run: Workflow) -> int:
     return json.loads(lock.read_text())["pid"]
 
 
+@pytest.mark.long
 def test_a_second_job_for_a_segment_refuses_and_costs_the_first_one_nothing(workflow, by_hand):
     """The first job takes the lock after Snakemake has planned: all that is left is to refuse, and to be retried."""
     run = quick(workflow, epochs=8)

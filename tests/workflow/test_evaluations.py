@@ -45,6 +45,7 @@ def test_a_further_evaluation_trains_nothing_and_is_made_once(finished):
     assert (jobs(printed, "evaluate"), jobs(printed, "linear_eval")) == (1, 0) and "was finished before" not in printed
 
 
+@pytest.mark.long
 def test_an_evaluation_at_every_boundary_is_drawn_into_the_curves(finished):
     finished.config["evaluations"]["nearest"]["at"] = "every_boundary"
     printed = finished.run("results/figures/digits.svg")
