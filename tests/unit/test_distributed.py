@@ -363,8 +363,8 @@ LONGER = [pytest.param(*one, marks=pytest.mark.long) for one in ((2, 4, 5), (4, 
 def test_segments_stops_and_kills_change_no_bit(tiny_store, tmp_path, size, ways, times):
     """Weights, buffers and momenta of 14 steps: in 1, 3, 2 and 7 segments, stopped five times, killed five times.
 
-    Two ranks, the first time: in 1, stopped once, killed once. Four ranks, which take three times the processor time of
-    two: in 1 and 3, stopped twice, killed twice.
+    Two ranks at first in one segment, stopped once and killed once; in all of these ways, they are long. Four ranks,
+    which take three times the processor time of two: in 1 and 3, stopped twice, killed twice.
     """
     told = (tiny_store, tmp_path, ways, times)
     found = on_ranks(_in_every_way, size, *told) if size > 1 else [_in_every_way(Ranks(), *told)]

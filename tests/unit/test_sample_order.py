@@ -75,9 +75,9 @@ def test_an_order_is_a_feistel_network_that_is_walked_until_a_sample_comes():
 def test_all_orders_of_five_samples_are_as_frequent():
     """Over seeds and epochs. Four rounds, or an odd side of the network, fail by hundreds."""
     counts = dict.fromkeys(itertools.permutations(range(5)), 0)
-    for seed, epoch in itertools.product(range(30), range(200)):
+    for seed, epoch in itertools.product(range(60), range(200)):
         counts[tuple(whole_order(5, epoch, seed))] += 1
-    expected = 30 * 200 / math.factorial(5)
+    expected = 60 * 200 / math.factorial(5)
     assert_by_chance(sum((count - expected) ** 2 for count in counts.values()) / expected, len(counts) - 1)
 
 
