@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ for name in list(os.environ):
 os.umask(0o022)
 
 LONG = ("slow", "long")
-RANKS = {"on_ranks", "check_steps_over_ranks"}
+RANKS = {"on_ranks", "check_steps_over_ranks", "forking", "kill_in_process"}  # of many_ranks.py, and what calls them
 
 # One thread, for fixtures of modules too: two take five times the processor's time for networks as small as these.
 torch.set_num_threads(1)
@@ -68,10 +69,18 @@ def pytest_collection_modifyitems(config, items):
     One of these processes has all tests that call on ranks: it alone keeps another one from which they are forked.
     """
     for item in items:
-        if RANKS & set(item.function.__code__.co_names):
+        if RANKS.intersection(names_in(item.function.__code__)):
             item.add_marker(pytest.mark.xdist_group("ranks"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.path.parent.name != "workflow", not any(map(item.get_closest_marker, LONG))))
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names that code reads, of what stands within it too: a comprehension is code of its own in Python 3.11."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from names_in(inner)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,9 @@ from selfsup.job.local_ranks import reserved_port
 from selfsup.job.place import Place
 from selfsup.models.backbone import LAYERS
 
+# What the files of tests and what they call import: each rank would import it anew.
+PRELOADED = ["torchvision", "pandas", "runs", "pytest", "timm", "torch._dynamo.testing"]
+
 
 def on_ranks(function, size: int, *arguments):
     """Run function(ranks, *arguments) on `size` processes and return what each gave back."""
@@ -29,7 +32,7 @@ def on_ranks(function, size: int, *arguments):
 def forking():
     """The context of multiprocessing whose processes are forked from that one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision", "pandas", "runs"])
+    context.set_forkserver_preload(PRELOADED)
     # It is told where modules are by the environment alone.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -49,16 +48,16 @@ def test_an_encoders_card(tmp_path, tiny_recipe, content):
         load_encoder(path, tiny_recipe)
 
 
-def test_a_boundarys_card(repository, tmp_path, content):
+def test_a_boundarys_card(repository, tmp_path, content, starter):
     card = tmp_path / "epoch_0010.json"
     card.write_text(content)
     script = repository / "workflow" / "scripts" / "health_gate.py"
-    command = [sys.executable, str(script), "--recipe", "digits", "--card", str(card), "--output", str(tmp_path / "v")]
+    command = [starter, str(script), "--recipe", "digits", "--card", str(card), "--output", str(tmp_path / "v")]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {card}: ")
 
 
-def test_the_cards_of_a_report_and_of_bands(repository, tmp_path, content):
+def test_the_cards_of_a_report_and_of_bands(repository, tmp_path, content, starter):
     folder = tmp_path / "digits" / "seed0"
     (folder / "pretrain").mkdir(parents=True)
     for path in ("encoder.json", "pretrain/epoch_0010.json"):
@@ -66,7 +65,7 @@ def test_the_cards_of_a_report_and_of_bands(repository, tmp_path, content):
     for script, card in {"report_page": "encoder.json", "record_bands": "pretrain/epoch_0010.json"}.items():
         path = repository / "workflow" / "scripts" / f"{script}.py"
         more = ["--experiment", "digits", "--results", str(tmp_path), "--output", str(tmp_path / "page")]
-        done = subprocess.run([sys.executable, str(path), *more], cwd=repository, capture_output=True, text=True)
+        done = subprocess.run([starter, str(path), *more], cwd=repository, capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ") and str(folder / card) in done.stderr
 

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -433,10 +432,12 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
         make_table("demo", [row([path], dataset="digits")])
 
 
-def test_a_table_is_written_to_a_name_in_csv_alone_for_others_would_lose_what_follows_their_dot(repository, tmp_path):
+def test_a_table_is_written_to_a_name_in_csv_alone_for_others_would_lose_what_follows_their_dot(
+    repository, tmp_path, starter
+):
     script = repository / "workflow" / "scripts" / "make_table.py"
     output = tmp_path / "demo.v2"
-    command = [sys.executable, str(script), "--table", "demo", "--output", str(output)]
+    command = [starter, str(script), "--table", "demo", "--output", str(output)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     assert done.stderr.startswith(f"error: --output is {output}, wanted a name that ends in .csv")

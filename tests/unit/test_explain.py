@@ -1,5 +1,4 @@
 import subprocess
-import sys
 
 import pytest
 
@@ -104,10 +103,10 @@ def test_the_table_has_a_line_for_each_value():
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "experiments: 3", "experiments: {one: 3}", "experiments: {one: {}}"])
-def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_path, text):
+def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_path, text, starter):
     config = tmp_path / "config.yaml"
     config.write_text(text + "\n")
-    script = [sys.executable, "workflow/scripts/explain.py", "--experiment", "one", "--config", config]
+    script = [starter, "workflow/scripts/explain.py", "--experiment", "one", "--config", config]
     run = subprocess.run(script, cwd=repository, capture_output=True, text=True)
     assert run.returncode == 1 and len(run.stderr.splitlines()) == 1 and "config.yaml" in run.stderr
 
@@ -132,8 +131,8 @@ def test_a_config_without_the_experiment_is_told_in_one_line(repository, tmp_pat
         (["cifar10", "--overrides", "{epoch: 1}"], 1, ["'epoch' names no recipe key"]),
     ],
 )
-def test_the_command(repository, arguments, status, words):
-    script = [sys.executable, "workflow/scripts/explain.py", *arguments]
+def test_the_command(repository, arguments, status, words, starter):
+    script = [starter, "workflow/scripts/explain.py", *arguments]
     run = subprocess.run(script, cwd=repository, capture_output=True, text=True)
     assert run.returncode == status and "Traceback" not in run.stderr
     for word in words:

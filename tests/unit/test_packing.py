@@ -3,12 +3,10 @@
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.io import encode_jpeg, encode_png
 
+from many_ranks import forking
 from selfsup.data import packing
 from selfsup.data.preparing import Packing, prepare
 from selfsup.data.store import PackedStore, decode, decoded_size
@@ -81,33 +80,28 @@ def test_a_packing_that_was_killed_goes_on_to_the_same_files(tmp_path, tree, rea
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from selfsup.data import packing, preparing
-packing.COMMIT_S, read = 0.02, packing.Reader.read
-left = [int(sys.argv[4])]
+def pack_slowly(tree: Path, folder: Path) -> None:
+    """In a process of its own: pack, and come to a halt at the ninetieth picture."""
+    packing.COMMIT_S, read, left = 0.02, packing.Reader.read, [90]
 
-def read_slowly(self, member):
-    left[0] -= 1
-    time.sleep(0.01 if left[0] > 0 else 600)  # whoever is to kill it may come late
-    return read(self, member)
+    def read_slowly(self, member):
+        left[0] -= 1
+        time.sleep(0.01 if left[0] > 0 else 600)  # whoever is to kill it may come late
+        return read(self, member)
 
-packing.Reader.read = read_slowly
-preparing.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]))
-"""
+    packing.Reader.read = read_slowly
+    prepare("folder", tree, folder)
 
 
-def test_sigkill_at_any_moment_costs_seconds_at_most(tmp_path, tree, repository, reads):
+def test_sigkill_at_any_moment_costs_seconds_at_most(tmp_path, tree, reads):
     wanted = prepare("folder", tree, tmp_path / "a")
     journal = tmp_path / "b/packing/train_journal.jsonl"
     for lines in (10, 60):
-        command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b", "90"]
-        process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+        process = forking().Process(target=pack_slowly, args=(tree, tmp_path / "b"))
+        process.start()
         wait_until(lambda: journal.exists() and journal.read_text().count("\n") > lines, f"{lines} images")  # noqa: B023
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not (tmp_path / "b/store.json").exists()
     reads.clear()
     assert prepare("folder", tree, tmp_path / "b") == wanted
@@ -157,17 +151,16 @@ def test_a_store_in_use_is_replaced_whole_and_its_readers_keep_what_they_have(tm
     assert len(PackedStore(tmp_path / "store").train) == 2 * COUNT + 1
 
 
-def test_two_packings_do_not_write_one_store(tmp_path, tree, repository):
-    command = [sys.executable, "-c", SLOW, repository / "workflow/scripts", tree, tmp_path / "b", "90"]
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+def test_two_packings_do_not_write_one_store(tmp_path, tree):
+    process = forking().Process(target=pack_slowly, args=(tree, tmp_path / "b"))
+    process.start()
     try:
         wait_until(lambda: (tmp_path / "b/packing/train_journal.jsonl").exists(), "the first packing")
         with pytest.raises(UserError, match=f"is in use by process {process.pid}"):
             prepare("folder", tree, tmp_path / "b")
     finally:
         process.kill()
-        process.wait()
-    time.sleep(0.1)
+        process.join()
     prepare("folder", tree, tmp_path / "b")
 
 

@@ -49,7 +49,10 @@ for steps in map(int, sys.argv[3:]):
     print(own_mb() - before)
 """
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc"),
+    pytest.mark.xdist_group("ranks"),  # see conftest.py: `read` forks as they do
+]
 
 
 @pytest.fixture(params=["raw", "encoded"])

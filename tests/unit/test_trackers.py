@@ -4,7 +4,6 @@ import json
 import sqlite3
 import struct
 import subprocess
-import sys
 
 import pytest
 
@@ -133,9 +132,9 @@ def test_a_replay_has_each_step_of_the_files_once_however_often_it_is_made(track
     assert set(curves) == {"loss", "knn_top1", "feature_spread"}
 
 
-def test_a_run_that_has_no_history_is_one_line(tmp_path, repository):
+def test_a_run_that_has_no_history_is_one_line(tmp_path, repository, starter):
     pytest.importorskip("tensorboard")
-    command = [sys.executable, repository / "workflow/scripts/track.py", "--run", tmp_path / "nowhere"]
+    command = [starter, repository / "workflow/scripts/track.py", "--run", tmp_path / "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "history.csv has no rows yet, or is not there" in line
@@ -152,11 +151,11 @@ def test_a_run_that_has_no_history_is_one_line(tmp_path, repository):
         ("step,loss\n1,\udcff\n", "history.csv: no text"),
     ],
 )
-def test_a_damaged_history_is_one_line(tmp_path, repository, content, words):
+def test_a_damaged_history_is_one_line(tmp_path, repository, content, words, starter):
     pytest.importorskip("tensorboard")
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain/history.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
-    command = [sys.executable, repository / "workflow/scripts/track.py", "--run", tmp_path]
+    command = [starter, repository / "workflow/scripts/track.py", "--run", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and words in line and "restore it" in line

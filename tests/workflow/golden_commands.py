@@ -166,20 +166,22 @@ def jobs_of(printed: str) -> set[str]:
     return {re.sub(r"\n\s*\n", "\n", block).strip() for block in without}
 
 
-def neutral(job: str, folder: Path) -> str:
+def neutral(job: str, folder: Path, python: Path | str = sys.executable) -> str:
     """Return a job's text without what differs from machine to machine, a flag of its command on each line."""
     text = re.sub(r"^Job \d+: ", "", job).replace("Shell command: ", "$ ")
-    for found, instead in {sys.executable: "python", f"{REPOSITORY}/": "", str(folder): "<folder>"}.items():
+    for found, instead in {str(python): "python", f"{REPOSITORY}/": "", str(folder): "<folder>"}.items():
         text = text.replace(found, instead)
     text = re.sub(r"(results/\.told/\w+)_[0-9a-f]{16}\.json", r"\1_<content>.json", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(re.sub(r" (?=--|2>&1)", "\n      ", line) if line.startswith("$") else line for line in lines)
 
 
-def paragraphs(kind: type[Planned], folder: Path) -> list[str]:
-    """Return the texts of a kind's jobs, in order; its plan is made in `folder`."""
+def paragraphs(kind: type[Planned], folder: Path, python: Path | None = None) -> list[str]:
+    """Return the texts of a kind's jobs, in order; its plan is made in `folder`. python: as for a Workflow."""
     plan = kind(folder)
-    return sorted(neutral(job, folder) for job in jobs_of(plan.run("-n", "-p", *plan.targets)))
+    plan.python = python
+    printed = plan.run("-n", "-p", *plan.targets)
+    return sorted(neutral(job, folder, python or sys.executable) for job in jobs_of(printed))
 
 
 def golden() -> Iterator[str]:

@@ -9,10 +9,10 @@ WAY = "where this is meant: .venv/bin/python tests/workflow/golden_commands.py w
 
 
 @pytest.mark.parametrize("title", KINDS)
-def test_every_job_is_started_with_the_golden_command(title, tmp_path):
+def test_every_job_is_started_with_the_golden_command(title, tmp_path, warm_python):
     _, _, whole = GOLDEN.read_text().partition(f"==== {title}\n\n")
     wanted = whole.partition("\n\n====")[0].strip().split("\n\n")
-    assert paragraphs(KINDS[title], tmp_path / "here") == wanted, WAY
+    assert paragraphs(KINDS[title], tmp_path / "here", warm_python) == wanted, WAY
 
 
 def test_each_rule_has_a_golden_command():

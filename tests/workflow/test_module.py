@@ -28,7 +28,13 @@ rule mine:
 """
 
 
-def other_workflow(folder, repository, snakefile) -> list[str]:
+@pytest.fixture
+def snakemake(warm_python) -> list[str]:
+    """What starts Snakemake, and with it the scripts of jobs."""
+    return [*map(str, (warm_python, STARTER, warm_python))] if warm_python else [sys.executable, "-m", "snakemake"]
+
+
+def other_workflow(folder, repository, snakefile, snakemake) -> list[str]:
     """Return the command of a workflow that uses ours, in a folder of its own."""
     folder.mkdir()
     own = Workflow(folder / "settings", repository).config
@@ -39,7 +45,7 @@ def other_workflow(folder, repository, snakefile) -> list[str]:
     own["data_dir"] = str(folder / "data")
     (folder / "settings.yaml").write_text(yaml.safe_dump({"selfsup": own, "of_the_other": "1:30"}))
     (folder / "Snakefile").write_text(OTHER.format(snakefile=snakefile))
-    return [sys.executable, "-m", "snakemake", "--cores", "2"]
+    return [*snakemake, "--cores", "2"]
 
 
 # As `snakedeploy deploy-workflow https://github.com/someone/selfsup . --tag v1` writes it, beside a copy of config/.
@@ -64,10 +70,8 @@ def run(command, folder, **environment) -> str:
 
 
 @pytest.mark.long
-def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository, warm_python):
-    command = other_workflow(tmp_path / "other", repository, repository / "workflow/Snakefile")
-    if warm_python:
-        command = [*map(str, (warm_python, STARTER, warm_python)), *command[3:]]
+def test_another_workflow_trains_and_evaluates_by_this_one(tmp_path, repository, snakemake):
+    command = other_workflow(tmp_path / "other", repository, repository / "workflow/Snakefile", snakemake)
     said = run([*command, "--config", "of_the_other=2"], tmp_path / "other")
     assert "selfsup_pretrain_segment" in said
     assert (tmp_path / "other/own.txt").read_text().startswith("implementation,dataset")
@@ -86,10 +90,10 @@ def git_clone(folder, repository):
     return folder
 
 
-def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository):
+def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository, snakemake):
     clone = git_clone(tmp_path / "clone", repository)
     folder = tmp_path / "other"
-    command = other_workflow(folder, repository, f"git+file://{clone}/workflow/Snakefile@main")
+    command = other_workflow(folder, repository, f"git+file://{clone}/workflow/Snakefile@main", snakemake)
     said = run([*command, "-n", "-p"], folder)
     (version,) = (folder / ".snakemake/selfsup").iterdir()
     assert (version / "workflow/scripts/pretrain.py").exists()
@@ -98,7 +102,7 @@ def test_of_a_git_repository_a_version_is_laid_out_once(tmp_path, repository):
     assert [one.name for one in (folder / ".snakemake/selfsup").iterdir()] == [version.name]
 
 
-def test_a_deployed_workflow_plans_the_demo(tmp_path, repository):
+def test_a_deployed_workflow_plans_the_demo(tmp_path, repository, snakemake):
     git_clone(tmp_path / "hub/someone/selfsup", repository)
     folder = tmp_path / "deployed"
     configuration = (repository / "config.yaml").read_text()
@@ -109,7 +113,7 @@ def test_a_deployed_workflow_plans_the_demo(tmp_path, repository):
         **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/hub/.insteadOf"},
         **{"GIT_CONFIG_VALUE_0": "https://github.com/", "XDG_CACHE_HOME": str(tmp_path / "cache")},
     }
-    said = run([sys.executable, "-m", "snakemake", "-n", "-p", "results/demo.csv"], folder, **here)
+    said = run([*snakemake, "-n", "-p", "results/demo.csv"], folder, **here)
     (version,) = (folder / ".snakemake/selfsup").iterdir()
     assert f".snakemake/selfsup/{version.name}/workflow/scripts/pretrain.py" in said
     assert "pretrain_segment                    3" in said

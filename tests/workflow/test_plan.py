@@ -261,7 +261,6 @@ def cluster(workflow, tmp_path, monkeypatch):
 SITE = "--reservation=lab --hint=nomultithread"
 
 
-@pytest.mark.cold
 def test_a_plan_for_slurm_shows_what_sbatch_and_srun_will_be_asked_for(cluster):
     printed = cluster.run("-n", "-p", "results/imagenet/seed0/linear/metrics.csv")
     lines = [line.strip() for line in printed.splitlines()]
@@ -273,8 +272,9 @@ def test_a_plan_for_slurm_shows_what_sbatch_and_srun_will_be_asked_for(cluster):
     assert f"sbatch -A abc@v100 -t 600 {single}=40 {SITE}" in lines  # packs, on a node's cores
     assert f"sbatch -A abc@v100 -t 20 {single}=1 {SITE}" in lines  # exports
     (first,) = (line for line in commands(printed) if "--until-epoch 100 " in line)
-    srun = "srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=a100:1 -K1 -W600"
-    assert first.startswith(f"{srun} {sys.executable} ") and "--cpus 10 --time-limit 1200 2>&1 |" in first
+    python = cluster.python or sys.executable
+    srun = f"srun -N8 -n32 --ntasks-per-node=4 -c10 --gpus-per-task=a100:1 -K1 -W600 {python} "
+    assert first.startswith(srun) and "--cpus 10 --time-limit 1200 2>&1 |" in first
 
 
 def test_preflight_on_a_cluster_takes_the_experiment_with_the_most_devices_of_all(cluster):

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -119,9 +118,9 @@ def test_a_run_of_one_segment_that_collapses_is_never_exported_until_told_so(wor
 
 
 @together
-def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds):
+def test_healthy_runs_pass_and_a_verdict_that_is_lost_trains_nothing_again(three_seeds, starter):
     script = three_seeds.repository / "workflow" / "scripts" / "record_bands.py"
-    command = [sys.executable, str(script), "--experiment", "digits", "--output", "bands.yaml"]
+    command = [starter, str(script), "--experiment", "digits", "--output", "bands.yaml"]
     subprocess.run(command, cwd=three_seeds.folder, check=True, capture_output=True)
     verdict = f"{RUN}/pretrain/health_0002.json"
     words = json.loads(three_seeds.read(verdict))["verdict"]

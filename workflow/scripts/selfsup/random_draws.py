@@ -9,8 +9,8 @@ from enum import IntEnum
 
 import numpy as np
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_KEY_INCREMENTS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -40,22 +40,32 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
     counter: uint32 [..., 4]; key: two numbers below 2**32. Returns uint32 [..., 4].
     """
-    c0, c1, c2, c3 = (counter[..., word].astype(np.uint64) for word in range(4))
-    k0, k1 = key
+    state = counter.reshape(-1, 4).T.astype(np.uint64, order="C")
+    even, odd = state[0::2], state[1::2]  # words 0 and 2, which are multiplied, and words 1 and 3
+    keys = np.array(key, np.uint64)
     for _ in range(_ROUNDS):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = (product1 >> _SHIFT) ^ c1 ^ np.uint64(k0), product1 & _LOW
-        c2, c3 = (product0 >> _SHIFT) ^ c3 ^ np.uint64(k1), product0 & _LOW
-        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & 0xFFFFFFFF, (k1 + _KEY_INCREMENTS[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+        products = (even * _MULTIPLIERS)[::-1]
+        even, odd = (products >> _SHIFT) ^ odd ^ keys[:, None], products & _LOW
+        keys = (keys + _KEY_INCREMENTS) & _LOW
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1).astype(np.uint32).reshape(counter.shape)
 
 
 def words(
-    seed: int, stream: Stream, *, epoch: int, indices: np.ndarray, view: int = 0, operation: int | np.ndarray = 0
+    seed: int,
+    stream: Stream,
+    *,
+    epoch: int,
+    indices: np.ndarray,
+    view: int | np.ndarray = 0,
+    operation: int | np.ndarray = 0,
 ) -> np.ndarray:
-    """Return four random words for each sample: uint32 [N, 4] for indices [N]. operation: of all, or of each, [N]."""
-    counter = np.empty((len(indices), 4), np.uint32)
-    counter[:, 0], counter[:, 1], counter[:, 2], counter[:, 3] = epoch, indices, view, operation
+    """Return four random words for each sample: uint32 [N, 4] for indices [N].
+
+    view, operation: one of all, or arrays that broadcast with `indices`: uint32 [..., N, 4] then, in one call, for each
+    call costs as much as thousands of samples.
+    """
+    counter = np.empty((*np.broadcast(indices, view, operation).shape, 4), np.uint32)
+    counter[..., 0], counter[..., 1], counter[..., 2], counter[..., 3] = epoch, indices, view, operation
     return philox(counter, (seed, int(stream)))
 
 

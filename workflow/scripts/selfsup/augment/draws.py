@@ -5,7 +5,7 @@ workers and batch cuts, and on any machine. Sampling rules are torchvision's (Ra
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import permutations
 
@@ -25,6 +25,8 @@ JITTER_FACTORS = 33
 GRAYSCALE = 48
 BLUR = 64
 SOLARIZE = 80
+
+DRAWN_ONCE = (CROP, FLIP, JITTER, JITTER_FACTORS, GRAYSCALE, BLUR, SOLARIZE)
 
 CROP_TRIES = 10  # torchvision's RandomResizedCrop; then a central crop
 JITTER_ORDERS = np.array(list(permutations(range(4))), np.int64)  # of brightness, contrast, saturation, hue
@@ -135,39 +137,45 @@ def draw(
     policies = stage if isinstance(stage, Policies) else policies_of(Recipe.of(recipe), stage)
     indices, sizes = np.asarray(indices), np.asarray(sizes, np.int64)
 
-    def view_draws(view: int, policy: View) -> ViewDraws:
-        def drawn(operation: int) -> np.ndarray:
-            return uniform(words(seed, policies.stream, epoch=epoch, indices=indices, view=view, operation=operation))
+    def units(view: int | np.ndarray, operations: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        return uniform(words(seed, policies.stream, epoch=epoch, indices=samples, view=view, operation=operations))
 
-        return _view_draws(policy, drawn, sizes)
+    once = units(np.arange(len(policies.views))[:, None, None], np.array(DRAWN_ONCE)[:, None], indices)
+
+    def view_draws(view: int, policy: View) -> ViewDraws:
+        def further_tries(places: np.ndarray) -> np.ndarray:
+            return units(view, CROP + np.arange(1, CROP_TRIES)[:, None], indices[places])
+
+        return _view_draws(policy, dict(zip(DRAWN_ONCE, once[view], strict=True)), further_tries, sizes)
 
     drawn = tuple(view_draws(view, policy) for view, policy in enumerate(policies.views))
     return Draws(drawn, tuple(policies.views), policies.plain)
 
 
-def _view_draws(policy: View, drawn, sizes: np.ndarray) -> ViewDraws:
+def _view_draws(policy: View, drawn: Mapping[int, np.ndarray], further_tries, sizes: np.ndarray) -> ViewDraws:
+    """drawn: each operation's numbers in [0, 1), float64 [N, 4]. further_tries: see `_crop_boxes`."""
     count = len(sizes)
     jitter, blur, solarize = policy.jitter, policy.blur, policy.solarize
     jitters, factors, order = _jitter_draws(jitter, drawn) if jitter else _no_jitter(count)
     return ViewDraws(
         sizes=sizes,
-        boxes=_crop_boxes(policy.crop, drawn, sizes),
-        flip=drawn(FLIP)[:, 0] < policy.flip,
+        boxes=_crop_boxes(policy.crop, drawn[CROP], further_tries, sizes),
+        flip=drawn[FLIP][:, 0] < policy.flip,
         jitter=jitters,
         factors=factors,
         order=order,
-        grayscale=drawn(GRAYSCALE)[:, 0] < policy.grayscale,
-        sigma=_blur_sigmas(blur, drawn(BLUR)) if blur else np.zeros(count, np.float32),
-        solarize=drawn(SOLARIZE)[:, 0] < (solarize.p if solarize else 0.0),
+        grayscale=drawn[GRAYSCALE][:, 0] < policy.grayscale,
+        sigma=_blur_sigmas(blur, drawn[BLUR]) if blur else np.zeros(count, np.float32),
+        solarize=drawn[SOLARIZE][:, 0] < (solarize.p if solarize else 0.0),
     )
 
 
-def _jitter_draws(jitter: Jitter, drawn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    applies = drawn(JITTER)[:, 0] < jitter.p
-    order = JITTER_ORDERS[(drawn(JITTER)[:, 1] * len(JITTER_ORDERS)).astype(np.int64)]
+def _jitter_draws(jitter: Jitter, drawn: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    applies = drawn[JITTER][:, 0] < jitter.p
+    order = JITTER_ORDERS[(drawn[JITTER][:, 1] * len(JITTER_ORDERS)).astype(np.int64)]
     spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
     centre = np.array([1.0, 1.0, 1.0, 0.0])
-    factors = centre + spread * (2 * drawn(JITTER_FACTORS) - 1)
+    factors = centre + spread * (2 * drawn[JITTER_FACTORS] - 1)
     return applies, np.where(applies[:, None], factors, centre).astype(np.float32), order
 
 
@@ -182,24 +190,34 @@ def _blur_sigmas(blur: Blur, drawn: np.ndarray) -> np.ndarray:
     return np.where(drawn[:, 0] < blur.p, sigma, 0.0).astype(np.float32)
 
 
-def _crop_boxes(crop: Crop, drawn, sizes: np.ndarray) -> np.ndarray:
-    """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image wins."""
-    heights, widths = sizes[:, 0], sizes[:, 1]
-    boxes = _central_boxes(crop.ratio, sizes)
-    open_ = np.ones(len(sizes), bool)
-    for attempt in range(CROP_TRIES):
-        word = drawn(CROP + attempt)
-        area = heights * widths * _between(crop.scale, word[:, 0])
-        ratio = _log_uniform(crop.ratio, word[:, 1])
-        width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-        fits = open_ & (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
-        top = np.floor(word[:, 2] * (heights - height + 1))
-        left = np.floor(word[:, 3] * (widths - width + 1))
-        boxes[fits] = np.stack([top, left, height, width], axis=1)[fits].astype(np.int64)
-        open_ &= ~fits
-        if not open_.any():
-            break
+def _crop_boxes(
+    crop: Crop, first_try: np.ndarray, further_tries: Callable[[np.ndarray], np.ndarray], sizes: np.ndarray
+) -> np.ndarray:
+    """torchvision's rule: up to ten tries of a random area and aspect ratio, the first that fits in the image wins.
+
+    first_try: numbers in [0, 1), float64 [N, 4]. further_tries: those of the other tries, [tries, M, 4], for the few
+    samples at M places that need them.
+    """
+    found, tried = _tried_boxes(crop, first_try[None], sizes)
+    boxes = np.where(found[:, None], tried, _central_boxes(crop.ratio, sizes))
+    again = np.flatnonzero(~found)
+    if len(again):
+        found, tried = _tried_boxes(crop, further_tries(again), sizes[again])
+        boxes[again[found]] = tried[found]
     return boxes
+
+
+def _tried_boxes(crop: Crop, tries: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images have a try that fits, bool [N], and the first such box of each, int64 [N, 4]."""
+    heights, widths = sizes.T
+    area = heights * widths * _between(crop.scale, tries[..., 0])
+    ratio = _log_uniform(crop.ratio, tries[..., 1])
+    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
+    top = np.floor(tries[..., 2] * (heights - height + 1))
+    left = np.floor(tries[..., 3] * (widths - width + 1))
+    boxes = np.stack([top, left, height, width], axis=-1).astype(np.int64)
+    return fits.any(axis=0), boxes[fits.argmax(axis=0), np.arange(len(sizes))]
 
 
 def _central_boxes(ratio: Sequence[float], sizes: np.ndarray) -> np.ndarray:
