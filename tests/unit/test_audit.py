@@ -18,6 +18,8 @@ from selfsup.training import audit as auditing
 from selfsup.training.audited import Audited, check_output, choose_segment, data_folder, run_folder
 from selfsup.training.pretraining import Run
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture(scope="module")
 def finished(shallow, tiny_recipe, tiny_store, tmp_path_factory) -> Path:

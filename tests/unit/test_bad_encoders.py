@@ -37,6 +37,8 @@ from selfsup.models import initial_backbone
 from selfsup.recipe import fingerprint, load_recipe
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 SMALL, LENGTHS = 1024, 300 * FUZZ  # bytes: what is no longer is cut at every length; of others, about so many lengths
 FILES = ["encoder.safetensors", "encoder.json", "linear/record.json", "linear/metrics.csv"]
 

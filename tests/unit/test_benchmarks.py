@@ -20,11 +20,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def cifar_step(tmp_path):
-    """Returns a step of CIFAR-10's recipe on so many pictures, changed as asked."""
+    """Returns a step of CIFAR-10's recipe on so many pictures, changed as asked, of a network that may be narrow."""
     store = small_store(tmp_path / "store", 20)
 
-    def make(batch: int = 2, change=None) -> OurStep:
-        recipe = load_recipe("cifar10", {"global_batch": batch, "optimizer": {"warmup_epochs": 0, "peak_lr": 0.1}})
+    def make(batch: int = 2, change=None, width: int = 64) -> OurStep:
+        changes = {"global_batch": batch, "model": {"width": width}}
+        recipe = load_recipe("cifar10", {**changes, "optimizer": {"warmup_epochs": 0, "peak_lr": 0.1}})
         step = OurStep(store, recipe, on_cpu(), tmp_path)
         if change:
             change(step)
@@ -104,7 +105,7 @@ def test_a_kernel_takes_the_longer_of_arithmetic_and_bytes():
 
 
 def test_kernels_extend_to_another_batch(cifar_step):
-    two, four, six = (kernels_of(cifar_step(batch).on_ready_views()) for batch in (2, 4, 6))
+    two, four, six = (kernels_of(cifar_step(batch, width=8).on_ready_views()) for batch in (2, 4, 6))
     assert extended(two, four, (2, 4), 6) == six
 
 
@@ -144,7 +145,7 @@ def test_a_peer_has_our_loss_where_we_forward_each_view(cifar_step, peer):
 def test_loops_over_parameters_take_the_same_steps(cifar_step):
     ends = []
     for change in (None, loops_over_parameters):
-        step = cifar_step(4, change)
+        step = cifar_step(4, change, width=8)
         for batch in step.batches(3):
             step.training.train_step(batch)
         ends.append(torch.cat([p.detach().flatten() for p in step.training.method.networks.parameters()]))

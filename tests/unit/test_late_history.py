@@ -15,6 +15,8 @@ from selfsup.training import loop
 from selfsup.training.history import steps_logged
 from selfsup.training.pretraining import Pretraining, Run
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 BY_THE_CLOCK = ["images_per_s", "data_wait"]
 EPOCH = 5  # steps, of 43 images in batches of 8
 
