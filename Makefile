@@ -65,7 +65,7 @@ test-long: env  ## the longer tests: the whole demo, a run disturbed again and a
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m long
 
 test-slurm: env  ## test the workflow on a real two-node Slurm that is brought up on this machine; needs root on Debian or Ubuntu
-	$(BIN)/pytest tests/slurm
+	$(BIN)/pytest tests/slurm --durations=10
 
 chaos: env  ## kill and disturb the demo 25 times, in all ways and at random moments: the encoder must be the same to the bit
 	$(BIN)/python tests/chaos.py --folder $$(mktemp -d)/chaos $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS))

@@ -96,15 +96,15 @@ def _views(stream: Stream) -> dict[str, Any]:
     }
 
 
-def rounded() -> dict[str, Any]:
-    """Return what processors round differently in the last digits."""
+def rounded(steps: int = STEPS) -> dict[str, Any]:
+    """Return what processors round differently in the last digits: initial weights, and losses of so many steps."""
     with tempfile.TemporaryDirectory() as scratch:
         write_tiny_store(Path(scratch) / "store")
         store = PackedStore(Path(scratch) / "store")
         return {
             name: {
                 "initial weights": _weights(name),
-                "losses": _losses(name, SMALL, STEPS, store, Path(scratch) / name),
+                "losses": _losses(name, SMALL, steps, store, Path(scratch) / name),
             }
             for name in RECIPES
         }

@@ -73,7 +73,10 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize("name", EVERY)
+LONGER = [pytest.param(name, marks=pytest.mark.long) for name in EVERY if name not in ("byol", "vicreg")]
+
+
+@pytest.mark.parametrize("name", ["byol", "vicreg", *LONGER])
 def test_a_process_that_is_killed_in_mid_epoch_is_continued_by_another_to_the_bit(tiny_store, tmp_path, name):
     """A real SIGKILL, after 7 or 8 of 10 steps. What the process had written is gone on with."""
     overrides, runs = {**EVERY[name], "epochs": 2}, {}

@@ -39,12 +39,12 @@ def slurm(tmp_path, repository, cluster, undisturbed) -> SlurmWorkflow:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(made_once) -> Workflow:
+def undisturbed(made_once, warm_python) -> Workflow:
     """The same run without Slurm and without interference, on four ranks of this machine."""
     repository = Path(__file__).parents[2]
 
     def train(folder: Path) -> None:
-        local = Workflow(folder, repository)
+        local = Workflow(folder, repository, warm_python)
         local.digits.update(overrides=LONG, segment_epochs=LONG["epochs"])
         how = {"devices_per_node": 4, "cpus_per_device": 1, "checkpoint_minutes": CHECKPOINT_MINUTES}
         local.digits["compute"]["pretrain"].update(how)

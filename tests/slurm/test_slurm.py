@@ -42,7 +42,7 @@ def finish(run: SlurmWorkflow, process, undisturbed: Workflow) -> str:
     return printed
 
 
-def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_path, repository, cluster):
+def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_path, repository, cluster, warm_python):
     """Two segments of 2 nodes x 2 ranks, exports, evaluations, table; one resource is set on the command line."""
     run = SlurmWorkflow(tmp_path / "slurm", repository, cluster)
     run.digits.update(overrides={**QUICK, "epochs": 2}, segment_epochs=1)
@@ -62,7 +62,7 @@ def test_the_chain_runs_on_two_nodes_and_its_evaluation_runs_again_alone(tmp_pat
     assert all(row["job_id"] for row in rows)
     table = pd.read_csv(run.path("results/demo.csv")).set_index("implementation")
     assert table.loc["This work", ["n_test", "numerics_changes"]].tolist() == [360, 0]
-    local = Workflow(tmp_path / "local", repository)
+    local = Workflow(tmp_path / "local", repository, warm_python)
     local.digits.update(overrides={**QUICK, "epochs": 2}, segment_epochs=2)
     local.digits["compute"]["pretrain"].update(devices_per_node=4, cpus_per_device=1)
     local.run(f"{RUN}/encoder.safetensors")

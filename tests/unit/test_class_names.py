@@ -52,6 +52,7 @@ print(*[prepare("folder", Path(tree), Path(output)) for tree, output in zip(sys.
 """
 
 
+@pytest.mark.long
 def test_a_locale_of_other_letters_changes_no_class(tmp_path, repository):
     tree = tree_of(tmp_path / "tree", ["ant", "日本", COMPOSED], ["ant", COMPOSED])
     tar, packed = tar_of(tree, tmp_path / "t.tar"), {kind: tmp_path / kind for kind in ("folder", "tar")}

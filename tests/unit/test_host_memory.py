@@ -40,6 +40,7 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another C library")
+@pytest.mark.long
 def test_a_run_on_a_cpu_keeps_what_it_has_freed_and_can_give_it_back():
     run = subprocess.run([sys.executable, "-c", FAULTS, SCRIPTS], capture_output=True, text=True, check=True)
     given_back, kept = map(int, run.stdout.split())

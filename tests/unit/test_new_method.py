@@ -204,7 +204,7 @@ OTHER_OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.long), "fp16"])
 @pytest.mark.parametrize("name", OTHER_OPTIMIZERS)
 def test_other_optimisers_are_stopped_in_mid_epoch_and_continue_to_the_bit(tiny_store, tmp_path, name, precision):
     recipe, states = load_recipe("digits", {**TINY, "optimizer": {**TINY["optimizer"], **OTHER_OPTIMIZERS[name]}}), []

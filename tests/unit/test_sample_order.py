@@ -72,6 +72,7 @@ def test_an_order_is_a_feistel_network_that_is_walked_until_a_sample_comes():
         assert found.tolist() == [sample]
 
 
+@pytest.mark.long
 def test_all_orders_of_five_samples_are_as_frequent():
     """Over seeds and epochs. Four rounds, or an odd side of the network, fail by hundreds."""
     counts = dict.fromkeys(itertools.permutations(range(5)), 0)

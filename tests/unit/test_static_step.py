@@ -325,7 +325,7 @@ def update_alone(graphs, monkeypatch):
     return graphs
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.long), "fp16"])
 @pytest.mark.parametrize("optimizer", [{}, {"clip_trust": True, "lr_in_momentum": False}])
 def test_a_compiled_update_is_one_graph_and_has_the_bits_of_an_eager_one(run, update_alone, precision, optimizer):
     """Weights, averages and momenta of four steps, each of another rate; in fp16 the first one's gradients overflow."""

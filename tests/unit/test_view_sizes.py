@@ -167,7 +167,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("quantize", ["none", "crop"])
+@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.long), "crop"])
 @pytest.mark.parametrize("store", ["tiny_store", "encoded_store"])
 def test_workers_and_memory_change_no_bit_of_views_and_unaugmented_pictures(store, quantize, how, request, monkeypatch):
     """Images on the device or carried to it, none or two loader workers: views alike, unaugmented as test pictures."""

@@ -101,7 +101,10 @@ def whole_and_stopped(folder, store, compute, **changes) -> list[dict]:
     return [state_of(run) for run in (whole, parts)]
 
 
-@pytest.mark.parametrize(("micro_batches", "workers"), [(1, 0), (2, 0), (1, 2)])
+LONGER = [pytest.param(*one, marks=pytest.mark.long) for one in ((1, 0), (2, 0))]
+
+
+@pytest.mark.parametrize(("micro_batches", "workers"), [(1, 2), *LONGER])
 def test_it_trains_is_stopped_in_mid_epoch_and_continues_to_the_bit(
     monkeypatch, tiny_store, tmp_path, micro_batches, workers
 ):

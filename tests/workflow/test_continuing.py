@@ -185,6 +185,7 @@ def test_a_change_of_numerics_is_counted_in_the_table(workflow):
     assert table["numerics_changes"].to_dict() == {"This work": 1, "Random initialisation": 0}
 
 
+@pytest.mark.long
 def test_an_evaluation_that_is_stopped_is_continued_by_a_retry(finished_run, tmp_path):
     """The signal ahead of a time limit: saved, status 75, submitted again, and the figures of an undisturbed one."""
     run = finished_run().copied(tmp_path / "copy")

@@ -216,8 +216,9 @@ def test_a_run_of_the_older_layout_goes_on(workflow, finished_run):
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"seed": "7"}, True),  # whatever says that the figures are of something else
-        ({"dataset_fingerprint": "0"}, True),
+        # Whatever says that the figures are of something else.
+        pytest.param({"seed": "7"}, True, marks=pytest.mark.long),
+        pytest.param({"dataset_fingerprint": "0"}, True, marks=pytest.mark.long),
         ({"encoder_sha256": "0"}, True),
         ({}, False),
     ],

@@ -109,6 +109,7 @@ def trainer(folder: Path) -> int:
     return json.loads((folder / "lock.json").read_text())["pid"]
 
 
+@pytest.mark.long
 def test_a_shower_of_signals_while_it_leaves_changes_nothing(command, tmp_path):
     """Slurm sends SIGTERM more than once, and SIGCONT; all of them arrive in the middle of saving and leaving.
 

@@ -90,7 +90,7 @@ def servers(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_forked_training_gives_the_bits_of_one_from_the_start(
     tiny_recipe, tiny_store, tmp_path, repository, warm_python
 ):
