@@ -58,7 +58,7 @@ report: env  ## write results/report.html, one page with all that is finished, a
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --forcerun landing_page -- report
 	$(BIN)/snakemake --cores all --rerun-triggers mtime params --configfile results/config.json --report results/report/workflow.html -- report
 
-test: env  ## run the tests of units, numerics and the workflow; nine to twelve minutes on two cores
+test: env  ## run the tests of units, numerics and the workflow; seven to ten minutes on two cores
 	$(BIN)/pytest $(ALL_CORES) --dist loadgroup --durations=10 -m "not long"
 
 test-long: env  ## the longer tests: the whole demo, a run disturbed again and again, compiled graphs
