@@ -12,7 +12,9 @@ from selfsup.segments import record_run
 
 
 @pytest.fixture
-def config(repository):
+def config(repository, tmp_path, monkeypatch):
+    """What is shipped, in a folder where nothing has been packed: here, someone may have packed other pictures."""
+    monkeypatch.chdir(tmp_path)
     return load_config(repository / "config.yaml")
 
 

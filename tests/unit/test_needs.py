@@ -107,7 +107,8 @@ def test_a_changed_dataset_has_no_known_size_and_a_file_that_goes_away_none(repo
 
     def told(**changes) -> int | None:
         block = config.datasets["imagenet"]
-        return plan._dataset_bytes(replace(config, datasets={"imagenet": {**block, **changes}}), "imagenet")
+        datasets = {"imagenet": {**block, **changes}}
+        return plan._dataset_bytes(replace(config, datasets=datasets, data_dir=str(tmp_path / "data")), "imagenet")
 
     assert told() > 100e9
     assert told(resize=256) is None and told(expect={"train": 10}) is None
