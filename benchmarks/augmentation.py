@@ -8,6 +8,7 @@
    of ImageNet's mean size are made.
 3. Pixels: whole views made with the same drawn parameters, beside Pillow's pipeline, which the paper's authors used.
 4. What `compute.static_views` costs on a processor: views as one sequence of operators beside those of subsets.
+5. What it takes to draw the parameters of a batch's views, on one core.
 
 1 and 2 run in turn with torchvision's and print the ratio of the median speeds, 4 that of the processor time.
 """
@@ -34,6 +35,7 @@ from selfsup.recipe import load_recipe
 
 SMALL_BATCH, LARGE_BATCH = 512, 32
 LARGE_IMAGES = 512  # in a turn of measurement 2
+DRAWS = 100  # in a turn of measurement 5
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
         large_views(report, tree, Path(folder) / "store", options)
         pixels(report)
         static_views(report, options.rounds)
+        drawing(report, options.rounds)
 
 
 def small_views(report: measuring.Report, rounds: int) -> None:
@@ -143,6 +146,19 @@ def static_views(report: measuring.Report, rounds: int) -> None:
             f"static views, {name}: {times:.2f} times the processor time of subsets",
             **{f"static views, {name}": {"processor_ratio": times}},
         )
+
+
+def drawing(report: measuring.Report, rounds: int) -> None:
+    """Measure drawing alone: a loader does it before it touches a pixel."""
+    for name, batch, size in (("digits", 16, (8, 8)), ("cifar10", 256, (32, 32)), ("imagenet", 128, (375, 500))):
+        recipe, indices, sizes = load_recipe(name), np.arange(batch), np.tile(size, (batch, 1))
+
+        def often(recipe=recipe, indices=indices, sizes=sizes) -> None:
+            for epoch in range(DRAWS):
+                draw(recipe, seed=0, epoch=epoch, indices=indices, sizes=sizes)
+
+        ms = 1e3 * measuring.in_turn({name: often}, rounds)[name].wall / DRAWS
+        report.say(f"parameters of {batch} pictures, {name}: {ms:.2f} ms", **{f"drawing, {name}": {"ms": ms}})
 
 
 def by_pillow(recipe: dict, images: torch.Tensor, drawn):
